@@ -1,0 +1,36 @@
+# Every target does all its own set-up: a virtual environment in .venv with pinned packages.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO_STEPS ?= 300
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/unitscale compare --steps $(DEMO_STEPS) --out demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache
+
+# torch first and alone: with torch present, no later step can pull another build of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or \
+	  sys.exit(f"unitscale: {sys.executable} is Python {v}, but 3.11 or newer is needed; run: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,hf]'
+	@touch $@

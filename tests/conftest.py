@@ -1,0 +1,22 @@
+"""What every test gets: a fixed seed, one thread, and no compiled code left by another test."""
+
+import os
+import sys
+from collections.abc import Iterator
+
+# Before torch is imported; pytest-xdist runs one process per core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> Iterator[None]:
+    """Seed torch only where it is in use, so that torch-free tests stay instant."""
+    np.random.seed(0)  # noqa: NPY002 - seeds what third parties draw; our tests pass a Generator
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+    yield
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()
