@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from unitscale.data import Corpus, Split, open_corpus
 from unitscale.data.corpus import Piece, is_held_out
 
@@ -93,9 +94,7 @@ def test_text_shorter_than_a_batch_is_refused(
 ) -> None:
     corpus = open_corpus(text_path)
     corpus.require(batch_size=90, length=100)
-    with pytest.raises(
-        ValueError, match=f"10240 bytes, .* batch of {batch_size} windows of {length}"
-    ):
+    with pytest.raises(ValueError, match=f"10240 bytes, .* of {batch_size} windows of {length}"):
         corpus.require(batch_size=batch_size, length=length)
 
 

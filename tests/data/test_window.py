@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from unitscale.data import Split, fixed_windows, sample_windows
 from unitscale.data.corpus import Piece
 

@@ -1,4 +1,4 @@
-"""Text as bytes: a corpus that is read where it lies, and batches that depend on (seed, step) only."""
+"""Text as bytes: a corpus read where it lies, and batches that depend on (seed, step) only."""
 
 from unitscale.data.corpus import Corpus, Split, open_corpus
 from unitscale.data.window import fixed_windows, sample_windows

@@ -1,6 +1,6 @@
 """A corpus is a list of byte ranges in files; nothing is loaded before it is read.
 
-Tokens are bytes (256 of them), so any file is a corpus and no vocabulary has to be kept with a model.
+Tokens are bytes (256 of them): any file is a corpus, and a model needs no vocabulary beside it.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Split:
         """The bytes `[start, start + length)`, across as many pieces as they span.
 
         Raises:
-            ValueError: the range leaves the split, or a file became shorter since the split was made.
+            ValueError: the range leaves the split, or a file became shorter in the meantime.
         """
         if not 0 <= start <= start + length <= len(self):
             raise ValueError(
@@ -90,19 +90,19 @@ class Corpus:
         return digest.hexdigest()[:16]
 
     def require(self, *, batch_size: int, length: int) -> None:
-        """Raise ValueError unless one batch of windows of `length` bytes fits in the training text."""
+        """Raise ValueError unless one batch of windows of `length` bytes fits in the text."""
         train, valid = batch_size * length, length
         if len(self.train) < train or len(self.valid) < valid:
             needed = max(train / (1 - VALID_FRACTION), valid / VALID_FRACTION)
             raise ValueError(
-                f"{self.name} is too short: {len(self.train) + len(self.valid)} bytes, where one batch "
-                f"of {batch_size} windows of {length} bytes and a validation window need about "
-                f"{needed:.0f}; use a longer text, or a smaller batch size or sequence length"
+                f"{self.name} is too short: {len(self.train) + len(self.valid)} bytes, where one "
+                f"batch of {batch_size} windows of {length} bytes and a validation window need "
+                f"about {needed:.0f}; use a longer text, a smaller batch size or shorter windows"
             )
 
 
 def open_corpus(path: str | os.PathLike[str] | None = None) -> Corpus:
-    """The text file at `path` (its last tenth held out), or the embedded corpus if there is no path.
+    """The text file at `path` (its last tenth held out), or the embedded corpus without one.
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: no readable file at `path`.
