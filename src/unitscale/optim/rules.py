@@ -1,0 +1,47 @@
+"""The u-muP learning-rate rules: kind, width and depth of a parameter to one factor. No torch.
+
+Every parameter starts at unit variance and its gradient is of unit size, so the learning rate is
+what is left of muP's per-width corrections. Source: u-muP (Blake et al. 2024), table 2; for the
+factor of an input table, where muP has 1, the authors give an empirical reason only.
+"""
+
+from typing import Literal, get_args
+
+Kind = Literal["hidden", "input", "output", "bias", "norm"]
+OptimizerName = Literal["adam", "adamw", "sgd"]
+ReadoutConstraint = Literal["to_output_scale"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MATRIX_KINDS: tuple[Kind, ...] = ("hidden", "input", "output")
+
+
+def lr_factor(
+    kind: Kind,
+    width: int,
+    depth: int = 1,
+    *,
+    optimizer: OptimizerName = "adamw",
+    readout_constraint: ReadoutConstraint | None = None,
+) -> float:
+    """What to multiply the base learning rate by.
+
+    | kind | width is | Adam, AdamW; SGD | SGD, read-out constrained to_output_scale |
+    |---|---|---|---|
+    | hidden | fan_in | width^-1/2 | width^1/2 |
+    | input | fan_out | width^-1/2 | width^1/2 |
+    | output | fan_in | 1 | 1 |
+    | bias, norm | size | 1 | width |
+
+    and every factor is divided by sqrt(depth), the number of residual layers around the parameter.
+    The last column undoes the 1/width that such a read-out leaves on every gradient before it;
+    Adam, which divides gradients by their own size, never sees it.
+    """
+    by_depth = depth**-0.5
+    undo_readout = width if optimizer == "sgd" and readout_constraint is not None else 1
+    match kind:
+        case "hidden" | "input":
+            return by_depth * width**-0.5 * undo_readout
+        case "bias" | "norm":
+            return by_depth * undo_readout
+        case "output":
+            return by_depth
