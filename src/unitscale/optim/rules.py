@@ -1,4 +1,4 @@
-"""The u-muP learning-rate rules: kind, width and depth of a parameter to one factor. No torch.
+"""The u-muP learning-rate rules: kind, width and depth of a parameter to one factor.
 
 Every parameter starts at unit variance and its gradient is of unit size, so the learning rate is
 what is left of muP's per-width corrections. Source: u-muP (Blake et al. 2024), table 2; for the
