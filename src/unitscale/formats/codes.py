@@ -1,0 +1,63 @@
+"""Values to the codes that are stored, and back, for formats of 8 bits and fewer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unitscale.formats.dtypes import TORCH_DTYPES, carrier
+from unitscale.formats.format import FloatFormat
+from unitscale.formats.rounding import round_to
+
+
+def encode(x: Tensor, fmt: FloatFormat, **rounding: Any) -> Tensor:
+    """The codes of `round_to(x, fmt, **rounding)`: uint8, of x's shape, unused top bits zero.
+
+    NaN becomes a NaN code, or in a format without NaN the code of -0, as in ml_dtypes.
+
+    Args:
+        x: float64, float32, bfloat16 or float16.
+        rounding: `round_to`'s other arguments, except `out`.
+    Raises:
+        TypeError: x has another dtype.
+        ValueError: the format has more than 8 bits; or what `round_to` raises.
+    """
+    _check_width(fmt, "encode")
+    y = round_to(x, fmt, **rounding)
+    if fmt in TORCH_DTYPES:
+        return y.to(TORCH_DTYPES[fmt]).view(torch.uint8)
+    # From 0 to max or Inf the codes count up with their values, so a code is a position among them.
+    sign_code = 1 << (fmt.bits - 1)
+    not_negative = [
+        value for value in fmt.values()[: sign_code if fmt.is_signed else None] if value >= 0
+    ]
+    ascending = torch.tensor(not_negative, dtype=torch.float64, device=x.device)
+    code = torch.searchsorted(ascending, y.abs().double())
+    code = torch.where(y.signbit(), code + sign_code, code) if fmt.is_signed else code
+    nan_code = sign_code if fmt.nan_code is None else fmt.nan_code
+    return torch.where(y.isnan(), nan_code, code).to(torch.uint8)
+
+
+def decode(codes: Tensor, fmt: FloatFormat, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The value of each code, exactly; NaN and Inf codes give NaN and Inf.
+
+    Args:
+        codes: uint8, any shape, each below `2**fmt.bits` (else torch raises an index error).
+        dtype: float64, float32, bfloat16 or float16, if it holds every value of the format.
+    Raises:
+        TypeError: codes are not uint8; dtype is another one.
+        ValueError: the format has more than 8 bits, or values that `dtype` does not.
+    """
+    _check_width(fmt, "decode")
+    if codes.dtype != torch.uint8:
+        raise TypeError(f"decode: codes are {codes.dtype}; expected uint8")
+    if not fmt.fits_in(carrier(dtype, "decode")):
+        raise ValueError(f"decode: {dtype} does not hold every value of {fmt}; use float32")
+    if fmt in TORCH_DTYPES:
+        return codes.view(TORCH_DTYPES[fmt]).to(dtype)
+    return torch.tensor(fmt.values(), dtype=dtype, device=codes.device)[codes.long()]
+
+
+def _check_width(fmt: FloatFormat, caller: str) -> None:
+    if fmt.bits > 8:
+        raise ValueError(f"{caller}: {fmt} has {fmt.bits} bits; expected a format of 8 or fewer")

@@ -1,0 +1,1 @@
+"""Statistics of tensors that say how well a number format holds them."""
