@@ -1,0 +1,153 @@
+"""loss.png: the training losses of a comparison, readable at a glance.
+
+Left the whole of every run, raw and smoothed, with a cross where a diverged one ended; right the
+second half of those that stayed near the best, as means over seeds. Dashed lines are standard
+models and solid ones unit-scaled.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+BASELINE = "fp32"
+
+NEAR = 0.25
+"""Nats above the best final loss up to which the right panel shows a recipe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The training losses of one run, a step each; NaN or infinity where there was no number."""
+
+    recipe: str
+    losses: Sequence[float]
+    diverged: bool
+    unit_scaled: bool
+
+    @cached_property
+    def smoothed(self) -> list[float]:
+        """Mean over about a twentieth of the run around each step, of the finite losses in it."""
+        reach = len(self.losses) // 40
+        finite = [math.isfinite(loss) for loss in self.losses]
+        counts = list(accumulate(finite, initial=0))
+        known = (
+            loss if is_finite else 0.0 for loss, is_finite in zip(self.losses, finite, strict=True)
+        )
+        sums = list(accumulate(known, initial=0.0))
+        means = []
+        for step in range(len(self.losses)):
+            first, stop = max(step - reach, 0), min(step + reach + 1, len(self.losses))
+            count = counts[stop] - counts[first]
+            means.append((sums[stop] - sums[first]) / count if count else math.nan)
+        return means
+
+    @property
+    def end(self) -> float:
+        """The last smoothed loss that is a number; infinity if none is."""
+        return next((value for value in reversed(self.smoothed) if math.isfinite(value)), math.inf)
+
+
+def draw_losses(curves: Sequence[Curve], path: Path, *, title: str) -> None:
+    """Draw the curves of all runs, a color per recipe, as a PNG."""
+    figure = Figure(figsize=(13, 5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    whole, detail = figure.subplots(1, 2, width_ratios=(3, 2))
+    by_recipe = {
+        recipe: [curve for curve in curves if curve.recipe == recipe]
+        for recipe in dict.fromkeys(curve.recipe for curve in curves)
+    }
+    colors = pick_colors(list(by_recipe))
+    limits(whole, curves)
+    # From the highest curve to the lowest, so that the legend has the order of the picture.
+    lines = {
+        recipe: draw_runs(whole, by_recipe[recipe], colors[recipe])
+        for recipe in sorted(by_recipe, key=lambda recipe: -final_loss(by_recipe[recipe]))
+    }
+    draw_detail(detail, by_recipe, colors)
+    for axes in (whole, detail):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    whole.set_ylabel("training loss, nats a byte")
+    detail.set_title("second half, near the best", loc="left", fontsize="medium")
+    whole.set_title(title, loc="left", fontsize="medium")
+    figure.legend(
+        list(lines.values()),
+        [legend_label(recipe, by_recipe[recipe]) for recipe in lines],
+        loc="outside right upper",
+        frameon=False,
+        title="recipe, final training loss\n(dashed: standard model)",
+        alignment="left",
+    )
+    figure.savefig(path, format="png")
+
+
+def limits(axes: Any, curves: Sequence[Curve]) -> None:
+    """From below the lowest loss to above the highest first one: no explosion flattens the rest."""
+    values = [value for curve in curves for value in curve.smoothed if math.isfinite(value)]
+    first = [curve.losses[0] for curve in curves if math.isfinite(curve.losses[0])]
+    if values and first:
+        low, high = min(values), max(first)
+        pad = 0.05 * abs(high - low) + 0.01
+        axes.set_ylim(low - pad, max(high, low) + pad)
+
+
+def draw_runs(axes: Any, curves: Sequence[Curve], color: Any) -> Any:
+    """Every seed of one recipe, over its whole length; returns the last line."""
+    top = axes.get_ylim()[1]
+    for curve in curves:
+        steps = range(1, len(curve.losses) + 1)
+        axes.plot(steps, curve.losses, color=color, alpha=0.13, linewidth=0.7)
+        (line,) = axes.plot(steps, curve.smoothed, line_style(curve), color=color, linewidth=1.7)
+        if curve.diverged:
+            height = min(curve.end, top)
+            axes.plot(steps[-1], height, "X", color=color, markersize=12, clip_on=False, zorder=9)
+    return line
+
+
+def draw_detail(axes: Any, by_recipe: dict[str, list[Curve]], colors: dict[str, Any]) -> None:
+    """The second half of every recipe that ended near the best, averaged over its seeds."""
+    best = min(final_loss(curves) for curves in by_recipe.values())
+    for recipe, curves in by_recipe.items():
+        whole = [curve.smoothed for curve in curves if not curve.diverged]
+        if whole and final_loss(curves) <= best + NEAR:
+            means = [mean(values) for values in zip(*whole, strict=True)]
+            half = len(means) // 2
+            steps = range(half + 1, len(means) + 1)
+            style = line_style(curves[0])
+            axes.plot(steps, means[half:], style, color=colors[recipe], linewidth=1.7)
+
+
+def line_style(curve: Curve) -> str:
+    """Solid for a unit-scaled model, dashed for a standard one."""
+    return "-" if curve.unit_scaled else "--"
+
+
+def pick_colors(recipes: Sequence[str]) -> dict[str, Any]:
+    """Black for the baseline, the color cycle for the others."""
+    cycle = matplotlib.color_sequences["tab10"]
+    others = [recipe for recipe in recipes if recipe != BASELINE]
+    return {BASELINE: "black"} | {recipe: cycle[i % 10] for i, recipe in enumerate(others)}
+
+
+def final_loss(curves: Sequence[Curve]) -> float:
+    """Mean over seeds of the last smoothed losses."""
+    return mean(curve.end for curve in curves)
+
+
+def legend_label(recipe: str, curves: Sequence[Curve]) -> str:
+    """The name, the final loss, and whether the recipe diverged."""
+    loss, diverged = final_loss(curves), sum(curve.diverged for curve in curves)
+    label = recipe + (f"  {loss:.3f}" if math.isfinite(loss) else "")
+    if not diverged:
+        return label
+    return f"{label}  × diverged" + (f" ({diverged} of {len(curves)})" if len(curves) > 1 else "")
