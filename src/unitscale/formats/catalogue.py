@@ -6,10 +6,10 @@ import re
 from unitscale.formats.format import FloatFormat, Specials
 
 _IEEE = "IEEE 754-2019, Table 3.5"
-_OFP8 = "OCP OFP8 v1.0; arXiv 2209.05433, Table 1"
-_FNUZ = "arXiv 2206.02915"
+_OFP8 = "OCP OFP8 v1.0; arXiv 2209.05433"
+_FNUZ = "arXiv 2206.02915; StableHLO RFC 20230321-fp8_fnuz"
+_B11 = "StableHLO RFC 20230309-e4m3b11"
 _MX = "OCP Microscaling Formats v1.0"
-_ML_DTYPES = "ml_dtypes, README"
 
 
 def _row(
@@ -33,11 +33,11 @@ BF16 = _row("BF16", 8, 7, 127, Specials.IEEE, "Intel BFLOAT16 Hardware Numerics 
 FP16 = _row("FP16", 5, 10, 15, Specials.IEEE, _IEEE)
 E5M2 = _row("E5M2", 5, 2, 15, Specials.IEEE, _OFP8)
 E4M3FN = _row("E4M3FN", 4, 3, 7, Specials.ALL_ONES_NAN, _OFP8)
-E4M3 = _row("E4M3", 4, 3, 7, Specials.IEEE, _ML_DTYPES)
-E3M4 = _row("E3M4", 3, 4, 3, Specials.IEEE, _ML_DTYPES)
+E4M3 = _row("E4M3", 4, 3, 7, Specials.IEEE, "LLVM Float8E4M3, pull request 97179")
+E3M4 = _row("E3M4", 3, 4, 3, Specials.IEEE, "LLVM Float8E3M4, pull request 99698")
 E5M2FNUZ = _row("E5M2FNUZ", 5, 2, 16, Specials.NEGATIVE_ZERO_NAN, _FNUZ)
 E4M3FNUZ = _row("E4M3FNUZ", 4, 3, 8, Specials.NEGATIVE_ZERO_NAN, _FNUZ)
-E4M3B11FNUZ = _row("E4M3B11FNUZ", 4, 3, 11, Specials.NEGATIVE_ZERO_NAN, _ML_DTYPES)
+E4M3B11FNUZ = _row("E4M3B11FNUZ", 4, 3, 11, Specials.NEGATIVE_ZERO_NAN, _B11)
 E3M2FN = _row("E3M2FN", 3, 2, 3, Specials.NONE, _MX)
 E2M3FN = _row("E2M3FN", 2, 3, 1, Specials.NONE, _MX)
 E2M1FN = _row("E2M1FN", 2, 1, 1, Specials.NONE, _MX)

@@ -6,6 +6,7 @@ Imports no torch, so formats can be listed, compared and reasoned about without 
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
 
 class Specials(Enum):
@@ -110,7 +111,7 @@ class FloatFormat:
         """Exponent of `max`: `2**max_exponent <= max < 2**(max_exponent + 1)`."""
         return (self._max_code >> self.mantissa_bits) - self.bias
 
-    @property
+    @cached_property
     def max(self) -> float:
         """The largest finite value."""
         return self.decode(self._max_code)
@@ -173,7 +174,8 @@ class FloatFormat:
     def max_within(self, other: "FloatFormat") -> float:
         """The largest value that this format and `other` share.
 
-        It is `max` where that fits; FP16 within BF16 reaches 65280, because 65504 has too many bits.
+        It is `max` where that fits; the largest of FP16 within BF16 is 65280, since 65504 has too
+        many bits.
         """
         smaller = min(self.max, other.max)
         shift = min(self.mantissa_bits, other.mantissa_bits) + 1

@@ -1,12 +1,12 @@
 """Rounding a tensor to the values of a number format, in the tensor's own dtype.
 
-One formula serves every format and mode. Let `q` be the spacing of the format at `x`, a power of two:
-`2**(max(floor(log2 |x|), min_exponent) - mantissa_bits)`. Then `x / q` is exact, the result is
-`round(x / q) * q`, and only the middle step rounds. Nothing is ever rounded twice: working on a copy of
-`x` that was scaled down or cast first would do so (FP32 -> BF16 -> E4M3FN differs from FP32 -> E4M3FN
-on 3 % of Gaussian values).
+One formula serves every format and mode. Let `q` be the spacing of the format at `x`, a power of
+two: `2**(max(floor(log2 |x|), min_exponent) - mantissa_bits)`. Then `x / q` is exact, the result is
+`round(x / q) * q`, and only the middle step rounds. So nothing is rounded twice, as it would be if
+`x` were first cast or scaled down to where float32 is subnormal: FP32 -> BF16 -> E4M3FN differs
+from FP32 -> E4M3FN on 3 % of Gaussian values.
 
-Where torch's own cast to the format does the same, bit for bit, and is faster, it is used instead.
+Where torch's own cast to the format does the same, bit for bit, and faster, it is used instead.
 """
 
 from typing import Literal, get_args
@@ -20,7 +20,7 @@ from unitscale.formats.format import FloatFormat
 
 Rounding = Literal["nearest", "stochastic", "toward_zero"]
 
-RANDOM_BITS = 23  # of each stochastic decision: with the half added, all that a float32 holds
+RANDOM_BITS = 23  # per stochastic decision; a float32 holds no more of them and a half
 
 
 def round_to(
@@ -33,32 +33,31 @@ def round_to(
 ) -> Tensor:
     """Round every element of `x` to a value of `fmt`; dtype and shape stay.
 
-    "nearest": the closest value, ties to the even mantissa (to the larger value where there is no
-    mantissa bit). "toward_zero": the closest value of no larger magnitude. "stochastic": one of the two
-    neighbours `lo <= |x| <= hi`, the upper with probability `p = (|x| - lo) / (hi - lo)` rounded to 23
-    bits: the mean of the result is `x` to within `2**-24` of the spacing, and values of the format never
-    move.
+    "nearest": the closest value; ties go to the even mantissa, or to the larger magnitude where
+    there is no mantissa bit (E8M0FNU). "toward_zero": the closest value of no larger magnitude.
+    "stochastic": of the two neighbours `lo <= |x| <= hi` the upper one with probability
+    `(|x| - lo) / (hi - lo)` rounded to 23 bits, so the mean of the result is `x` to within `2**-24`
+    of the spacing, and values of the format never move.
 
-    A magnitude that rounds past the largest value gives that largest value (`saturate`), or else what
-    the format has for it: Inf, or NaN where there is no Inf; where there is neither, it saturates in any
-    case. Infinite input is such a magnitude. NaN stays NaN, in formats without NaN too. Zero and values
-    that round to zero keep their sign, unless the format has no -0. An unsigned format makes NaN of
-    negative values. In E8M0FNU, which has no zero, positive values below the smallest become the
-    smallest; zero becomes the smallest if `saturate`, else NaN.
+    A magnitude that rounds past the largest value, Inf among them, becomes the largest value
+    (`saturate`), or else Inf, or NaN if the format has no Inf; if it has neither, it saturates in
+    any case. Toward zero, only Inf is past the largest value. NaN stays NaN, even in a format
+    without. Zero, and what rounds to zero, keeps its sign unless the format has no -0. An unsigned
+    format turns negative values into NaN. In E8M0FNU, which has no zero, positive values below the
+    smallest become the smallest; zero becomes the smallest (`saturate`) or NaN.
 
-    The result is always a value of `x.dtype` too: FP16 held in bfloat16 ends at 65280.
-
-    The result has no autograd history: `x` counts as a constant, no straight-through gradient is implied.
+    The result is a value of `x.dtype` too: the largest of FP16 within bfloat16 is 65280.
+    It has no autograd history. `x` counts as a constant: no straight-through gradient is implied.
 
     Args:
         x: float64, float32, bfloat16 or float16; any shape and strides.
-        generator: source of random bits for "stochastic", on x's device; without one, torch's global
-            generator of that device is used. `torch.compile` accepts only the latter.
-        out: receives the result, and is returned; may be `x` itself.
+        generator: random bits for "stochastic", on x's device; without one they come from torch's
+            global generator. Under `torch.compile` only the latter is possible.
+        out: receives the result and is returned; may be `x` itself.
     Raises:
         TypeError: x has another dtype.
         ValueError: unknown `rounding`; a generator for a rounding that is not stochastic; `out` of
-            another shape or dtype.
+            another shape or dtype than x.
     """
     held = carrier(x.dtype, "round_to")
     if rounding not in get_args(Rounding):
@@ -86,16 +85,16 @@ def round_to(
 
 
 def _cast_is_exact(x: Tensor, fmt: FloatFormat, saturate: bool) -> bool:
-    """Whether torch's cast of the clamped `x` rounds once, to the same bits, and is the faster way."""
+    """Whether torch's cast of the clamped `x` gives the same bits, and is the faster way."""
     if x.dtype == torch.float64:
-        return False  # casts from float64 to anything narrower than float32 go through float32
+        return False  # its casts go through float32, rounding twice
     if fmt == E4M3FN:
-        # Unsaturated, the cast's result depends on torch's version; on a CPU the way back is slow.
+        # Past the largest value the cast depends on torch's version. On a CPU the way back is slow.
         return saturate and x.device.type != "cpu"
     if fmt == E5M2:
         return True
-    # Inductor drops float32 -> float16 -> float32 pairs as superfluous (seen in torch 2.13), so in a
-    # graph these would round nothing.
+    # Inductor drops float32 -> float16 -> float32 as superfluous (seen in torch 2.13), so in a
+    # graph these casts would round nothing.
     is_traced = torch.compiler.is_compiling() or type(x) is not Tensor
     return fmt in (BF16, FP16, FP32) and not is_traced
 
@@ -108,12 +107,12 @@ def _round(
     limit: float,
     generator: Generator | None,
 ) -> Tensor:
-    """`round(x / q) * q` of the module docstring, in float32 or float64, whichever holds every `q`."""
+    """`round(x / q) * q`, in float32 if that holds every `q`, else in float64."""
+    if x.dtype == torch.float64 or fmt.min_exponent < FP32.min_exponent:
+        work, integer, exponent_mask = FP64, torch.int64, 0x7FF << 52
+    else:
+        work, integer, exponent_mask = FP32, torch.int32, 0xFF << 23
     smallest = max(fmt.min_subnormal, CARRIERS[x.dtype].min_subnormal)
-    is_wide = x.dtype == torch.float64 or fmt.min_exponent < FP32.min_exponent
-    work, bits, exponent_mask = (
-        (FP64, torch.int64, 0x7FF << 52) if is_wide else (FP32, torch.int32, 0xFF << 23)
-    )
     saturate = saturate or not (fmt.has_inf or fmt.has_nan)
 
     x = x.to(TORCH_DTYPES[work])
@@ -124,10 +123,11 @@ def _round(
     if saturate:
         x = x.clamp(-limit, limit)
 
-    # x with only its exponent bits is 2**floor(log2 |x|), or Inf. The upper bound keeps Inf / q infinite;
-    # magnitudes beyond the format get a q too fine for them, and end past the limit all the same.
-    q = (x.view(bits) & exponent_mask).view(x.dtype)
-    q = q.clamp_(fmt.min_normal, 2.0 ** min(fmt.max_exponent, work.max_exponent))
+    # The exponent bits of x alone are 2**floor(log2 |x|), or Inf. Bounded below: zero and
+    # subnormals have the spacing of the smallest normals. Bounded above: Inf / q stays Inf, and what
+    # lies beyond the format gets too fine a q and ends past the limit all the same.
+    q = (x.view(integer) & exponent_mask).view(x.dtype)
+    q = q.clamp(fmt.min_normal, 2.0 ** min(fmt.max_exponent, work.max_exponent))
     q = q.mul_(2.0 ** -min(fmt.mantissa_bits, work.mantissa_bits))
 
     steps = x / q
@@ -140,9 +140,8 @@ def _round(
     y = steps.mul_(q)
 
     if not saturate:
-        if rounding == "toward_zero":  # only Inf lies past the limit, seen from above
-            is_past = x.isinf()
-            y = y.clamp_(-limit, limit)
+        if rounding == "toward_zero":
+            is_past, y = x.isinf(), y.clamp(-limit, limit)
         else:
             is_past = y.abs() > limit
         y = torch.where(is_past, y * (torch.inf if fmt.has_inf else torch.nan), y)
@@ -150,14 +149,16 @@ def _round(
 
 
 def _round_stochastic(steps: Tensor, generator: Generator | None) -> Tensor:
-    """Up from `floor(|steps|)` where a random number on a grid of half-odd multiples is below the rest.
+    """Up from `floor(|steps|)` where a random point of (0, 1) lies below the rest.
 
-    The half makes the comparison exact for a rest of 23 bits or fewer, and unbiased below that.
+    The points are the midpoints of 2**23 equal parts: a rest of 23 bits or fewer has exactly its
+    probability, a longer one the nearest multiple of 2**-23.
     """
     magnitude = steps.abs()
     lower = magnitude.floor()
-    rest = magnitude.sub_(lower).mul_(2.0**RANDOM_BITS)
+    rest = magnitude.sub_(lower)
     random = torch.randint(
         2**RANDOM_BITS, steps.shape, generator=generator, dtype=steps.dtype, device=steps.device
     )
-    return lower.add_(random.add_(0.5) < rest).copysign_(steps)
+    is_up = random.add_(0.5) < rest.mul_(2.0**RANDOM_BITS)
+    return lower.add_(is_up).copysign_(steps)
