@@ -6,7 +6,6 @@ Imports no torch, so formats can be listed, compared and reasoned about without 
 import math
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 
 
 class Specials(Enum):
@@ -111,10 +110,10 @@ class FloatFormat:
         """Exponent of `max`: `2**max_exponent <= max < 2**(max_exponent + 1)`."""
         return (self._max_code >> self.mantissa_bits) - self.bias
 
-    @cached_property
+    @property
     def max(self) -> float:
         """The largest finite value."""
-        return self.decode(self._max_code)
+        return self._magnitude(self._max_code)
 
     @property
     def min_normal(self) -> float:
@@ -146,10 +145,7 @@ class FloatFormat:
         ):
             is_inf = self.has_inf and magnitude == self._max_code + 1
             return sign * math.inf if is_inf else math.nan
-        exponent, mantissa = divmod(magnitude, 1 << self.mantissa_bits)
-        if exponent == 0 and self.has_zero:
-            return sign * mantissa * self.min_subnormal
-        return sign * math.ldexp(1.0 + mantissa * self.epsilon, exponent - self.bias)
+        return sign * self._magnitude(magnitude)
 
     def values(self) -> list[float]:
         """The value of every code, in code order: the position is the code.
@@ -181,6 +177,12 @@ class FloatFormat:
         shift = min(self.mantissa_bits, other.mantissa_bits) + 1
         mantissa, exponent = math.frexp(smaller)
         return math.ldexp(math.floor(math.ldexp(mantissa, shift)), exponent - shift)
+
+    def _magnitude(self, code: int) -> float:
+        exponent, mantissa = divmod(code, 1 << self.mantissa_bits)
+        if exponent == 0 and self.has_zero:
+            return mantissa * self.min_subnormal
+        return math.ldexp(1.0 + mantissa * self.epsilon, exponent - self.bias)
 
     @property
     def _sign_bit(self) -> int:

@@ -124,8 +124,8 @@ def _round(
         x = x.clamp(-limit, limit)
 
     # The exponent bits of x alone are 2**floor(log2 |x|), or Inf. Bounded below: zero and
-    # subnormals have the spacing of the smallest normals. Bounded above: Inf / q stays Inf, and what
-    # lies beyond the format gets too fine a q and ends past the limit all the same.
+    # subnormals have the spacing of the smallest normals. Bounded above: Inf / q stays Inf, and
+    # what lies beyond the format gets too fine a q and ends past the limit all the same.
     q = (x.view(integer) & exponent_mask).view(x.dtype)
     q = q.clamp(fmt.min_normal, 2.0 ** min(fmt.max_exponent, work.max_exponent))
     q = q.mul_(2.0 ** -min(fmt.mantissa_bits, work.mantissa_bits))
