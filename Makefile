@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test lint bench clean
 
 demo: $(INSTALLED)
-	$(BIN)/unitscale compare --steps $(DEMO_STEPS) --out demo
+	$(BIN)/unitscale compare --steps $(DEMO_STEPS) --out demo --resume
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
