@@ -3,6 +3,8 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from unitscale import optim
 
@@ -187,3 +189,23 @@ def test_dependent_decay_and_the_decay_of_adam_are_passed_on():
 def test_zero_rate_has_no_decay_and_does_not_divide_by_zero():
     groups = optim.param_groups(language_model(), 0.0, weight_decay=0.1)
     assert {group["weight_decay"] for group in groups} == {0.0}
+
+
+@pytest.fixture
+def one_process_group(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process_group")
+def test_kinds_and_widths_survive_sharding():
+    model = language_model()
+    before = rates(model)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    for layer in model.stack:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    assert isinstance(model.stack[0].weight, DTensor)
+    assert rates(model) == before
