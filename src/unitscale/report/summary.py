@@ -21,9 +21,7 @@ TITLES = (
     "train loss",
     "tokens/s",
     "saved for backward",
-    "in range: activations",
-    "gradients",
-    "weights",
+    "% in range: act / grad / weight",
     "",
 )
 
@@ -79,7 +77,7 @@ class Summary:
             self.final_train_loss.text(),
             "–" if self.tokens_per_s is None else f"{self.tokens_per_s:,.0f}",
             bytes_text(self.peak_bytes_saved_for_backward),
-            *(percent(self.share_in_range.get(kind)) for kind in KINDS),
+            " / ".join(percent(self.share_in_range.get(kind)) for kind in KINDS),
             "" if not self.diverged else f"diverged ({self.diverged} of {self.seeds})",
         )
 
@@ -123,8 +121,8 @@ def difference(value: float | None, other: float | None) -> float | None:
 
 
 def percent(share: float | None) -> str:
-    """A share as a whole percentage."""
-    return "–" if share is None else f"{100 * share:.0f} %"
+    """A share as a whole percentage, without its sign."""
+    return "–" if share is None else f"{100 * share:.0f}"
 
 
 def bytes_text(count: float | None) -> str:

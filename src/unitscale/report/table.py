@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from unitscale.report.summary import TITLES, summarize
@@ -10,7 +11,7 @@ from unitscale.report.summary import TITLES, summarize
 
 def comparison_table(results: Mapping[str, Any]) -> Table:
     """The table of a results.json, one row per recipe; a diverged one is red."""
-    table = Table(title=headline(results), title_justify="left")
+    table = Table(title=headline(results), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for index, title in enumerate(TITLES):
         table.add_column(title, justify="right" if 0 < index < len(TITLES) - 1 else "left")
     for summary in summarize(results["runs"]):
@@ -29,7 +30,7 @@ def headline(results: Mapping[str, Any]) -> str:
 
 def plain_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Any rows that share their keys, with the keys as titles; numbers to the right."""
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for key, value in rows[0].items():
         table.add_column(key, justify="right" if isinstance(value, int | float) else "left")
     for row in rows:
@@ -38,9 +39,11 @@ def plain_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def cell(value: Any) -> str:
-    """The text of a value: short numbers, a tick for true and nothing for false."""
+    """The text of a value: four digits of a fraction, a tick for true and nothing for false."""
     if isinstance(value, bool):
         return "✓" if value else ""
     if value is None:
         return "–"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.4g}"

@@ -1,0 +1,46 @@
+"""The `unitscale` command and its exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from unitscale.cli.compare import compare
+from unitscale.cli.exit import fail
+from unitscale.cli.formats import formats
+from unitscale.cli.train import train
+
+# typer exports one of its usage errors, but not the class that they have in common.
+USAGE_ERROR: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    name="unitscale",
+    help="Train PyTorch models in FP16 and FP8 with static, unit-scaled tensors.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.command()(compare)
+app.command()(train)
+app.command()(formats)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Train PyTorch models in FP16 and FP8 with static, unit-scaled tensors."""
+    if version:
+        from unitscale import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; wrong usage is one line on stderr and exit code 2."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except USAGE_ERROR as error:
+        fail(error.format_message(), code=2)

@@ -1,0 +1,157 @@
+"""`unitscale compare`: the main job, several recipes side by side."""
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unitscale.cli import option
+from unitscale.cli.exit import checking_arguments, running
+from unitscale.cli.output import show
+from unitscale.cli.progress import RunProgress
+
+if TYPE_CHECKING:
+    from unitscale.data import Corpus
+    from unitscale.train import TrainConfig
+
+RECIPES = "fp32,fp32-units,fp16-none,fp8-none,fp16,fp8,fp8-e4m3"
+
+
+def compare(
+    data: option.Data = None,
+    recipes: Annotated[
+        str, typer.Option(help="Recipes, with commas between them.", rich_help_panel="Run")
+    ] = RECIPES,
+    out: Annotated[Path, typer.Option(help="Folder of the results.", rich_help_panel="Run")] = Path(
+        "comparison"
+    ),
+    steps: option.Steps = 1000,
+    seeds: Annotated[
+        int, typer.Option(help="Runs of every recipe, seeded 0, 1, ...", rich_help_panel="Run")
+    ] = 1,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate of the standard model. Default: built in.",
+            rich_help_panel="Run",
+            show_default=False,
+        ),
+    ] = None,
+    unit_lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate of the unit-scaled model. Default: built in.",
+            rich_help_panel="Run",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: option.BatchSize = 16,
+    sequence_length: option.SequenceLength = 128,
+    model: option.Model = "attention",
+    norm: option.Norm = "pre",
+    residual: option.Residual = "default",
+    width: option.Width = 128,
+    depth: option.Depth = 4,
+    resume: option.Resume = False,
+    inner: option.Inner = "eager",
+    threads: option.Threads = None,
+    settings: option.Settings = None,
+    json: option.Json = False,
+) -> None:
+    """Train the same model on the same text under several recipes, and compare them.
+
+    Recipes ending in -none or -loss, and fp32 and bf16, train the standard model; the others its
+    unit-scaled version. The folder gets results.json, loss.png, report.html and one folder per run.
+    """
+    from unitscale.data import open_corpus
+    from unitscale.train.plan import claim_comparison, plan_runs
+
+    with checking_arguments():
+        base = option.build_config(
+            settings,
+            model={
+                "layer": model,
+                "norm": norm,
+                "residual": residual,
+                "width": width,
+                "depth": depth,
+            },
+            steps=steps,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            inner=inner,
+            reserved={"recipe": "--recipes", "seed": "--seeds", "lr": "--lr and --unit-lr"},
+        )
+        configs = plan_runs(
+            base, parse_recipes(recipes), parse_seeds(seeds), standard_lr=lr, unit_lr=unit_lr
+        )
+        corpus = open_corpus(data)
+        corpus.require(batch_size=base.batch_size, length=base.sequence_length + 1)
+        claim_comparison(out, configs, corpus, resume=resume)
+        option.set_threads(threads)
+    with running():
+        results = run(configs, corpus, out, resume=resume)
+        if json:
+            print(json_module.dumps(results, indent=2))
+            return
+        from unitscale.report import comparison_table
+
+        show(comparison_table(results), f"{out / 'loss.png'}  {out / 'report.html'}")
+
+
+def run(
+    configs: list["TrainConfig"], corpus: "Corpus", out: Path, *, resume: bool
+) -> dict[str, Any]:
+    """Make the runs and write their results; if stopped, those of the finished runs."""
+    from unitscale.report import draw_losses, headline, write_comparison
+    from unitscale.train import compare as compare_runs
+    from unitscale.train.comparison import loss_curves
+    from unitscale.train.folder import write_json
+
+    results: dict[str, Any] = {}
+    try:
+        with RunProgress(steps=configs[0].steps) as progress:
+            for results in compare_runs(
+                configs,
+                corpus,
+                out,
+                resume=resume,
+                on_record=lambda config, record: progress.show(label(config, configs), record),
+            ):
+                write_json(out / "results.json", results)
+    finally:
+        if results:
+            curves = loss_curves(out, configs, results["runs"])
+            draw_losses(curves, out / "loss.png", title=headline(results))
+            write_comparison(results, out / "loss.png", out / "report.html")
+    return results
+
+
+def label(config: "TrainConfig", configs: list["TrainConfig"]) -> str:
+    """What the progress of a run is called: its recipe, and its seed where there are several."""
+    several = any(other.seed != config.seed for other in configs)
+    return f"{config.recipe} seed {config.seed}" if several else config.recipe
+
+
+def parse_recipes(text: str) -> list[str]:
+    """The names between the commas, each once.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not (recipes := list(dict.fromkeys(filter(None, names)))):
+        raise ValueError(f"--recipes is {text!r}; expected names with commas between them")
+    return recipes
+
+
+def parse_seeds(count: int) -> range:
+    """The seeds 0 to `count - 1`.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if count < 1:
+        raise ValueError(f"--seeds is {count}; expected at least 1")
+    return range(count)

@@ -1,0 +1,65 @@
+"""Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+LINES_PER_RUN = 10
+
+
+class RunProgress:
+    """The progress of runs that follow one another, fed with the records of their logs."""
+
+    def __init__(self, *, steps: int) -> None:
+        self.steps = steps
+        console = Console(stderr=True)
+        self.bar = (
+            Progress(
+                TextColumn("{task.description:<20}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            if console.is_terminal
+            else None
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def show(self, label: str, record: dict[str, Any]) -> None:
+        """One record of the run with this label."""
+        if "loss" not in record:
+            return
+        step = record["step"]
+        note = f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
+        if self.bar:
+            if label not in self.tasks:
+                self.tasks[label] = self.bar.add_task(label, total=self.steps, note="")
+            self.bar.update(self.tasks[label], completed=step, note=note)
+        elif step == self.steps or step % max(self.steps // LINES_PER_RUN, 1) == 0:
+            print(f"{label}: step {step}/{self.steps}  {note}", file=sys.stderr, flush=True)

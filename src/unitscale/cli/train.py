@@ -1,0 +1,95 @@
+"""`unitscale train`: one run, resumable."""
+
+import json as json_module
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unitscale.cli import option
+from unitscale.cli.exit import checking_arguments, running
+from unitscale.cli.output import show
+from unitscale.cli.progress import RunProgress
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Option(help="Recipe; it also decides on unit scaling.", rich_help_panel="Run")
+    ] = "fp8",
+    data: option.Data = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.", rich_help_panel="Run")] = Path(
+        "run"
+    ),
+    steps: option.Steps = 1000,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate. Default: that of the recipe's parametrization.",
+            rich_help_panel="Run",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed.", rich_help_panel="Run")] = 0,
+    batch_size: option.BatchSize = 16,
+    sequence_length: option.SequenceLength = 128,
+    model: option.Model = "attention",
+    norm: option.Norm = "pre",
+    residual: option.Residual = "default",
+    width: option.Width = 128,
+    depth: option.Depth = 4,
+    resume: option.Resume = False,
+    inner: option.Inner = "eager",
+    threads: option.Threads = None,
+    settings: option.Settings = None,
+    json: option.Json = False,
+) -> None:
+    """Train one character language model with one recipe.
+
+    The folder gets config.json, log.jsonl (one line a step), checkpoint.safetensors and, at the
+    end, result.json. Ctrl-C finishes the step and leaves a checkpoint of it.
+    """
+    from unitscale.data import open_corpus
+    from unitscale.train.folder import claim_folder
+
+    with checking_arguments():
+        config = option.build_config(
+            settings,
+            model={
+                "layer": model,
+                "norm": norm,
+                "residual": residual,
+                "width": width,
+                "depth": depth,
+            },
+            recipe=recipe,
+            steps=steps,
+            lr=lr,
+            seed=seed,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            inner=inner,
+        )
+        corpus = open_corpus(data)
+        corpus.require(batch_size=config.batch_size, length=config.sequence_length + 1)
+        claim_folder(out, config, corpus, resume=resume)
+        option.set_threads(threads)
+    with running():
+        from unitscale import train as training
+
+        with RunProgress(steps=config.steps) as progress:
+            result = training.train(
+                config,
+                corpus,
+                out,
+                resume=True,  # the folder was claimed above
+                on_record=lambda record: progress.show(recipe, record),
+            )
+        if json:
+            print(json_module.dumps(asdict(result), indent=2))
+            return
+        from unitscale.report import plain_table
+
+        row = asdict(result)
+        row |= {f"{kind} in range": share for kind, share in row.pop("share_in_range").items()}
+        show(plain_table([row]))

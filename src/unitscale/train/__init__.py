@@ -1,0 +1,24 @@
+"""Training runs: what they compute, the loop, and the folders they leave behind.
+
+The configuration costs no import of torch, so that a command line can check its arguments first.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from unitscale.train.config import TrainConfig
+from unitscale.train.folder import CheckpointError
+
+if TYPE_CHECKING:
+    from unitscale.train.comparison import compare
+    from unitscale.train.loop import RunResult, train
+
+__all__ = ["CheckpointError", "RunResult", "TrainConfig", "compare", "train"]
+
+_NEEDS_TORCH = {"RunResult": "loop", "compare": "comparison", "train": "loop"}
+
+
+def __getattr__(name: str) -> Any:
+    if home := _NEEDS_TORCH.get(name):
+        return getattr(import_module(f".{home}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

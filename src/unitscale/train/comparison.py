@@ -1,0 +1,84 @@
+"""The main job: one model, one text, the same batches, several recipes; nothing else differs."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unitscale.data import Corpus
+from unitscale.report import Curve, summarize
+from unitscale.train.config import TrainConfig
+from unitscale.train.folder import Record, read_log
+from unitscale.train.loop import train
+from unitscale.train.plan import claim_comparison, run_folder
+
+OnRecord = Callable[[TrainConfig, Record], None]
+
+
+def compare(
+    configs: Sequence[TrainConfig],
+    corpus: Corpus,
+    folder: Path,
+    *,
+    resume: bool = False,
+    on_record: OnRecord = lambda config, record: None,
+) -> Iterator[dict[str, Any]]:
+    """Make the runs one after the other; yield the results so far after each.
+
+    The results have the keys of results.json: `runs`, an entry per recipe and seed, `summary`, an
+    entry per recipe, and what was run on what.
+
+    Raises:
+        As `claim_comparison` and `train`.
+    """
+    claim_comparison(folder, configs, corpus, resume=resume)
+    runs: list[dict[str, Any]] = []
+    for config in configs:
+        result = train(
+            config,
+            corpus,
+            run_folder(folder, config),
+            resume=resume,
+            on_record=lambda record, config=config: on_record(config, record),  # type: ignore[misc]
+        )
+        runs.append(
+            asdict(result) | {"lr": config.peak_lr, "unit_scaled": config.numerics.unit_scaled}
+        )
+        yield {
+            "data": corpus.name,
+            "model": config.model_config.layer,
+            "steps": config.steps,
+            "runs": runs,
+            "summary": [asdict(summary) for summary in summarize(runs)],
+            "runs_planned": len(configs),
+            "config": without(config.to_json(), "recipe", "seed", "lr"),
+            "model_config": without(asdict(config.model_config), "unit_scaled"),
+            "corpus": {
+                "fingerprint": corpus.fingerprint,
+                "train_bytes": len(corpus.train),
+                "valid_bytes": len(corpus.valid),
+            },
+        }
+
+
+def without(values: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """A dict less the keys in which the runs of a comparison differ."""
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def loss_curves(folder: Path, configs: Sequence[TrainConfig], runs: Sequence[Any]) -> list[Curve]:
+    """The training losses of the finished runs of a comparison, from their logs."""
+    return [
+        Curve(
+            recipe=run["recipe"],
+            losses=[
+                math.nan if record["loss"] is None else record["loss"]
+                for record in read_log(run_folder(folder, config) / "log.jsonl")
+                if "loss" in record
+            ],
+            diverged=run["diverged"],
+            unit_scaled=run["unit_scaled"],
+        )
+        for config, run in zip(configs, runs, strict=False)
+    ]

@@ -1,0 +1,173 @@
+"""The configuration of one run, and its learning-rate schedule. Imports no torch."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+from unitscale.models import CharLMConfig
+from unitscale.recipes import Recipe, parse
+
+STANDARD_LR = 2.0**-8
+UNIT_SCALED_LR = 2.0**-1
+
+FOLLOWING = frozenset({"vocab_size", "context", "unit_scaled"})
+"""Options of the model that are not free: tokens are bytes, and the rest decides the others."""
+
+
+class Rule(NamedTuple):
+    """What a value should be, in words and as a test."""
+
+    expected: str
+    is_met: Callable[[Any], bool]
+
+
+def integer(low: int) -> Rule:
+    """An integer from `low` up."""
+    return Rule(
+        f"an integer of at least {low}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low,
+    )
+
+
+def number(expected: str, is_met: Callable[[float], bool]) -> Rule:
+    """A finite number with a property."""
+    return Rule(
+        f"a number {expected}",
+        lambda value: (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and is_met(value)
+        ),
+    )
+
+
+FRACTION = number("from 0 to 1", lambda value: 0 <= value <= 1)
+POSITIVE = number("above 0", lambda value: value > 0)
+BETA = number("from 0 up to, not including, 1", lambda value: 0 <= value < 1)
+
+RULES = {
+    "steps": integer(1),
+    "batch_size": integer(1),
+    "sequence_length": integer(1),
+    "lr": POSITIVE,
+    "warmup_fraction": FRACTION,
+    "final_lr_fraction": FRACTION,
+    "weight_decay": number("of at least 0", lambda value: value >= 0),
+    "betas": Rule(
+        "two numbers from 0 up to, not including, 1",
+        lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(BETA.is_met, value)),
+    ),
+    "clip_norm": POSITIVE,
+    "seed": integer(0),
+    "eval_windows": integer(1),
+    "eval_every": integer(1),
+    "checkpoint_every": integer(1),
+    "inner": Rule("'eager' or 'inductor'", lambda value: value in ("eager", "inductor")),
+}
+OPTIONAL = frozenset({"lr", "clip_norm", "eval_every"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides what a run computes: equal configurations give equal runs.
+
+    Args:
+        recipe: name of the recipe; it also decides between the standard and the unit-scaled model.
+        model: fields of `CharLMConfig`, apart from those that follow from this configuration
+            (`FOLLOWING`); what is absent has its default.
+        steps: number of optimizer steps.
+        sequence_length: bytes of text in a window, its targets being one byte further on.
+        lr: peak learning rate; None is the default of the recipe's parametrization (`peak_lr`).
+        warmup_fraction: share of the steps over which the rate rises linearly from zero.
+        final_lr_fraction: share of the peak where the cosine ends.
+        clip_norm: largest norm of the gradient of all parameters; None leaves it as it is.
+        eval_windows: number of fixed validation windows.
+        eval_every: steps between validations; None validates after the last step only.
+        checkpoint_every: steps between checkpoints; the last step always writes one.
+        inner: the compiler that runs the rewritten graph, "eager" or "inductor".
+
+    Raises:
+        ValueError, TypeError: a value out of its range, an unknown recipe or model option.
+    """
+
+    recipe: str = "fp8"
+    model: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 1000
+    batch_size: int = 16
+    sequence_length: int = 128
+    lr: float | None = None
+    warmup_fraction: float = 0.05
+    final_lr_fraction: float = 0.1
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip_norm: float | None = None
+    seed: int = 0
+    eval_windows: int = 256
+    eval_every: int | None = None
+    checkpoint_every: int = 500
+    inner: str = "eager"
+
+    def __post_init__(self) -> None:
+        for name, rule in RULES.items():
+            value = getattr(self, name)
+            if not (rule.is_met(value) or (value is None and name in OPTIONAL)):
+                raise ValueError(f"{name} is {value!r}; expected {rule.expected}")
+        self.model_config  # noqa: B018 - checks the recipe and every option of the model
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, or the default of the recipe's parametrization."""
+        if self.lr is not None:
+            return self.lr
+        return UNIT_SCALED_LR if parse(self.recipe).unit_scaled else STANDARD_LR
+
+    @property
+    def model_config(self) -> CharLMConfig:
+        """The model's own configuration, in the parametrization that the recipe asks for.
+
+        Raises:
+            ValueError, TypeError: an unknown recipe, an unknown option, or a value out of range.
+        """
+        known = {f.name for f in fields(CharLMConfig)} - FOLLOWING
+        if unknown := sorted(set(self.model) - known):
+            raise ValueError(
+                f"the model has no option {unknown[0]!r}; it has {', '.join(sorted(known))}"
+            )
+        return CharLMConfig(
+            **self.model, context=self.sequence_length, unit_scaled=self.numerics.unit_scaled
+        )
+
+    @property
+    def numerics(self) -> Recipe:
+        """The recipe itself."""
+        return parse(self.recipe)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of the step with this number, counted from 0: warm-up, then a cosine."""
+        warmup = round(self.steps * self.warmup_fraction)
+        if step < warmup:
+            return self.peak_lr * (step + 1) / warmup
+        progress = (step - warmup) / max(self.steps - warmup, 1)
+        cosine = (1 + math.cos(math.pi * progress)) / 2
+        return self.peak_lr * (self.final_lr_fraction + (1 - self.final_lr_fraction) * cosine)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it: lists for tuples."""
+        return asdict(self) | {"model": dict(self.model), "betas": list(self.betas)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: a name that is no field.
+        """
+        names = [f.name for f in fields(cls)]
+        if unknown := sorted(set(values) - set(names)):
+            raise ValueError(f"TrainConfig has no {unknown[0]!r}; it has {', '.join(names)}")
+        values = dict(values)
+        if isinstance(values.get("betas"), list):
+            values["betas"] = tuple(values["betas"])
+        return cls(**values)

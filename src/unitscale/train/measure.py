@@ -1,0 +1,74 @@
+"""What the first step says about a run: memory held for backward, tensors in a format's middle."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from unitscale import units
+
+LOW, HIGH = 0.5, 2.0
+
+
+@dataclass
+class SavedStorages:
+    """The distinct storages that autograd saved, apart from those of `excluded` tensors."""
+
+    excluded: set[int]
+    found: dict[int, torch.UntypedStorage] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Their total size, however many saved tensors share one."""
+        return sum(storage.nbytes() for storage in self.found.values())
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Count the storage of a tensor, and keep it so that its address is not used again."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.excluded:
+            self.found[storage.data_ptr()] = storage
+        return tensor
+
+
+@contextmanager
+def saved_for_backward(model: torch.nn.Module) -> Iterator[SavedStorages]:
+    """Watch what a forward pass inside the context saves for backward, parameters excluded.
+
+    Nothing is freed between the forward's first and last operation, so the sum at its end is the
+    peak. The watch itself holds the memory until the `SavedStorages` is dropped.
+    """
+    own = (*model.parameters(), *model.buffers())
+    saved = SavedStorages({tensor.untyped_storage().data_ptr() for tensor in own})
+    with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
+        yield saved
+
+
+def share_in_range(values: Iterable[float | None]) -> float | None:
+    """Share of the RMS values in [1/2, 2]; None and exact zeros have no scale and do not count."""
+    scales = [value for value in values if value is not None and value != 0]
+    return sum(LOW <= value <= HIGH for value in scales) / len(scales) if scales else None
+
+
+def shares_in_range(
+    model: torch.nn.Module, inputs: tuple[Tensor, ...], *, loss_scale: float
+) -> dict[str, float | None]:
+    """`share_in_range` of the activations, gradients and weights on one batch.
+
+    Measured without rounding; a gradient counts as it is held, so multiplied by the loss scale.
+    """
+    rows = units.measure(model, *inputs)
+    return {
+        "activations": share_in_range(row.rms for row in rows),
+        "gradients": share_in_range(
+            None if row.grad_rms is None else row.grad_rms * loss_scale for row in rows
+        ),
+        "weights": share_in_range(rms(parameter) for parameter in model.parameters()),
+    }
+
+
+def rms(tensor: Tensor) -> float:
+    """Root of the mean square."""
+    return math.sqrt(tensor.detach().double().square().mean().item())
