@@ -3,6 +3,7 @@ import math
 from dataclasses import asdict, replace
 
 import pytest
+
 import width_transfer as wt
 
 POINT = wt.Point(

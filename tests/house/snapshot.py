@@ -27,6 +27,7 @@ def public_api() -> dict[str, list[str]]:
 def cli_flags() -> dict[str, list[str]]:
     """The options and arguments of every command."""
     import typer
+
     from unitscale.cli import app
 
     root = typer.main.get_command(app)
