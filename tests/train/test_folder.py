@@ -1,0 +1,112 @@
+"""Run folders: files whole or absent, and nobody else's run overwritten."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from unitscale.data import Corpus, open_corpus
+from unitscale.train import TrainConfig
+from unitscale.train.folder import (
+    RunLog,
+    claim_folder,
+    read_json,
+    read_log,
+    write_atomically,
+    write_json,
+)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"some text. " * 1000)
+    return open_corpus(path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and its bytes."""
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def half(temporary: Path) -> None:
+        temporary.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, half)
+    assert path.read_text() == "old"
+
+
+def test_json_has_null_where_a_number_is_not_finite(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": math.nan, "b": [1.5, math.inf]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [1.5, None]}
+
+
+def test_unreadable_json_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x\.json is not readable JSON"):
+        read_json(tmp_path / "x.json")
+
+
+def test_claimed_folder_needs_resume(tmp_path: Path, corpus: Corpus) -> None:
+    folder = tmp_path / "a" / "run"
+    claim_folder(folder, TrainConfig(), corpus, resume=False)
+    before = contents(folder)
+    with pytest.raises(FileExistsError, match="run holds a run already"):
+        claim_folder(folder, TrainConfig(), corpus, resume=False)
+    claim_folder(folder, TrainConfig(), corpus, resume=True)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("config", "difference"),
+    [
+        (TrainConfig(steps=7), "its steps is 1000 and not 7"),
+        (TrainConfig(model={"width": 64}), "its width is None and not 64"),
+    ],
+)
+def test_folder_of_another_configuration_is_refused(
+    tmp_path: Path, corpus: Corpus, config: TrainConfig, difference: str
+) -> None:
+    claim_folder(tmp_path / "run", TrainConfig(), corpus, resume=False)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=difference):
+        claim_folder(tmp_path / "run", config, corpus, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_folder_of_another_text_is_refused(tmp_path: Path, corpus: Corpus) -> None:
+    claim_folder(tmp_path / "run", TrainConfig(), corpus, resume=False)
+    (tmp_path / "text.txt").write_bytes(b"other text " * 1000)
+    with pytest.raises(ValueError, match="its fingerprint is"):
+        claim_folder(
+            tmp_path / "run", TrainConfig(), open_corpus(tmp_path / "text.txt"), resume=True
+        )
+
+
+def test_folder_below_a_file_cannot_be_made(tmp_path: Path, corpus: Corpus) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write to the folder .*file/run: Not a directory"):
+        claim_folder(tmp_path / "file" / "run", TrainConfig(), corpus, resume=False)
+
+
+def test_log_forgets_what_its_checkpoint_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = RunLog(path, through_step=0)
+    for step in range(1, 6):
+        log.append({"step": step, "loss": 1 / 3 + step})
+    log.close()
+    with path.open("a") as file:
+        file.write('{"step": 6, "lo')  # a process killed in mid-line
+    log = RunLog(path, through_step=3)
+    log.append({"step": 4, "loss": math.nan})
+    log.close()
+    assert [record["step"] for record in read_log(path)] == [1, 2, 3, 4]
+    assert log.losses()[:3] == [1 / 3 + 1, 1 / 3 + 2, 1 / 3 + 3]
+    assert math.isnan(log.losses()[3])

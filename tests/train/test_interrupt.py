@@ -1,0 +1,38 @@
+"""Ctrl-C: the first asks, the second acts."""
+
+import signal
+import threading
+
+import pytest
+
+from unitscale.train.interrupt import deferred_interrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_is_a_request(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with deferred_interrupt() as stop:
+        assert not stop.is_made
+        signal.raise_signal(number)
+        assert stop.is_made
+    assert signal.getsignal(number) is before
+
+
+def test_second_signal_acts_at_once() -> None:
+    with deferred_interrupt():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_other_threads_are_left_alone() -> None:
+    seen = []
+
+    def body() -> None:
+        with deferred_interrupt() as stop:
+            seen.append(stop.is_made)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [False]
