@@ -1,0 +1,114 @@
+"""`rounded(x, fwd, bwd)`: round a tensor on its way forward and its gradient on its way back.
+
+The counterpart of `scaling.scaled`. Placed on the operands and the result of any multilinear op it
+turns that op into a low-precision one: autograd then sees rounded operands in all three products.
+`gemm.product` computes the same function and holds the operands in eight bits.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unitscale.formats import FORMATS, FloatFormat, round_to, torch_dtype
+
+__all__ = ["ProductFormats", "Quantized", "quantize", "round_value", "rounded"]
+
+SMALLEST_AMAX = 1e-12
+"""An all-zero tensor has no scale of its own; this keeps `amax / max` away from zero."""
+
+
+class ProductFormats(NamedTuple):
+    """Formats of one low-precision product, by name; None leaves a tensor as it is.
+
+    `forward` rounds both operands of the output product, `backward` the output gradient, `result`
+    each of output, grad_input and grad_weight. With `current`, an operand's scale is its amax now.
+    Names and not `FloatFormat`s, so that a printed graph can be read (and re-executed).
+    """
+
+    forward: str | None = None
+    backward: str | None = None
+    result: str | None = None
+    current: bool = False
+
+
+class Quantized(NamedTuple):
+    """`x ~ data * scale`; data is in the format's own dtype where torch has one."""
+
+    data: Tensor
+    scale: Tensor | None
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The rounded values in `dtype`, shape of the data."""
+        values = self.data.to(dtype)
+        return values if self.scale is None else values * self.scale.to(dtype)
+
+
+def quantize(x: Tensor, format_name: str | None, *, current: bool = False) -> Quantized:
+    """Round `x` to a format and hold it in as few bits as torch can.
+
+    Formats of eight bits and fewer saturate at their maximum; FP16 and BF16 overflow to infinity as
+    the hardware does. NaN stays NaN. With `current` the scale is `amax / max` of this tensor.
+    """
+    if format_name is None:
+        return Quantized(x, None)
+    values, scale = round_data(x, format_name, current=current)
+    # Two steps, because only round_to rounds once from every dtype; the cast is then exact.
+    dtype = torch_dtype(FORMATS[format_name])
+    return Quantized(values if dtype is None else values.to(dtype), scale)
+
+
+def round_data(x: Tensor, format_name: str, *, current: bool) -> tuple[Tensor, Tensor | None]:
+    """The data of a quantized `x` in the dtype of `x`, and its scale."""
+    fmt, scale = FORMATS[format_name], None
+    if current:
+        # float32: an amax that rounds in bf16 would move the largest value past the maximum.
+        scale = x.detach().abs().amax().float().clamp(min=SMALLEST_AMAX) / fmt.max
+        x = x / scale.to(x.dtype)
+    return round_to(x, fmt, saturate=saturates(fmt)), scale
+
+
+def saturates(fmt: FloatFormat) -> bool:
+    """Whether a cast to this format clamps: yes up to eight bits, no for FP16, BF16 and wider."""
+    return fmt.bits <= 8
+
+
+def round_value(x: Tensor, format_name: str | None, *, current: bool = False) -> Tensor:
+    """`x` rounded to a format, in the dtype of `x`."""
+    if format_name is None:
+        return x
+    values, scale = round_data(x, format_name, current=current)
+    return values if scale is None else values * scale.to(x.dtype)
+
+
+class Rounded(torch.autograd.Function):
+    """Forward rounds to one format, backward rounds the gradient to another."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, fwd: str | None, bwd: str | None, current: tuple[bool, bool]
+    ) -> Tensor:
+        ctx.bwd, ctx.current = bwd, current[1]
+        return x.view_as(x) if fwd is None else round_value(x, fwd, current=current[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return round_value(grad, ctx.bwd, current=ctx.current), None, None, None
+
+
+def rounded(
+    x: Tensor,
+    fwd: str | None = None,
+    bwd: str | None = None,
+    *,
+    current: tuple[bool, bool] = (False, False),
+) -> Tensor:
+    """Round `x` to the format named `fwd`, and its gradient to the one named `bwd`.
+
+    None leaves that direction as it is. The gradient passes values that saturated as well
+    (straight-through). `current` says per direction whether the scale is the tensor's own amax.
+    """
+    if fwd is None and bwd is None:
+        return x
+    return Rounded.apply(x, fwd, bwd, current)

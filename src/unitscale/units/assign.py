@@ -1,0 +1,111 @@
+"""From measured RMS to units, in plain Python: the theory of the design page in one file.
+
+A unit is a pair of powers of two (s, phi), kept as base-2 exponents. A tensor t is held as t / s
+and its gradient as phi * g, so that both have RMS between 2**-0.5 and 2**0.5.
+
+Every factor that the rewritten graph needs is a product of powers of units, a `Monomial`. For an op
+y = f(x_1 .. x_n) that sees x_i times c_i and whose output is multiplied by o / s(y),
+
+    backward factor of the edge x_i -> y  =  phi(x_i) / phi(y) * o * c_i / s(x_i)
+
+which makes the gradient that accumulates at x_i equal phi(x_i) * g(x_i), whatever the units are.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+MAX_EXPONENT = 40
+"""Units stay within 2**+-40, so that a product of three of them is inside float32's range."""
+
+ZERO_RMS = 2.0**-100
+"""Below this an RMS is that of a tensor (or gradient) that is zero but for rounding: no unit."""
+
+FILL = 2.0**64
+"""From this magnitude on a value is a fill value, such as a mask's `finfo.min`."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """log2 of the pair (s, phi) of one tensor."""
+
+    s: int = 0
+    phi: int = 0
+
+
+ONE = Unit()
+
+
+def exponent(rms: float | None) -> int:
+    """round(log2 rms), clamped to +-MAX_EXPONENT; 0 where the RMS gives no scale.
+
+    None, zero, NaN and infinity give no scale: 0, so the tensor is held as it is.
+    """
+    if rms is None or not ZERO_RMS <= rms < math.inf:  # false for NaN too
+        return 0
+    return max(-MAX_EXPONENT, min(MAX_EXPONENT, round(math.log2(rms))))
+
+
+def assign(rms: float | None, grad_rms: float | None, amax: float | None = None) -> Unit:
+    """The unit of a tensor: s = 2**round(log2 rms), phi = 2**-round(log2 grad_rms).
+
+    None (never measured, or no gradient) leaves that half at 1. A tensor with fill values (`amax`)
+    gets no s below 1, which would make infinities of them.
+    """
+    s = exponent(rms)
+    return Unit(max(s, 0) if amax is not None and amax >= FILL else s, -exponent(grad_rms))
+
+
+def reason(rms: float | None, grad_rms: float | None, amax: float | None = None) -> str | None:
+    """Why a tensor with these measurements keeps 1 for its s or phi; None if both have a scale."""
+    for name, value in (("value", rms), ("gradient", grad_rms)):
+        if value is not None and not math.isfinite(value):
+            return f"{name} is not finite"
+        if value is not None and value < ZERO_RMS:
+            return f"{name} is zero"
+    if amax is not None and amax >= FILL and exponent(rms) < 0:
+        return f"holds fill values of {amax:.1e}"
+    return None
+
+
+Symbol = tuple[str, str]
+"""("s" or "phi", tensor)."""
+
+
+@dataclass(frozen=True)
+class Monomial:
+    """A product of powers of units, e.g. s(x) s(w) / s(y); the empty product is exactly 1."""
+
+    powers: Mapping[Symbol, int] = field(default_factory=dict)
+
+    def __mul__(self, other: "Monomial") -> "Monomial":
+        powers = dict(self.powers)
+        for symbol, power in other.powers.items():
+            powers[symbol] = powers.get(symbol, 0) + power
+        return Monomial({symbol: power for symbol, power in powers.items() if power})
+
+    def __truediv__(self, other: "Monomial") -> "Monomial":
+        return self * Monomial({symbol: -power for symbol, power in other.powers.items()})
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.powers.items()))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether the factor is 1 for every assignment of units."""
+        return not self.powers
+
+    def log2(self, units: Mapping[str, Unit]) -> int:
+        """The exponent of this factor under an assignment; tensors without a unit count as 1."""
+        return sum(
+            power * getattr(units.get(tensor, ONE), half)
+            for (half, tensor), power in self.powers.items()
+        )
+
+
+def product(monomials: Iterable[Monomial]) -> Monomial:
+    """The product of some factors."""
+    result = Monomial()
+    for monomial in monomials:
+        result = result * monomial
+    return result

@@ -1,0 +1,125 @@
+"""Measure the RMS of every tensor and gradient of a captured graph while it computes a real step.
+
+The graph is interpreted as it is, node by node: the step is an ordinary step of the plain model,
+bit for bit. Only numbers are kept, so nothing stays alive longer than it would.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from unitscale.formats import FloatFormat
+from unitscale.numerics import amax, flushed_fraction, rms, saturated_fraction
+from unitscale.units.assign import ONE, Unit
+from unitscale.units.capture import TensorNode
+
+
+@dataclass
+class Reading:
+    """What one measuring step saw of a tensor, on the true values.
+
+    RMS and largest finite magnitude of the value (without infinities and fill values, such as a
+    mask's `finfo.min`) and of its gradient (None: no gradient came). The shares are of the
+    elements that the recipe's format loses at the unit in force during the step: `saturated`
+    above its maximum, `flushed` below its smallest value; None for a tensor that no product
+    rounds.
+    """
+
+    rms: float | None = None
+    amax: float | None = None
+    grad_rms: float | None = None
+    grad_amax: float | None = None
+    saturated: float | None = None
+    flushed: float | None = None
+    grad_saturated: float | None = None
+    grad_flushed: float | None = None
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """Which tensors are rounded by the recipe, in which format, and the units in force."""
+
+    forward: FloatFormat | None = None
+    backward: FloatFormat | None = None
+    operands: frozenset[fx.Node] = frozenset()
+    outputs: frozenset[fx.Node] = frozenset()
+    units: Mapping[str, Unit] = field(default_factory=dict)
+
+
+class Measurement:
+    """The readings of one measuring step; gradients arrive during its backward pass."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.readings: dict[str, Reading] = {}
+        self.handles: list[Any] = []
+
+    def read(self, tensor: TensorNode, value: Tensor) -> None:
+        """Record a value now, and its gradient when it comes."""
+        reading = self.readings.setdefault(tensor.name, Reading())
+        unit = self.watch.units.get(tensor.name, ONE)
+        plain = value.detach()
+        reading.rms, reading.amax = rms(plain, skip_fill=True).item(), largest(plain)
+        if tensor.node in self.watch.operands and self.watch.forward is not None:
+            held = plain * 2.0**-unit.s
+            reading.saturated = saturated_fraction(held, self.watch.forward).item()
+            reading.flushed = flushed_fraction(held, self.watch.forward).item()
+        if value.requires_grad:
+            self.handles.append(value.register_hook(self.gradient_hook(tensor, reading, unit)))
+
+    def gradient_hook(
+        self, tensor: TensorNode, reading: Reading, unit: Unit
+    ) -> Callable[[Tensor], None]:
+        """A hook that records the gradient of one tensor."""
+        watch = self.watch
+
+        def record(grad: Tensor) -> None:
+            plain = grad.detach()
+            reading.grad_rms, reading.grad_amax = rms(plain).item(), largest(plain)
+            if tensor.node in watch.outputs and watch.backward is not None:
+                held = plain * 2.0**unit.phi
+                reading.grad_saturated = saturated_fraction(held, watch.backward).item()
+                reading.grad_flushed = flushed_fraction(held, watch.backward).item()
+
+        return record
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a backward pass has come."""
+        return any(reading.grad_rms is not None for reading in self.readings.values())
+
+    def close(self) -> dict[str, Reading]:
+        """Stop listening and hand over the readings."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+        return self.readings
+
+
+def largest(x: Tensor) -> float:
+    """Largest finite magnitude; NaN if there is a NaN."""
+    return amax(torch.where(x.isinf(), 0.0, x)).item()
+
+
+class MeasuringInterpreter(fx.Interpreter):
+    """Runs a captured graph as it is and shows every tensor to a `Measurement`."""
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        tensors: Mapping[fx.Node, TensorNode],
+        measurement: Measurement,
+    ) -> None:
+        super().__init__(module)
+        self.tensors, self.measurement = tensors, measurement
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node and measure its value."""
+        value = super().run_node(n)
+        if n in self.tensors and isinstance(value, Tensor):
+            with torch.no_grad():
+                self.measurement.read(self.tensors[n], value)
+        return value

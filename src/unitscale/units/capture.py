@@ -1,0 +1,159 @@
+"""The tensors of a captured graph: which may have a unit, and under which name.
+
+Dynamo leaves on each node the fake tensor it computed with (`example_value`): its dtype, whether it
+requires a gradient, its storage and its version. A storage whose version moved was written to in
+place; every tensor on it keeps the unit (1, 1).
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+BOUNDARY = "input of the graph"
+MUTATED = "written to in place"
+SUBCLASS = "tensor subclass"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorNode:
+    """A floating-point tensor of a captured graph.
+
+    Args:
+        node: the node that computes it.
+        name: stable across recompiles: module path, op, occurrence; a parameter has its own name.
+        op: name of the op, "parameter" or "input".
+        pinned: why it keeps the unit (1, 1), or None.
+        requires_grad: whether a gradient reaches it.
+    """
+
+    node: fx.Node
+    name: str
+    op: str
+    pinned: str | None
+    requires_grad: bool
+
+
+# Calls that return their input itself when there is nothing to do.
+MAY_DO_NOTHING = ("to", "float", "double", "half", "bfloat16", "type_as", "contiguous", "reshape")
+
+
+def drop_idle_calls(graph: fx.Graph) -> None:
+    """Remove calls that returned their own input, such as `x.float()` of a float32 tensor.
+
+    Left in, the tensor would be two tensors to the rewrite, and where it has three consumers
+    autograd would sum their gradients in another order than in the plain model: a difference in
+    the last bit.
+    """
+    for node in list(graph.nodes):
+        if node.op != "call_method" or node.target not in MAY_DO_NOTHING:
+            continue
+        value, base = node.meta.get("example_value"), node.args[0]
+        if value is not None and value is base.meta.get("example_value"):
+            node.replace_all_uses_with(base)
+            graph.erase_node(node)
+
+
+def tensor_nodes(graph: fx.Graph) -> dict[fx.Node, TensorNode]:
+    """Every floating-point tensor that a node of the graph computes, in order."""
+    values = {
+        node: node.meta["example_value"]
+        for node in graph.nodes
+        if is_real_float(node.meta.get("example_value"))
+    }
+    written = written_storages(graph)
+    seen: Counter[str] = Counter()
+    found = {}
+    for node, value in values.items():
+        path = module_path(node)
+        op = op_name(node)
+        stem = input_name(node) if node.op == "placeholder" else ".".join(filter(None, (path, op)))
+        name = f"{stem}#{seen[stem]}" if seen[stem] else stem
+        seen[stem] += 1
+        found[node] = TensorNode(
+            node=node,
+            name=name,
+            op=op,
+            pinned=pin(node, value, written),
+            requires_grad=value.requires_grad,
+        )
+    return found
+
+
+def is_real_float(value: Any) -> bool:
+    """Whether a value is a tensor that can carry a unit: floating point, 16 bits or more."""
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point and value.itemsize >= 2
+
+
+def pin(node: fx.Node, value: torch.Tensor, written: set[int]) -> str | None:
+    """Why the tensor of a node keeps the unit (1, 1), or None if it may have one of its own."""
+    if node.op in ("placeholder", "get_attr"):
+        return BOUNDARY
+    if is_traceable_wrapper_subclass(value):
+        return SUBCLASS
+    return MUTATED if storage_id(value) in written else None
+
+
+def written_storages(graph: fx.Graph) -> set[int]:
+    """The storages that some op of the graph wrote to."""
+    values = (node.meta.get("example_value") for node in graph.nodes)
+    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    return {storage_id(v) for v in tensors if not v.is_inference() and v._version > 0} - {0}
+
+
+def storage_id(value: torch.Tensor) -> int:
+    """Identity of the memory behind a (fake) tensor; 0 for a tensor without storage of its own."""
+    try:
+        return value.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # wrapper subclasses, functorch levels
+        return 0
+
+
+def op_name(node: fx.Node) -> str:
+    """Name of the op of a node: `linear`, `add`, `view`; what it is for a node that is no op."""
+    if node.op == "placeholder":
+        return "parameter" if is_parameter(node) else "input"
+    target = node.target
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def is_parameter(node: fx.Node) -> bool:
+    """Whether a placeholder stands for a parameter of the model."""
+    value = node.meta.get("example_value")
+    return isinstance(value, torch.nn.Parameter) or "_parameters[" in source(node)
+
+
+def source(node: fx.Node) -> str:
+    """Dynamo's expression for a graph input, such as L['self']._parameters['weight']."""
+    argument = node.meta.get("grapharg")
+    name = getattr(getattr(argument, "source", None), "name", None)
+    return str(name() if callable(name) else name or node.target)
+
+
+def input_name(node: fx.Node) -> str:
+    """Stable name of a graph input: a parameter's qualified name, or the argument's name."""
+    return strip(source(node))
+
+
+def module_path(node: fx.Node) -> str:
+    """Qualified name of the innermost module whose forward made this node; empty at the root."""
+    stack = node.meta.get("nn_module_stack")
+    return strip(next(reversed(stack.values()))[0]) if stack else ""
+
+
+def strip(expression: str) -> str:
+    """Turn Dynamo's expression for an attribute into the dotted path a user knows.
+
+    L['self']._modules['layers']._modules['0']._parameters['weight'] -> layers.0.weight
+    """
+    dotted = re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", expression)
+    parts = [p for p in dotted.split(".") if p not in ("_modules", "_parameters", "_buffers")]
+    while parts and parts[0] in ("L", "G", "self", "args", ""):
+        head = parts.pop(0)
+        if head == "args" and parts:
+            parts.pop(0)  # L['args'][0] is `self` behind a decorator
+    return ".".join(parts)

@@ -1,0 +1,40 @@
+"""`hold`: the primitive of `scaling.scaled` with factors that are data, not code.
+
+A rewritten graph reads its factors from one small tensor, so that re-measuring writes numbers and
+never recompiles.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["hold"]
+
+
+class Hold(torch.autograd.Function):
+    """Forward multiplies by `fwd`, backward by `bwd`; None is exactly 1 and costs nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fwd: Tensor | None, bwd: Tensor | None) -> Tensor:
+        ctx.save_for_backward(bwd)
+        return x.view_as(x) if fwd is None else times(x, fwd)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (bwd,) = ctx.saved_tensors
+        return grad if bwd is None else times(grad, bwd), None, None
+
+
+def times(x: Tensor, factor: Tensor) -> Tensor:
+    """`x * factor` in the dtype of x; the factor is a scalar tensor, a power of two in practice."""
+    return (x * factor).to(x.dtype)  # `to`: two scalar tensors would promote to float32
+
+
+def hold(x: Tensor, fwd: Tensor | None = None, bwd: Tensor | None = None) -> Tensor:
+    """Multiply `x` by `fwd` on the way forward and its gradient by `bwd` on the way back.
+
+    The factors are scalar tensors on the device of `x`; None leaves that direction alone.
+    """
+    return Hold.apply(x, fwd, bwd)

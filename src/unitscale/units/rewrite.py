@@ -1,0 +1,263 @@
+"""Rewrite a captured graph: every tensor held at its unit, products in low precision.
+
+For each op, `plan_node` says by which factor each operand is multiplied on its way in and the
+output on its way out; `rewrite` writes the plan down as `hold` nodes around a copy of the op.
+Factors stay symbolic (`assign.Monomial`): the graph depends on the structure alone, the numbers
+come later.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from unitscale import gemm
+from unitscale.gemm import ProductFormats, rounded
+from unitscale.recipes import Recipe
+from unitscale.units.assign import Monomial, product
+from unitscale.units.capture import TensorNode, module_path
+from unitscale.units.hold import hold
+from unitscale.units.rules import Rule, argument, operands, rule_of
+
+# Products that `gemm` computes itself, with operands held in eight bits; the others are rounded
+# at their edges.
+GEMM: dict[Callable[..., Any] | str, Callable[..., Tensor]] = {
+    F.linear: gemm.linear,
+    torch.matmul: gemm.matmul,
+    operator.matmul: gemm.matmul,
+    torch.mm: gemm.matmul,
+    torch.bmm: gemm.matmul,
+    "matmul": gemm.matmul,
+    "mm": gemm.matmul,
+    "bmm": gemm.matmul,
+    "__matmul__": gemm.matmul,
+    torch.addmm: gemm.addmm,
+    "addmm": gemm.addmm,
+}
+
+
+@dataclass(kw_only=True)
+class NodePlan:
+    """The factors around one op.
+
+    Args:
+        before: per operand, the factor that brings it to its unit (products of a pinned tensor).
+        inside: per operand, the factor it is multiplied by before the op, after any rounding.
+        backward: per operand, the factor on its gradient.
+        after: the factor on the output.
+        after_backward: the factor on the output's gradient.
+        formats: how a product's operands are rounded; None leaves the op alone.
+    """
+
+    before: dict[fx.Node, Monomial] = field(default_factory=dict)
+    inside: dict[fx.Node, Monomial] = field(default_factory=dict)
+    backward: dict[fx.Node, Monomial] = field(default_factory=dict)
+    after: Monomial = field(default_factory=Monomial)
+    after_backward: Monomial = field(default_factory=Monomial)
+    formats: ProductFormats | None = None
+
+
+class Symbols:
+    """The symbolic unit of every tensor: which share one, and which are 1 for good."""
+
+    def __init__(self, tensors: dict[fx.Node, TensorNode], *, scale: bool) -> None:
+        self.tensors = tensors
+        self.s: dict[fx.Node, str] = {}
+        self.phi: dict[fx.Node, str] = {}
+        for node, tensor in tensors.items():
+            if tensor.pinned is not None or not scale:
+                continue
+            self.s[node] = tensor.name
+            if tensor.requires_grad:
+                self.phi[node] = tensor.name
+            rule = rule_of(node)
+            base = operands(node, rule)[0] if rule.kind == "view" else None
+            if base in self.s:
+                self.s[node] = self.s[base]
+                if rule.bijective and len(base.users) == 1 and {base, node} <= self.phi.keys():
+                    self.phi[node] = self.phi[base]
+
+    def unit(self, node: fx.Node) -> Monomial:
+        """s of a tensor."""
+        return Monomial({("s", self.s[node]): 1}) if node in self.s else Monomial()
+
+    def gradient(self, node: fx.Node) -> Monomial:
+        """phi of a tensor."""
+        return Monomial({("phi", self.phi[node]): 1}) if node in self.phi else Monomial()
+
+    def operand(self, node: fx.Node) -> Monomial:
+        """The unit at which a product takes an operand: of a pinned tensor too."""
+        return self.unit(node) if node in self.s else Monomial({("s", self.tensors[node].name): 1})
+
+
+def plan_node(node: fx.Node, symbols: Symbols, *, scale: bool) -> NodePlan:
+    """The factors around one op; see the module's docstring of `rules` for the kinds."""
+    tensors = symbols.tensors
+    inputs = [x for x in node.all_input_nodes if x in tensors]
+    rule = rule_of(node) if node in tensors else Rule(kind="general")
+    plan = NodePlan(inside={x: symbols.unit(x) for x in inputs})
+    if not scale:
+        return plan
+    taken = [x for x in operands(node, rule) if x in tensors] if rule.kind != "general" else []
+    at = {x: symbols.operand(x) if rule.product else symbols.unit(x) for x in taken}
+    plan.before = {x: symbols.unit(x) / at[x] for x in taken}
+    outside = Monomial()
+    if rule.kind in ("linear", "view"):
+        plan.inside |= dict.fromkeys(taken, Monomial())
+        outside = product(at.values())
+        bias = argument(node, rule.additive) if rule.additive else None
+        if bias in tensors:
+            plan.inside[bias] = symbols.unit(bias) / outside
+    elif rule.kind == "sum":
+        outside = symbols.unit(node)
+        plan.inside |= {x: symbols.unit(x) / outside for x in taken}
+        plan.before = {}
+    elif rule.kind == "attention":
+        query, key, value = taken[:3]
+        plan.inside |= {query: at[query] * at[key], key: Monomial(), value: Monomial()}
+        outside = at[value]
+    phi = symbols.gradient(node)
+    if any(carries_tensors(x) for x in node.all_input_nodes if x not in tensors):
+        # A tuple has no unit: what flows back into its elements must be the true gradient.
+        plan.after_backward, phi = Monomial() / phi, Monomial()
+    plan.after = outside / symbols.unit(node) if node in tensors else Monomial()
+    for x in inputs:
+        factor = plan.inside[x] * plan.before.get(x, Monomial())
+        plan.backward[x] = symbols.gradient(x) / phi * outside * factor / symbols.unit(x)
+    return plan
+
+
+def carries_tensors(node: fx.Node) -> bool:
+    """Whether a node's value is a tuple or list that holds tensors."""
+    value = node.meta.get("example_value")
+    return isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value)
+
+
+def formats_of(recipe: Recipe) -> ProductFormats | None:
+    """The recipe's formats by name, or None for a recipe that rounds nothing."""
+    if not recipe.rounds:
+        return None
+    forward, backward, result = (
+        f.name if f else None for f in (recipe.forward, recipe.backward, recipe.result)
+    )
+    return ProductFormats(forward, backward, result, recipe.source == "current")
+
+
+def is_rounded_product(node: fx.Node, recipe: Recipe) -> bool:
+    """Whether the recipe rounds the operands of this node."""
+    path = module_path(node)
+    skipped = any(fnmatchcase(path, pattern) for pattern in recipe.skip)
+    return recipe.rounds and not skipped and rule_of(node).product
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A rewritten graph: its first input is the vector of the numbers of `factors`, in order."""
+
+    module: fx.GraphModule
+    factors: list[Monomial]
+
+
+def rewrite(
+    module: fx.GraphModule, tensors: dict[fx.Node, TensorNode], recipe: Recipe, *, scale: bool
+) -> Rewritten:
+    """Hold every tensor at its unit (if `scale`) and round the operands of products.
+
+    The rewritten graph takes one more input, a float vector of factors, before the others; it
+    returns the true outputs and sends the true gradients to its inputs, whatever the units are.
+    """
+    writer = Writer(module, recipe)
+    symbols = Symbols(tensors, scale=scale)
+    for node in module.graph.nodes:
+        plan = NodePlan() if node.op == "placeholder" else plan_node(node, symbols, scale=scale)
+        if node in tensors and is_rounded_product(node, recipe):
+            plan.formats = formats_of(recipe)
+        writer.write(node, plan, symbols)
+    return writer.finish()
+
+
+class Writer:
+    """Copies a graph node by node, with `hold` and rounding around the copies."""
+
+    def __init__(self, module: fx.GraphModule, recipe: Recipe) -> None:
+        self.module, self.recipe = module, recipe
+        self.graph = fx.Graph()
+        self.copies: dict[fx.Node, fx.Node] = {}
+        self.factors: dict[Monomial, int] = {}
+        self.vector = self.graph.placeholder("factors")
+        self.scalars: fx.Node | None = None
+
+    def factor(self, monomial: Monomial) -> fx.Node | None:
+        """The node of a factor's number; None if it is 1 whatever the units are."""
+        if monomial.is_one:
+            return None
+        if self.scalars is None:
+            self.scalars = self.graph.call_function(torch.unbind, (self.vector,))
+        index = self.factors.setdefault(monomial, len(self.factors))
+        return self.graph.call_function(operator.getitem, (self.scalars, index))
+
+    def hold(self, x: fx.Node, fwd: Monomial, bwd: Monomial) -> fx.Node:
+        """`x` with a factor in each direction; `x` itself if both are 1."""
+        if fwd.is_one and bwd.is_one:
+            return x
+        return self.graph.call_function(hold, (x, self.factor(fwd), self.factor(bwd)))
+
+    def write(self, node: fx.Node, plan: NodePlan, symbols: Symbols) -> None:
+        """Copy one node with its plan."""
+        if node.op == "placeholder":
+            self.copies[node] = self.graph.node_copy(node)
+            return
+        formats, rule = plan.formats, rule_of(node)
+        by_gemm = formats is not None and rule.kind == "linear" and fits_gemm(node)
+        at_edges = None if by_gemm else formats
+        taken = operands(node, rule) if at_edges else []
+        edges = {
+            x: self.edge(x, plan, symbols, at_edges if x in taken else None)
+            for x in node.all_input_nodes
+        }
+        copy = self.graph.node_copy(node, edges.__getitem__)
+        if by_gemm:
+            copy.op, copy.target = "call_function", GEMM[node.target]
+            copy.kwargs = {**copy.kwargs, "formats": formats}
+        elif at_edges:
+            current = (False, at_edges.current)
+            copy = self.rounding(copy, at_edges.result, at_edges.backward, current)
+        if node.op != "output":
+            self.copies[node] = self.hold(copy, plan.after, plan.after_backward)
+
+    def edge(
+        self, x: fx.Node, plan: NodePlan, symbols: Symbols, formats: ProductFormats | None
+    ) -> fx.Node:
+        """An operand on its way into an op: brought to its unit, rounded, multiplied."""
+        edge, one = self.copies[x], Monomial()
+        if x not in symbols.tensors:
+            return edge
+        before, inside = plan.before.get(x, one), plan.inside.get(x, one)
+        backward = plan.backward.get(x, one) if symbols.tensors[x].requires_grad else one
+        if formats is None:
+            return self.hold(edge, before * inside, backward)
+        edge = self.hold(edge, before, one)
+        current = (formats.current, False)
+        edge = self.rounding(edge, formats.forward, formats.result, current)
+        return self.hold(edge, inside, backward)
+
+    def rounding(
+        self, x: fx.Node, fwd: str | None, bwd: str | None, current: tuple[bool, bool]
+    ) -> fx.Node:
+        """`x` with rounding in each direction."""
+        return self.graph.call_function(rounded, (x, fwd, bwd), {"current": current})
+
+    def finish(self) -> Rewritten:
+        """The module of the rewritten graph, checked."""
+        self.graph.lint()
+        return Rewritten(fx.GraphModule(self.module, self.graph), list(self.factors))
+
+
+def fits_gemm(node: fx.Node) -> bool:
+    """Whether `gemm` has this product with these arguments (`addmm` with its two factors at 1)."""
+    return node.target in GEMM and node.kwargs.keys() <= {"bias"}

@@ -1,0 +1,223 @@
+"""What each op does to the units of its tensors: the table behind the rewrite.
+
+An op falls in one of five kinds; an op that is not in the table is `general`, which is always
+right.
+
+    general    operands are recovered (times s) inside the op, the output divided by its unit after
+    linear     f(c x) = c f(x) in each of the named operands: factors move to one on the output
+    sum        a weighted sum: the factor s(x) / s(y) goes on each operand
+    view       linear in one operand and shares its storage: the output keeps its unit
+    attention  softmax(q k) v: linear in v; the product s(q) s(k) goes on q, whose logits see it
+
+`linear` needs positive homogeneity only (units are positive), of the op and of its derivative, so
+relu and max-pooling are linear too. Whatever the kind, gradients follow from the factors (rewrite).
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from unitscale.scaling import scaled
+
+Kind = Literal["general", "linear", "sum", "view", "attention"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How one op treats units.
+
+    Args:
+        kind: see the module's docstring.
+        operands: (position, keyword) of the tensors the op is linear in, or sums; lists count as
+        all
+            their tensors. Empty: every tensor argument.
+        additive: (position, keyword) of a bias, added after the product.
+        product: a matrix product, where a recipe rounds the operands.
+        bijective: a view of every element once, so its gradient has the RMS of its input's.
+    """
+
+    kind: Kind
+    operands: tuple[tuple[int, str], ...] = ()
+    additive: tuple[int, str] | None = None
+    product: bool = False
+    bijective: bool = False
+
+
+GENERAL = Rule(kind="general")
+FIRST = Rule(kind="linear", operands=((0, "input"),))
+BOTH = Rule(kind="linear", operands=((0, "input"), (1, "other")))
+SUM = Rule(kind="sum")
+RESHAPE = Rule(kind="view", operands=((0, "input"),), bijective=True)
+SLICE = Rule(kind="view", operands=((0, "input"),))
+
+MATMUL = Rule(kind="linear", operands=((0, "input"), (1, "mat2")), product=True)
+WEIGHTED = Rule(
+    kind="linear", operands=((0, "input"), (1, "weight")), additive=(2, "bias"), product=True
+)
+ADD_PRODUCT = Rule(
+    kind="linear", operands=((1, "mat1"), (2, "mat2")), additive=(0, "input"), product=True
+)
+EINSUM = Rule(kind="linear", product=True)
+ATTENTION = Rule(kind="attention", operands=((0, "query"), (1, "key"), (2, "value")), product=True)
+
+RULES: dict[Callable[..., Any] | str, Rule] = {
+    # products
+    F.linear: WEIGHTED,
+    F.conv1d: WEIGHTED,
+    F.conv2d: WEIGHTED,
+    F.conv3d: WEIGHTED,
+    F.conv_transpose1d: WEIGHTED,
+    F.conv_transpose2d: WEIGHTED,
+    F.conv_transpose3d: WEIGHTED,
+    F.scaled_dot_product_attention: ATTENTION,
+    torch.matmul: MATMUL,
+    operator.matmul: MATMUL,
+    torch.mm: MATMUL,
+    torch.bmm: MATMUL,
+    "matmul": MATMUL,
+    "mm": MATMUL,
+    "bmm": MATMUL,
+    "__matmul__": MATMUL,
+    torch.addmm: ADD_PRODUCT,
+    torch.baddbmm: ADD_PRODUCT,
+    "addmm": ADD_PRODUCT,
+    "baddbmm": ADD_PRODUCT,
+    torch.einsum: EINSUM,
+    torch.functional.einsum: EINSUM,
+    # sums
+    torch.add: SUM,
+    torch.sub: SUM,
+    operator.add: SUM,
+    operator.sub: SUM,
+    "add": SUM,
+    "sub": SUM,
+    torch.cat: Rule(kind="sum", operands=((0, "tensors"),)),
+    torch.stack: Rule(kind="sum", operands=((0, "tensors"),)),
+    torch.where: Rule(kind="sum", operands=((1, "input"), (2, "other"))),
+    torch.maximum: SUM,
+    torch.minimum: SUM,
+    # element by element
+    torch.mul: BOTH,
+    operator.mul: BOTH,
+    "mul": BOTH,
+    torch.div: FIRST,
+    operator.truediv: FIRST,
+    "div": FIRST,
+    torch.neg: FIRST,
+    operator.neg: FIRST,
+    "neg": FIRST,
+    torch.abs: FIRST,
+    F.relu: FIRST,
+    torch.relu: FIRST,
+    "relu": FIRST,
+    F.leaky_relu: FIRST,
+    F.dropout: FIRST,
+    scaled: Rule(kind="linear", operands=((0, "x"),)),
+    # reductions, gathers, copies
+    torch.sum: FIRST,
+    torch.mean: FIRST,
+    torch.cumsum: FIRST,
+    "sum": FIRST,
+    "mean": FIRST,
+    "cumsum": FIRST,
+    F.embedding: Rule(kind="linear", operands=((1, "weight"),)),
+    F.avg_pool1d: FIRST,
+    F.avg_pool2d: FIRST,
+    F.adaptive_avg_pool1d: FIRST,
+    F.adaptive_avg_pool2d: FIRST,
+    F.max_pool1d: FIRST,
+    F.max_pool2d: FIRST,
+    F.interpolate: FIRST,
+    torch.gather: FIRST,
+    torch.index_select: FIRST,
+    torch.roll: FIRST,
+    torch.flip: FIRST,
+    torch.tril: FIRST,
+    torch.triu: FIRST,
+    torch.clone: FIRST,
+    torch.repeat_interleave: FIRST,
+    "gather": FIRST,
+    "index_select": FIRST,
+    "roll": FIRST,
+    "tril": FIRST,
+    "repeat": FIRST,
+    "repeat_interleave": FIRST,
+    "clone": FIRST,
+    "to": FIRST,
+    "float": FIRST,
+    "type_as": FIRST,
+    # views
+    "view": RESHAPE,
+    "reshape": RESHAPE,
+    "transpose": RESHAPE,
+    "permute": RESHAPE,
+    "flatten": RESHAPE,
+    "unflatten": RESHAPE,
+    "squeeze": RESHAPE,
+    "unsqueeze": RESHAPE,
+    "contiguous": RESHAPE,
+    "swapaxes": RESHAPE,
+    "t": RESHAPE,
+    torch.reshape: RESHAPE,
+    torch.transpose: RESHAPE,
+    torch.permute: RESHAPE,
+    torch.flatten: RESHAPE,
+    torch.squeeze: RESHAPE,
+    torch.unsqueeze: RESHAPE,
+    torch.swapaxes: RESHAPE,
+    torch.t: RESHAPE,
+    "expand": SLICE,
+    "expand_as": SLICE,
+    "detach": SLICE,
+    torch.detach: SLICE,
+    "narrow": FIRST,
+    "select": FIRST,
+    operator.getitem: FIRST,
+}
+
+
+# Ops that may write into their input, and the position of the argument that says so.
+INPLACE_FLAG: dict[Any, int] = {F.relu: 1, F.leaky_relu: 2, F.dropout: 3}
+
+
+def rule_of(node: fx.Node) -> Rule:
+    """The rule for a node of a captured graph; `general` where the table has none that fits.
+
+    A sum of a tensor and a number, one tensor in two slots, a division that rounds and an op that
+    writes into its input are general, although their ops are in the table.
+    """
+    rule = RULES.get(node.target, GENERAL) if node.op.startswith("call_") else GENERAL
+    if rule.kind == "general":
+        return GENERAL
+    slots = [argument(node, slot) for slot in rule.operands] or list(node.args)
+    if rule.kind == "sum" and not all(isinstance(x, fx.Node | list | tuple) for x in slots[:2]):
+        return GENERAL
+    occurrences: list[fx.Node] = []
+    fx.node.map_arg(slots, occurrences.append)
+    if rule.kind != "sum" and len(set(occurrences)) != len(occurrences):
+        return GENERAL
+    inplace = INPLACE_FLAG.get(node.target)
+    if node.kwargs.get("inplace") or (
+        inplace is not None and node.args[inplace : inplace + 1] == (True,)
+    ):
+        return GENERAL
+    return GENERAL if node.kwargs.get("rounding_mode") else rule
+
+
+def argument(node: fx.Node, slot: tuple[int, str]) -> Any:
+    """The argument of a call in a (position, keyword) slot, or None if the call leaves it out."""
+    position, keyword = slot
+    return node.args[position] if len(node.args) > position else node.kwargs.get(keyword)
+
+
+def operands(node: fx.Node, rule: Rule) -> list[fx.Node]:
+    """The nodes in the rule's operand slots, each once, in order; every input if it names none."""
+    found: dict[fx.Node, None] = {}
+    slots = [argument(node, slot) for slot in rule.operands] if rule.operands else list(node.args)
+    fx.node.map_arg(slots, found.setdefault)
+    return list(found)

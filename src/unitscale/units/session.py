@@ -1,0 +1,205 @@
+"""What a unit-scaled model remembers: its recipe, its units, and the graphs that it runs.
+
+A `Session` is a torch.compile backend. Every graph that Dynamo captures becomes an `Executable`,
+which measures at the steps of the schedule and otherwise runs the rewritten graph.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+from torch._dynamo import lookup_backend
+
+from unitscale.recipes import Recipe
+from unitscale.units.assign import Unit, assign, reason
+from unitscale.units.calibrate import Measurement, MeasuringInterpreter, Reading, Watch
+from unitscale.units.capture import TensorNode, drop_idle_calls, tensor_nodes
+from unitscale.units.report import UnitRow
+from unitscale.units.rewrite import is_rounded_product, rewrite
+from unitscale.units.rules import operands, rule_of
+
+Remeasure = Literal["geometric", "once", "never"] | Collection[int]
+
+
+def is_due(step: int, remeasure: Remeasure) -> bool:
+    """Whether the graph's training step number `step` (from 0) is a measuring step.
+
+    geometric: 0, 1, 2, 4, 8, ...; once: 0; never: none; else the steps of the collection.
+    """
+    if isinstance(remeasure, str):
+        schedule = {"geometric": step & (step - 1) == 0, "once": step == 0, "never": False}
+        return schedule[remeasure]
+    return step in remeasure
+
+
+class Session:
+    """A torch.compile backend that runs graphs under a recipe, at units if `scale`.
+
+    Args:
+        recipe: how the operands of products are rounded.
+        scale: hold every tensor at its unit.
+        remeasure: when to measure, see `is_due`.
+        inner: the torch.compile backend that gets the rewritten graph.
+        factor_dtype: dtype of the vector of factors.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        scale: bool,
+        remeasure: Remeasure = "geometric",
+        inner: str | Callable[..., Any] = "inductor",
+        factor_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.recipe, self.scale, self.remeasure, self.inner = recipe, scale, remeasure, inner
+        self.factor_dtype = factor_dtype
+        self.units: dict[str, Unit] = {}
+        self.readings: dict[str, Reading] = {}
+        self.executables: list[Executable] = []
+        self.measure_next = False
+
+    def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> "Executable":
+        """The torch.compile backend: one captured graph in, a callable out."""
+        executable = Executable(self, module, example_inputs)
+        self.executables.append(executable)
+        return executable
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of a compiled model is a plain model, as torch has it."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return type(None), ()
+
+    def request_measurement(self) -> None:
+        """Make the next step of every graph a measuring step."""
+        for executable in self.executables:
+            executable.requested = True
+        self.measure_next = True
+
+    def collect(self) -> None:
+        """Take over the readings of measuring steps whose backward pass is done."""
+        for executable in self.executables:
+            executable.collect()
+
+    def restore(self, units: dict[str, Unit]) -> None:
+        """Take units from a file: as if they had been measured."""
+        self.units |= units
+        for name in units:
+            self.readings.setdefault(name, Reading())
+        for executable in self.executables:
+            executable.update()
+
+    def adopt(self, readings: dict[str, Reading]) -> None:
+        """Keep readings, and set units by them."""
+        self.readings |= readings
+        for name, reading in readings.items() if self.scale else ():
+            self.units[name] = assign(reading.rms, reading.grad_rms, reading.amax)
+        for executable in self.executables:
+            executable.update()
+
+    def rows(self) -> list[UnitRow]:
+        """One row per tensor of every graph, in order of first appearance."""
+        self.collect()
+        rows: dict[str, UnitRow] = {}
+        for executable in self.executables:
+            for tensor in executable.tensors.values():
+                rows.setdefault(tensor.name, self.row(tensor))
+        return list(rows.values())
+
+    def row(self, tensor: TensorNode) -> UnitRow:
+        """The row of one tensor."""
+        reading = self.readings.get(tensor.name, Reading())
+        unit = self.units.get(tensor.name, Unit())
+        why = tensor.pinned or reason(reading.rms, reading.grad_rms, reading.amax)
+        if reading.rms is None:
+            why = why or "not measured yet"
+        return UnitRow.of(tensor.name, tensor.op, unit, reading, why)
+
+
+class Executable:
+    """One captured graph: measured at some steps, run as rewritten at the others."""
+
+    def __init__(
+        self, session: Session, module: fx.GraphModule, example_inputs: Sequence[Any]
+    ) -> None:
+        self.session, self.module = session, module
+        drop_idle_calls(module.graph)
+        self.tensors = tensor_nodes(module.graph)
+        self.training = torch.is_grad_enabled() and any(
+            isinstance(x, Tensor) and x.requires_grad for x in example_inputs
+        )
+        self.steps = 0
+        self.requested = session.measure_next
+        self.pending: Measurement | None = None
+        rewritten = rewrite(module, self.tensors, session.recipe, scale=session.scale)
+        self.factors = rewritten.factors
+        self.device = next((x.device for x in example_inputs if isinstance(x, Tensor)), None)
+        self.update()
+        self.run = self.compile(rewritten.module, example_inputs)
+
+    def compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Hand the rewritten graph to the inner compiler."""
+        inner = self.session.inner
+        if inner == "eager":
+            return module.forward
+        compiler = lookup_backend(inner) if isinstance(inner, str) else inner
+        return compiler(module, [self.vector, *inputs])
+
+    def __call__(self, *args: Any) -> Any:
+        """One step: measure if it is due, else run the rewritten graph."""
+        self.collect()
+        if self.is_due():
+            self.pending = Measurement(self.watch())
+            self.requested = False
+            return MeasuringInterpreter(self.module, self.tensors, self.pending).run(*args)
+        self.steps += self.training
+        return self.run(self.vector, *args)
+
+    def is_due(self) -> bool:
+        """Whether the next step measures: the schedule or a request says so.
+
+        A graph that runs without gradients (evaluation) uses the units of the training graphs, and
+        measures its values once if it has a tensor that none of them has.
+        """
+        if self.requested or self.pending is not None:
+            return True
+        if self.training:
+            return is_due(self.steps, self.session.remeasure)
+        known = self.session.readings
+        wants = self.session.scale and self.session.remeasure != "never"
+        return wants and any(tensor.name not in known for tensor in self.tensors.values())
+
+    def collect(self) -> None:
+        """Take over a finished measurement; one whose backward pass never came is taken again."""
+        if self.pending is None or (self.training and not self.pending.has_gradients):
+            return
+        readings = self.pending.close()
+        self.pending = None
+        self.steps += self.training
+        if not self.training:
+            known = self.session.readings
+            readings = {name: r for name, r in readings.items() if name not in known}
+        self.session.adopt(readings)
+
+    def update(self) -> None:
+        """Write the numbers of the factors under the session's units into a new vector.
+
+        A new one, because a backward pass still to come holds on to the old.
+        """
+        values = [2.0 ** factor.log2(self.session.units) for factor in self.factors]
+        self.vector = torch.tensor(values, dtype=self.session.factor_dtype, device=self.device)
+
+    def watch(self) -> Watch:
+        """What the recipe rounds in this graph."""
+        recipe = self.session.recipe
+        products = [n for n in self.tensors if is_rounded_product(n, recipe)]
+        taken: Iterable[fx.Node] = (x for n in products for x in operands(n, rule_of(n)))
+        return Watch(
+            forward=recipe.forward,
+            backward=recipe.backward,
+            operands=frozenset(taken),
+            outputs=frozenset(products),
+            units=self.session.units,
+        )
