@@ -88,8 +88,8 @@ def compare(
         )
         corpus = open_corpus(data)
         corpus.require(batch_size=base.batch_size, length=base.sequence_length + 1)
-        claim_comparison(out, configs, corpus, resume=resume)
         option.set_threads(threads)
+        claim_comparison(out, configs, corpus, resume=resume)
     with running():
         results = run(configs, corpus, out, resume=resume)
         if json:

@@ -72,8 +72,8 @@ def train(
         )
         corpus = open_corpus(data)
         corpus.require(batch_size=config.batch_size, length=config.sequence_length + 1)
-        claim_folder(out, config, corpus, resume=resume)
         option.set_threads(threads)
+        claim_folder(out, config, corpus, resume=resume)
     with running():
         from unitscale import train as training
 

@@ -16,12 +16,12 @@ BASELINE = "fp32"
 KINDS = ("activations", "gradients", "weights")
 TITLES = (
     "recipe",
-    "valid loss",
-    f"vs {BASELINE}",
-    "train loss",
+    "valid\nloss",
+    f"vs\n{BASELINE}",
+    "train\nloss",
     "tokens/s",
-    "saved for backward",
-    "% in range: act / grad / weight",
+    "saved for\nbackward",
+    "in range, %\nact/grad/wt",
     "",
 )
 
@@ -77,9 +77,17 @@ class Summary:
             self.final_train_loss.text(),
             "–" if self.tokens_per_s is None else f"{self.tokens_per_s:,.0f}",
             bytes_text(self.peak_bytes_saved_for_backward),
-            " / ".join(percent(self.share_in_range.get(kind)) for kind in KINDS),
-            "" if not self.diverged else f"diverged ({self.diverged} of {self.seeds})",
+            "/".join(percent(self.share_in_range.get(kind)) for kind in KINDS),
+            ""
+            if not self.diverged
+            else "diverged" + (f" ({self.diverged} of {self.seeds})" if self.seeds > 1 else ""),
         )
+
+    def note(self) -> str:
+        """Whether it diverged, and how often."""
+        if not self.diverged:
+            return ""
+        return "diverged" + (f" ({self.diverged} of {self.seeds})" if self.seeds > 1 else "")
 
 
 def summarize(runs: Sequence[Run]) -> list[Summary]:

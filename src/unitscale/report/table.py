@@ -11,7 +11,9 @@ from unitscale.report.summary import TITLES, summarize
 
 def comparison_table(results: Mapping[str, Any]) -> Table:
     """The table of a results.json, one row per recipe; a diverged one is red."""
-    table = Table(title=headline(results), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=headline(results), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0
+    )
     for index, title in enumerate(TITLES):
         table.add_column(title, justify="right" if 0 < index < len(TITLES) - 1 else "left")
     for summary in summarize(results["runs"]):
