@@ -88,8 +88,10 @@ def train(
         if json:
             print(json_module.dumps(asdict(result), indent=2))
             return
-        from unitscale.report import plain_table
+        from unitscale.report import comparison_table
 
-        row = asdict(result)
-        row |= {f"{kind} in range": share for kind, share in row.pop("share_in_range").items()}
-        show(plain_table([row]))
+        show(
+            comparison_table(
+                {"data": corpus.name, "model": model, "steps": steps, "runs": [asdict(result)]}
+            )
+        )

@@ -78,9 +78,7 @@ class Summary:
             "–" if self.tokens_per_s is None else f"{self.tokens_per_s:,.0f}",
             bytes_text(self.peak_bytes_saved_for_backward),
             "/".join(percent(self.share_in_range.get(kind)) for kind in KINDS),
-            ""
-            if not self.diverged
-            else "diverged" + (f" ({self.diverged} of {self.seeds})" if self.seeds > 1 else ""),
+            self.note(),
         )
 
     def note(self) -> str:

@@ -1,0 +1,187 @@
+"""`unitscale compare` and `unitscale train`, run as a user runs them on a tiny model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.tiny import text_corpus
+from unitscale.cli import main
+
+TINY = ["--width", "32", "--depth", "1", "--batch-size", "4", "--sequence-length", "16"]
+TINY += ["--set", "eval_windows=8"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return text_corpus(tmp_path).train.pieces[0].path
+
+
+class Command:
+    """Runs the command line in this process."""
+
+    def __init__(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data: Path
+    ) -> None:
+        self.capsys, self.monkeypatch, self.data = capsys, monkeypatch, data
+
+    def __call__(self, command: str, *arguments: object) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of one command on the tiny model."""
+        line = [command, "--data", self.data, *TINY, *arguments]
+        self.monkeypatch.setattr(sys, "argv", ["unitscale", *map(str, line)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = self.capsys.readouterr()
+        return stopped.value.code or 0, out, err
+
+
+@pytest.fixture
+def command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data: Path
+) -> Command:
+    return Command(capsys, monkeypatch, data)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+RUN_KEYS = {
+    "recipe",
+    "final_train_loss",
+    "valid_loss",
+    "diverged",
+    "tokens_per_s",
+    "peak_bytes_saved_for_backward",
+    "share_in_range",
+}
+
+
+def test_comparison_writes_its_results_and_prints_them_as_json(
+    command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = command(
+        *("compare", "--steps", 6, "--seeds", 2, "--recipes", "fp32,fp8-none,fp8"),
+        *("--out", out, "--json"),
+    )
+    assert code == 0, stderr
+    results = json.loads(stdout)
+    assert json.loads((out / "results.json").read_text()) == results
+    assert (results["data"], results["model"], results["steps"]) == ("text.txt", "attention", 6)
+    assert [(run["recipe"], run["seed"]) for run in results["runs"]] == [
+        (recipe, seed) for seed in (0, 1) for recipe in ("fp32", "fp8-none", "fp8")
+    ]
+    for run in results["runs"]:
+        assert run.keys() >= RUN_KEYS
+        assert run["share_in_range"].keys() == {"activations", "gradients", "weights"}
+        assert run["peak_bytes_saved_for_backward"] > 0
+        assert (out / "runs" / f"{run['recipe']}-seed{run['seed']}" / "log.jsonl").exists()
+    losses = {run["recipe"]: run["final_train_loss"] for run in results["runs"][:3]}
+    assert len(set(losses.values())) == 3  # rounding and parametrization both made a difference
+    assert [row["recipe"] for row in results["summary"]] == ["fp32", "fp8-none", "fp8"]
+    assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert "fp8-none" in (out / "report.html").read_text()
+    assert "fp8 seed 1: step 6/6  loss " in stderr
+
+
+def test_comparison_prints_a_table(command: Command, tmp_path: Path) -> None:
+    code, stdout, _ = command("compare", "--steps", 2, "--recipes", "fp32", "--out", tmp_path / "x")
+    assert code == 0
+    assert "attention model on text.txt: 2 steps, 1 seed" in stdout
+    assert "report.html" in stdout
+
+
+def test_finished_comparison_resumes_to_the_same_results(command: Command, tmp_path: Path) -> None:
+    line = ["compare", "--steps", 3, "--recipes", "fp32", "--out", tmp_path / "out", "--json"]
+    _, first, _ = command(*line)
+    before = files(tmp_path / "out")
+    code, _, err = command(*line)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "add --resume" in err
+    assert files(tmp_path / "out") == before
+    code, again, _ = command(*line, "--resume")
+    assert code == 0
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--steps", 4], "its steps is 3 and not 4"),
+        (["--width", 64], "its width is 32 and not 64"),
+        (["--recipes", "fp32-units"], "also holds the run fp32-seed0"),
+    ],
+)
+def test_comparison_of_something_else_does_not_resume(
+    changes: list[Any], message: str, command: Command, tmp_path: Path
+) -> None:
+    line = ["compare", "--steps", 3, "--recipes", "fp32", "--out", tmp_path / "out"]
+    command(*line)
+    before = files(tmp_path / "out")
+    code, _, err = command(*line, "--resume", *changes)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert files(tmp_path / "out") == before
+
+
+def test_damaged_checkpoint_is_one_line_and_exit_code_1(command: Command, tmp_path: Path) -> None:
+    line = ["train", "--recipe", "fp32", "--steps", 3, "--out", tmp_path / "run"]
+    command(*line)
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"garbage")
+    before = files(tmp_path / "run")
+    code, out, err = command(*line, "--resume")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "checkpoint.safetensors is not a checkpoint of this run" in err
+    assert files(tmp_path / "run") == before
+
+
+def test_train_prints_its_result_as_json(command: Command, tmp_path: Path) -> None:
+    line = ["train", "--recipe", "fp32", "--steps", 3, "--out", tmp_path / "run", "--seed", 5]
+    code, stdout, _ = command(*line, "--json")
+    assert code == 0
+    result = json.loads(stdout)
+    assert (result["recipe"], result["seed"], result["steps_done"]) == ("fp32", 5, 3)
+    code, stdout, _ = command(*line, "--resume")
+    assert code == 0
+    assert "fp32" in stdout
+
+
+def test_ctrl_c_leaves_a_folder_that_resumes(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = [sys.executable, "-m", "unitscale", "compare", "--data", data, *TINY]
+    line += ["--recipes", "fp32,fp32-units", "--steps", "100000", "--out", out, "--threads", "1"]
+    log = out / "runs" / "fp32-seed0" / "log.jsonl"
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (log.exists() and log.read_text().count("\n") > 20):
+            assert time.monotonic() < deadline, "no progress in a minute"
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    assert stderr.count("Traceback") == 0
+    last = stderr.splitlines()[-1]
+    assert last.startswith("unitscale: stopped after step ")
+    assert last.endswith("--resume continues from there")
+    steps = json.loads(log.read_text().splitlines()[-1])["step"]
+    assert f"after step {steps} of 100000" in last
+    assert sorted(path.name for path in log.parent.iterdir()) == [
+        "checkpoint.safetensors",
+        "config.json",
+        "log.jsonl",
+    ]
