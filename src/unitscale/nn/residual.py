@@ -1,0 +1,163 @@
+"""Residual branches: how much each adds, and where it is normalized.
+
+A residual layer is `y = a * x + b * f(x)` with `a^2 + b^2 = 1`, so that unit inputs give a unit
+output. A scheme says what `tau = b / a` is for branch `index` (counted from 0) of `depth`.
+The factor b is applied to the branch's output forward and to its *input's* gradient backward, so
+that gradients inside the branch have unit scale too (the delayed factor of the 2023 paper).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+from torch import Tensor, nn
+
+import unitscale.functional as U
+
+NormPlacement = Literal["pre", "post", "none", "res-post"]
+
+
+class Scheme(Protocol):
+    """Anything that gives a branch its ratio."""
+
+    def tau(self, index: int, depth: int) -> float:
+        """Ratio of branch to skip weight for branch `index` of `depth`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """Every branch has the same share of the variance: `b^2 = share`. Source: the 2023 paper."""
+
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"Fixed: share={self.share} is not between 0 and 1 (both excluded).")
+
+    def tau(self, index: int, depth: int) -> float:
+        """sqrt(share / (1 - share)), whatever the branch."""
+        return math.sqrt(self.share / (1 - self.share))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningMean:
+    """The input and all branches so far have equal shares: `b^2 = 1 / (index + 2)`.
+
+    This is the plain sum `x + f1 + f2 + ...` of unit terms, held at unit scale.
+    """
+
+    def tau(self, index: int, depth: int) -> float:
+        """1 / sqrt(index + 1): `index + 1` equal terms are in the stream already."""
+        return 1 / math.sqrt(index + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """Every branch has the same `tau = b / a`."""
+
+    ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < math.inf:
+            raise ValueError(f"Ratio: ratio={self.ratio} is not a positive number.")
+
+    def tau(self, index: int, depth: int) -> float:
+        """The ratio, whatever the branch."""
+        return self.ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternating:
+    """u-muP's scheme for a stack of attention (even index) and MLP (odd index) branches.
+
+    The mean variance of all attention and all MLP branches is `alpha_res^2` of the input's, and
+    attention's is `alpha_res_attn_ratio^2` of the MLP's; with both 1 the input, all attention and
+    all MLP branches contribute a third each. Source: u-muP, appendix G.
+    """
+
+    alpha_res: float = 1.0
+    alpha_res_attn_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("alpha_res", "alpha_res_attn_ratio"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"Alternating: {name}={getattr(self, name)} is not positive.")
+
+    def tau(self, index: int, depth: int) -> float:
+        """a_i / sqrt(depth / 2 + n_attn * a_attn^2 + n_mlp * a_mlp^2), branches so far counted."""
+        mlp = self.alpha_res * math.sqrt(2 / (1 + self.alpha_res_attn_ratio**2))
+        attn = self.alpha_res_attn_ratio * mlp
+        n_attn, n_mlp = (index + 1) // 2, index // 2
+        own = mlp if index % 2 else attn
+        return own / math.sqrt(depth / 2 + n_attn * attn**2 + n_mlp * mlp**2)
+
+
+class Residual(nn.Module):
+    """A branch around which the input is carried: `y = a * x + b * body(x)`.
+
+    Args:
+        body: the branch; its input and output have the same shape.
+        scheme: gives `tau = b / a`; see the module docstring.
+        index: which branch of the stack this is, from 0.
+        depth: how many branches the stack has (only `Alternating` asks).
+        norm: the normalization module, or None.
+        placement: "pre" `body(norm(x))`; "post" norm of the sum; "res-post" `norm(body(x))`, on
+            the branch before the sum; "none".
+    """
+
+    split = staticmethod(U.residual_split)
+    add = staticmethod(U.residual_add)
+
+    def __init__(
+        self,
+        body: nn.Module,
+        scheme: Scheme = Ratio(),
+        *,
+        index: int = 0,
+        depth: int = 1,
+        norm: nn.Module | None = None,
+        placement: NormPlacement = "none",
+    ) -> None:
+        super().__init__()
+        check_placement(placement)
+        if (norm is None) != (placement == "none"):
+            raise ValueError(
+                f"Residual: norm is {type(norm).__name__} and placement is {placement!r}; give "
+                "both, or neither."
+            )
+        self.body = body
+        self.norm = norm
+        self.placement = placement
+        self.tau = scheme.tau(index, depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x and the result have the shape of the stream."""
+        skip, branch = self.split(x, self.tau)
+        if self.placement == "pre":
+            branch = self.norm(branch)
+        branch = self.body(branch)
+        if self.placement == "res-post":
+            branch = self.norm(branch)
+        x = self.add(branch, skip, self.tau)
+        return self.norm(x) if self.placement == "post" else x
+
+    def extra_repr(self) -> str:
+        """Ratio and placement."""
+        return f"tau={self.tau:.4g}, placement={self.placement!r}"
+
+
+class Stack(nn.Sequential):
+    """Layers in turn. `depth`, which u-muP's learning rates need, counts the residual branches."""
+
+    @property
+    def depth(self) -> int:
+        """Number of `Residual`s below, at least 1."""
+        return max(1, sum(isinstance(module, Residual) for module in self.modules()))
+
+
+def check_placement(placement: str) -> None:
+    """Raise ValueError, with the legal names, unless `placement` is a `NormPlacement`."""
+    if placement not in get_args(NormPlacement):
+        raise ValueError(
+            f"unknown norm placement {placement!r}; use one of {', '.join(get_args(NormPlacement))}"
+        )
