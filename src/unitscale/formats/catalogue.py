@@ -95,7 +95,7 @@ def parse(name: str) -> FloatFormat:
             wanted, exponent_bits, mantissa_bits, bias, Specials.IEEE, "IEEE-like, on demand"
         )
     nearest = difflib.get_close_matches(wanted, FORMATS, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    hint = f", did you mean {nearest[0]}?" if nearest else ""
     raise ValueError(
-        f"unknown format {name!r}; {hint}Expected one of {', '.join(FORMATS)}, or E<x>M<y>"
+        f"unknown format {name!r}{hint}; expected one of {', '.join(FORMATS)}, or E<x>M<y>"
     )

@@ -13,7 +13,7 @@ from unitscale.formats.rounding import round_to
 def encode(x: Tensor, fmt: FloatFormat, **rounding: Any) -> Tensor:
     """The codes of `round_to(x, fmt, **rounding)`: uint8, of x's shape, unused top bits zero.
 
-    NaN becomes a NaN code, or in a format without NaN the code of -0, as in ml_dtypes.
+    NaN becomes a NaN code, or in a format without NaN the code of -0.
 
     Args:
         x: float64, float32, bfloat16 or float16.
@@ -32,7 +32,7 @@ def encode(x: Tensor, fmt: FloatFormat, **rounding: Any) -> Tensor:
         value for value in fmt.values()[: sign_code if fmt.is_signed else None] if value >= 0
     ]
     ascending = torch.tensor(not_negative, dtype=torch.float64, device=x.device)
-    code = torch.searchsorted(ascending, y.abs().double())
+    code = torch.searchsorted(ascending, y.abs().double().contiguous())
     code = torch.where(y.signbit(), code + sign_code, code) if fmt.is_signed else code
     nan_code = sign_code if fmt.nan_code is None else fmt.nan_code
     return torch.where(y.isnan(), nan_code, code).to(torch.uint8)
