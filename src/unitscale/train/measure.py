@@ -37,8 +37,8 @@ class SavedStorages:
 def saved_for_backward(model: torch.nn.Module) -> Iterator[SavedStorages]:
     """Watch what a forward pass inside the context saves for backward, parameters excluded.
 
-    Nothing is freed between the forward's first and last operation, so the sum at its end is the
-    peak. The watch itself holds the memory until the `SavedStorages` is dropped.
+    A forward pass whose result is used keeps all that it saved until backward, so the sum at its
+    end is the peak. The watch itself holds the memory until the `SavedStorages` is dropped.
     """
     own = (*model.parameters(), *model.buffers())
     saved = SavedStorages({tensor.untyped_storage().data_ptr() for tensor in own})
