@@ -1,9 +1,9 @@
 """How the ideal factors of one operation are tied into a single one.
 
-An operation has an ideal factor for its output and one for the gradient of each input. Using them as
-they are is right on a cut-edge (an edge whose removal disconnects the graph: weights, the chain
-after the last residual add). On every other edge the backward factor must equal the forward one, or
-the contributions that meet behind it are added with the wrong relative weight and the sum is no
+An operation has an ideal factor for its output and one for the gradient of each input. Using them
+as they are is right on a cut-edge (an edge whose removal disconnects the graph: weights, the chain
+after the last residual add). On every other edge the backward factor must equal the forward one,
+or the contributions that meet behind it are added with the wrong relative weight and the sum is no
 gradient of anything. A constraint chooses the common value.
 
 Source: Blake, Orr, Luschi 2023, constraint-scaled computational graphs (`gmean` is the paper's
@@ -31,7 +31,7 @@ def gmean(*scales: float) -> float:
     product = 1.0
     for scale in scales:
         product = product * scale
-    return product ** (1 / len(scales))
+    return float(product ** (1 / len(scales)))
 
 
 def hmean(*scales: float) -> float:
