@@ -83,8 +83,6 @@ def test_comparison_writes_its_results_and_prints_them_as_json(
         assert run["share_in_range"].keys() == {"activations", "gradients", "weights"}
         assert run["peak_bytes_saved_for_backward"] > 0
         assert (out / "runs" / f"{run['recipe']}-seed{run['seed']}" / "log.jsonl").exists()
-    losses = {run["recipe"]: run["final_train_loss"] for run in results["runs"][:3]}
-    assert len(set(losses.values())) == 3  # rounding and parametrization both made a difference
     assert [row["recipe"] for row in results["summary"]] == ["fp32", "fp8-none", "fp8"]
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert "fp8-none" in (out / "report.html").read_text()

@@ -98,6 +98,9 @@ def train(
 
 def initial_state(config: TrainConfig) -> TrainState:
     """Model, optimizer and loss scale before the first step; seeds torch's generator."""
+    # Dynamo compiles one function eight times at most, and from then on runs it as it is: without
+    # this, the later runs of a process would train with no recipe at all, and not say so.
+    torch.compiler.reset()
     torch.manual_seed(config.seed)
     model = CharLM(config.model_config)
     return TrainState(
