@@ -24,14 +24,14 @@ class Regression(nn.Module):
 
 
 class UnweightedAdd(nn.Module):
-    """A residual with U.add's factors left free: each operand then has a factor of its own."""
+    """A residual whose U.add is left free: either operand then has a factor of its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body = unn.Linear(16, 16)
 
     def forward(self, x: Tensor) -> Tensor:
-        return U.add(x, self.body(x), constraint=None)
+        return U.add(x, self.body(x), (2.0, 1.0), constraint=None)
 
 
 class FreeFactor(nn.Module):

@@ -17,6 +17,7 @@ from unitscale import nn as unn
     ],
 )
 @pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_conv1d_pads_once(mode: str, padding: int | str, dilation: int) -> None:
     options = {"padding": padding, "padding_mode": mode, "dilation": dilation, "bias": False}
     ours, torchs = unn.Conv1d(4, 6, 4, **options), nn.Conv1d(4, 6, 4, **options)

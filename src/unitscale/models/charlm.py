@@ -68,7 +68,7 @@ class CharLM(nn.Module):
 
 def scheme(config: CharLMConfig) -> unn.residual.Scheme:
     """The residual scheme that a configuration names."""
-    tau = TAU.get(config.residual) if config.tau is None else config.tau
-    if config.residual == "fixed":
-        return unn.Fixed(share=tau)
-    return unn.Ratio(ratio=tau) if config.residual == "ratio" else unn.RunningMean()
+    if config.residual not in TAU:
+        return unn.RunningMean()
+    tau = TAU[config.residual] if config.tau is None else config.tau
+    return unn.Fixed(share=tau) if config.residual == "fixed" else unn.Ratio(ratio=tau)

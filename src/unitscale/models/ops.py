@@ -20,12 +20,12 @@ class WeightedResidual(unn.Residual):
     """The weighted sum of skip and branch, with its own gradient."""
 
     @staticmethod
-    def split(x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    def split(input: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor]:
         """Skip and branch are the stream itself."""
-        return x, x
+        return input, input
 
     @staticmethod
-    def add(branch: Tensor, skip: Tensor, tau: float) -> Tensor:
+    def add(branch: Tensor, skip: Tensor, tau: float = 1.0) -> Tensor:
         """`(skip + tau * branch) / sqrt(1 + tau^2)`."""
         return (skip + tau * branch) / (1 + tau**2) ** 0.5
 
@@ -34,7 +34,7 @@ class SumResidual(WeightedResidual):
     """The plain sum of the skip and the branch."""
 
     @staticmethod
-    def add(branch: Tensor, skip: Tensor, tau: float) -> Tensor:
+    def add(branch: Tensor, skip: Tensor, tau: float = 1.0) -> Tensor:
         """`skip + branch`, whatever tau."""
         return skip + branch
 
@@ -84,7 +84,7 @@ class Ops:
     """
 
     name: str
-    linear: Callable[..., nn.Module]
+    linear: Callable[..., nn.Linear]
     mirrored: Callable[..., nn.Module]
     readout: Callable[..., nn.Module]
     embedding: Callable[..., nn.Module]

@@ -77,8 +77,8 @@ class RecurrentHighway(nn.Module):
         scaled, (batch, time, width) = self.ops.scaled, x.shape
         # Input and state are one operand of 2 * width columns, so each product has this factor.
         factor = (2 * width) ** -0.5
-        # The weight is used at every step; its gradient is a sum over batch and time.
-        weight = scaled(self.hidden.weight, 1.0, (batch * time) ** -0.5)
+        # The weight is used at every step, with a state that is small by the output's factor.
+        weight = scaled(self.hidden.weight, 1.0, self.output_factor * (batch * time) ** -0.5)
         inputs = scaled(self.input(x), 2**-0.5, 2**-0.5)
         h, states = x.new_zeros(batch, width), []
         for step in inputs.unbind(1):

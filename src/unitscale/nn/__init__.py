@@ -13,6 +13,7 @@ from .activation import (
     LeakyReLU,
     LogSigmoid,
     Mish,
+    PReLU,
     ReLU,
     ReLU6,
     Sigmoid,
@@ -40,6 +41,17 @@ from .loss import (
     SmoothL1Loss,
 )
 from .normalization import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm
+from .pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+)
 from .recurrent import GRU, LSTM, RNN
 from .residual import Alternating, Fixed, Ratio, Residual, RunningMean, Stack
 from .transformer import MLP, TransformerDecoder, TransformerLayer
@@ -54,7 +66,13 @@ __all__ = [
     "MLP",
     "RNN",
     "SELU",
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
     "Alternating",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -79,8 +97,12 @@ __all__ = [
     "LinearReadout",
     "LogSigmoid",
     "MSELoss",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
     "Mish",
     "MultiheadAttention",
+    "PReLU",
     "RMSNorm",
     "Ratio",
     "ReLU",

@@ -1,32 +1,12 @@
-"""The element-wise modules of `torch.nn`, unit-scaled."""
+"""The element-wise modules of `torch.nn`, softmax and GLU, unit-scaled."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 import unitscale.functional as U
 
-from .constrained import Constrained
-
-
-def counterpart(
-    module: type[nn.Module], function: Callable[..., Tensor], *attributes: str
-) -> type[nn.Module]:
-    """The unit-scaled counterpart of a torch module that only calls a function.
-
-    `function` gets the input, the named attributes of the module and its constraint; the class
-    keeps the constructor of `module` and adds `constraint`.
-    """
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        arguments = {name: getattr(self, name) for name in attributes}
-        return function(x, **arguments, constraint=self.constraint)
-
-    return type(
-        module.__name__, (Constrained, module), {"forward": forward, "__module__": __name__}
-    )
-
+from .constrained import Constrained, counterpart
 
 ReLU = counterpart(nn.ReLU, U.relu)
 ReLU6 = counterpart(nn.ReLU6, U.relu6)
@@ -52,3 +32,17 @@ Threshold = counterpart(nn.Threshold, U.threshold, "threshold", "value")
 GLU = counterpart(nn.GLU, U.glu, "dim")
 Softmax = counterpart(nn.Softmax, U.softmax, "dim")
 Softmin = counterpart(nn.Softmin, U.softmin, "dim")
+
+
+class PReLU(Constrained, nn.PReLU):
+    """torch.nn.PReLU's arguments and `constraint`; at unit scale while slopes are as they start."""
+
+    parameter_kinds: ClassVar[dict[str, str]] = {"weight": "norm"}
+
+    def reset_parameters(self) -> None:
+        """Set every slope to `init`."""
+        nn.PReLU.reset_parameters(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [batch, channels, ...], or any shape with one slope."""
+        return U.prelu(x, self.weight, init=self.init, constraint=self.constraint)

@@ -1,8 +1,11 @@
 """What the counterparts of torch's modules share: constraint, initialization, parameter kinds."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
+
+UNSUPPORTED = ("inplace", "return_indices", "divisor_override")
 
 
 class Constrained(nn.Module):
@@ -11,6 +14,9 @@ class Constrained(nn.Module):
     Weights start as N(0, 1) and biases at 0: the scale of a layer lives in its op, not in its
     parameters. `parameter_kinds` names the u-muP kind of each parameter; it lives on the class, so
     that deepcopy, pickle and sharding cannot lose it.
+
+    Raises:
+        ValueError: an option of torch's that a scaled op does not have, such as `inplace`.
     """
 
     parameter_kinds: ClassVar[dict[str, str]] = {"weight": "hidden", "bias": "bias"}
@@ -18,12 +24,12 @@ class Constrained(nn.Module):
     def __init__(
         self, *args: Any, constraint: str | None = "to_output_scale", **kwargs: Any
     ) -> None:
-        if kwargs.get("inplace"):
-            raise ValueError(
-                f"{type(self).__name__}(inplace=True): a scaled op needs its input for its own "
-                "backward pass; leave inplace out."
-            )
         super().__init__(*args, **kwargs)
+        for option in UNSUPPORTED:
+            if value := getattr(self, option, None):
+                raise ValueError(
+                    f"{type(self).__name__}: {option}={value} is not supported; leave it out."
+                )
         self.constraint = constraint
 
     def reset_parameters(self) -> None:
@@ -40,3 +46,21 @@ class Constrained(nn.Module):
         if self.constraint != "to_output_scale":
             parts.append(f"constraint={self.constraint!r}")
         return ", ".join(filter(None, parts))
+
+
+def counterpart(
+    module: type[nn.Module], function: Callable[..., Tensor], *attributes: str
+) -> type[nn.Module]:
+    """The unit-scaled counterpart of a torch module that has no parameters and calls a function.
+
+    `function` gets the input, the named attributes of the module and its constraint; the class
+    keeps the constructor of `module` and adds `constraint`.
+    """
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        arguments = {name: getattr(self, name) for name in attributes}
+        return function(x, **arguments, constraint=self.constraint)
+
+    # Pickle finds the class where users do.
+    home = __name__.rpartition(".")[0]
+    return type(module.__name__, (Constrained, module), {"forward": forward, "__module__": home})

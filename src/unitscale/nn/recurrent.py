@@ -49,7 +49,10 @@ class Recurrent(nn.Module):
         for level in range(num_layers):
             columns = input_size if level == 0 else hidden_size * (1 + bidirectional)
             for suffix in self.suffixes(level):
-                shapes = {"weight_ih": (rows, columns), "weight_hh": (rows, hidden_size)}
+                shapes: dict[str, tuple[int, ...]] = {
+                    "weight_ih": (rows, columns),
+                    "weight_hh": (rows, hidden_size),
+                }
                 if bias:
                     shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
                 for name, shape in shapes.items():
@@ -85,7 +88,7 @@ class Recurrent(nn.Module):
             The output [.., hidden_size * directions] and the last state, shaped as `hx`.
         """
         x = x if self.batch_first else x.transpose(0, 1)
-        states = []
+        states: list[Any] = []
         for level in range(self.num_layers):
             outputs = []
             for suffix in self.suffixes(level):
@@ -109,10 +112,16 @@ class Recurrent(nn.Module):
 
 
 class RNN(Recurrent):
-    """The tanh RNN: torch.nn.RNN's arguments, `nonlinearity` apart, and `constraint`."""
+    """torch.nn.RNN's arguments, `nonlinearity` as a keyword, and `constraint`."""
 
     gates = 1
-    layer = staticmethod(U.rnn_tanh)
+
+    def __init__(self, *args: Any, nonlinearity: str = "tanh", **options: Any) -> None:
+        layers = {"tanh": U.rnn_tanh, "relu": U.rnn_relu}
+        if nonlinearity not in layers:
+            raise ValueError(f"RNN: unknown nonlinearity {nonlinearity!r}; use tanh or relu.")
+        super().__init__(*args, **options)
+        self.layer = layers[nonlinearity]
 
 
 class LSTM(Recurrent):

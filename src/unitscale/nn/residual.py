@@ -8,13 +8,13 @@ that gradients inside the branch have unit scale too (the delayed factor of the 
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 from torch import Tensor, nn
 
 import unitscale.functional as U
 
-NormPlacement = Literal["pre", "post", "none", "res-post"]
+PLACEMENTS = ("pre", "post", "none", "res-post")
 
 
 class Scheme(Protocol):
@@ -116,7 +116,7 @@ class Residual(nn.Module):
         index: int = 0,
         depth: int = 1,
         norm: nn.Module | None = None,
-        placement: NormPlacement = "none",
+        placement: str = "none",
     ) -> None:
         super().__init__()
         check_placement(placement)
@@ -126,7 +126,7 @@ class Residual(nn.Module):
                 "both, or neither."
             )
         self.body = body
-        self.norm = norm
+        self.norm = nn.Identity() if norm is None else norm
         self.placement = placement
         self.tau = scheme.tau(index, depth)
 
@@ -156,8 +156,8 @@ class Stack(nn.Sequential):
 
 
 def check_placement(placement: str) -> None:
-    """Raise ValueError, with the legal names, unless `placement` is a `NormPlacement`."""
-    if placement not in get_args(NormPlacement):
+    """Raise ValueError, with the legal names, unless `placement` is one."""
+    if placement not in PLACEMENTS:
         raise ValueError(
-            f"unknown norm placement {placement!r}; use one of {', '.join(get_args(NormPlacement))}"
+            f"unknown norm placement {placement!r}; use one of {', '.join(PLACEMENTS)}."
         )

@@ -1,6 +1,7 @@
 """The transformer: MLP, layer and stack."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from .attention import MultiheadAttention
 from .dropout import Dropout
 from .linear import Linear
 from .normalization import LayerNorm
-from .residual import NormPlacement, Residual, RunningMean, Scheme, Stack, check_placement
+from .residual import Residual, RunningMean, Scheme, Stack, check_placement
 
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"relu": U.relu, "gelu": U.gelu, "silu": U.silu}
 GATES: dict[str, Callable[..., Tensor]] = {
@@ -57,16 +58,17 @@ class MLP(nn.Module):
         return self.dropout(self.down(hidden))
 
 
-class SelfAttention(MultiheadAttention):
+class SelfAttention(nn.Module):
     """Attention of a sequence to itself: one tensor in, one out, as a branch has to be."""
 
-    def __init__(self, width: int, num_heads: int, *, is_causal: bool, **options: object) -> None:
-        super().__init__(width, num_heads, batch_first=True, **options)
+    def __init__(self, width: int, num_heads: int, *, is_causal: bool, **options: Any) -> None:
+        super().__init__()
         self.is_causal = is_causal
+        self.attention = MultiheadAttention(width, num_heads, batch_first=True, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [batch, time, width]."""
-        return super().forward(x, x, x, is_causal=self.is_causal)[0]
+        return self.attention(x, x, x, is_causal=self.is_causal)[0]
 
 
 class TransformerLayer(nn.Module):
@@ -90,7 +92,7 @@ class TransformerLayer(nn.Module):
         dropout: float = 0.0,
         activation: str = "gelu",
         *,
-        placement: NormPlacement = "pre",
+        placement: str = "pre",
         scheme: Scheme = RunningMean(),  # noqa: B008 - frozen
         index: int = 0,
         num_layers: int = 1,
@@ -136,7 +138,7 @@ class TransformerLayer(nn.Module):
 class TransformerDecoder(Stack):
     """`num_layers` causal layers; `options` are `TransformerLayer`'s. Adds no final norm."""
 
-    def __init__(self, num_layers: int, d_model: int, nhead: int, **options: object) -> None:
+    def __init__(self, num_layers: int, d_model: int, nhead: int, **options: Any) -> None:
         super().__init__(
             *(
                 TransformerLayer(d_model, nhead, index=index, num_layers=num_layers, **options)
