@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unitscale.data import Corpus, open_corpus
-from unitscale.train import TrainConfig
+from unitscale.train import CheckpointError, TrainConfig
 from unitscale.train.folder import (
     RunLog,
     claim_folder,
@@ -50,8 +50,14 @@ def test_json_has_null_where_a_number_is_not_finite(tmp_path: Path) -> None:
 
 def test_unreadable_json_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(ValueError, match=r"x\.json is not readable JSON"):
+    with pytest.raises(CheckpointError, match=r"x\.json is damaged"):
         read_json(tmp_path / "x.json")
+
+
+def test_damaged_log_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n#!\n')
+    with pytest.raises(CheckpointError, match=r"log\.jsonl is damaged"):
+        read_log(tmp_path / "log.jsonl")
 
 
 def test_claimed_folder_needs_resume(tmp_path: Path, corpus: Corpus) -> None:

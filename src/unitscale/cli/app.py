@@ -1,12 +1,13 @@
 """The `unitscale` command and its exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped."""
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
 
 from unitscale.cli.compare import compare
-from unitscale.cli.exit import fail
+from unitscale.cli.exit import WRONG_ARGUMENTS, fail
 from unitscale.cli.formats import formats
 from unitscale.cli.train import train
 
@@ -40,7 +41,10 @@ def root(
 
 def main() -> None:
     """Run the command; wrong usage is one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ± gets a question mark
     try:
         sys.exit(app(standalone_mode=False))
     except USAGE_ERROR as error:
-        fail(error.format_message(), code=2)
+        fail(error.format_message(), code=WRONG_ARGUMENTS)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+FAILED = 1
+WRONG_ARGUMENTS = 2
 STOPPED = 130
 """128 + SIGINT, as a shell reports a process that Ctrl-C ended."""
 
@@ -19,15 +21,19 @@ def fail(message: str, *, code: int) -> NoReturn:
 @contextmanager
 def checking_arguments() -> Iterator[None]:
     """Turn what a wrong argument raises into exit code 2. Nothing has been computed yet."""
+    from unitscale.train import CheckpointError
+
     try:
         yield
+    except CheckpointError as error:
+        fail(str(error), code=FAILED)
     except (ValueError, TypeError, OSError) as error:
-        fail(str(error), code=2)
+        fail(str(error), code=WRONG_ARGUMENTS)
 
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Turn a damaged checkpoint or a full disk into exit code 1, and Ctrl-C into 130.
+    """Turn a damaged run folder or a full disk into exit code 1, and Ctrl-C into 130.
 
     Anything else is a bug, and keeps its traceback.
     """
@@ -36,6 +42,6 @@ def running() -> Iterator[None]:
     try:
         yield
     except (CheckpointError, OSError) as error:
-        fail(str(error), code=1)
+        fail(str(error), code=FAILED)
     except KeyboardInterrupt as stop:
         fail(f"{str(stop) or 'stopped'}; --resume continues from there", code=STOPPED)

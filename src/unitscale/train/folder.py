@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 
 class CheckpointError(RuntimeError):
-    """A run that cannot go on: its checkpoint or log is damaged, or is of another run."""
+    """A run that cannot go on: a file of it is damaged, or is of another run."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -52,12 +52,12 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        ValueError: not JSON.
+        CheckpointError: not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error})") from error
+        raise CheckpointError(f"{path} is damaged ({error}); nothing was changed") from error
 
 
 def describe(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def claim_folder(folder: Path, config: TrainConfig, corpus: Corpus, *, resume: b
     Raises:
         FileExistsError: it holds a run, and `resume` is off.
         ValueError: it holds a run of another configuration.
+        CheckpointError: it holds a run whose configuration is damaged.
         OSError: it cannot be written.
     """
     check_run(folder, config, corpus, resume=resume)
@@ -83,7 +84,7 @@ def check_run(folder: Path, config: TrainConfig, corpus: Corpus, *, resume: bool
     """Raise if `folder` holds a run that this one may not continue; changes nothing.
 
     Raises:
-        FileExistsError, ValueError: as `claim_folder`.
+        FileExistsError, ValueError, CheckpointError: as `claim_folder`.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -160,8 +161,15 @@ def to_line(record: Record) -> str:
 
 
 def read_log(path: Path) -> list[Record]:
-    """The whole lines of a log; none if there is no file."""
+    """The whole lines of a log; none if there is no file.
+
+    Raises:
+        CheckpointError: a whole line is not JSON.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); nothing was changed") from error

@@ -55,11 +55,11 @@ def share_in_range(values: Iterable[float | None]) -> float | None:
 def shares_in_range(
     model: torch.nn.Module, inputs: tuple[Tensor, ...], *, loss_scale: float
 ) -> dict[str, float | None]:
-    """`share_in_range` of the activations, gradients and weights on one batch.
+    """`share_in_range` of the activations, their gradients, and the weights on one batch.
 
     Measured without rounding; a gradient counts as it is held, so multiplied by the loss scale.
     """
-    rows = units.measure(model, *inputs)
+    rows = [row for row in units.measure(model, *inputs) if row.op not in ("parameter", "input")]
     return {
         "activations": share_in_range(row.rms for row in rows),
         "gradients": share_in_range(
