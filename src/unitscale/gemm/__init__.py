@@ -1,6 +1,21 @@
 """The low-precision matrix product: rounded operands and results, saved in eight bits."""
 
+from unitscale.gemm.attention import scaled_dot_product_attention
+from unitscale.gemm.convolution import conv1d, conv2d, conv3d
 from unitscale.gemm.product import addmm, linear, matmul
-from unitscale.gemm.rounded import ProductFormats, Quantized, quantize, rounded
+from unitscale.gemm.rounded import ProductFormats, Quantized, quantize, round_value, rounded
 
-__all__ = ["ProductFormats", "Quantized", "addmm", "linear", "matmul", "quantize", "rounded"]
+__all__ = [
+    "ProductFormats",
+    "Quantized",
+    "addmm",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "linear",
+    "matmul",
+    "quantize",
+    "round_value",
+    "rounded",
+    "scaled_dot_product_attention",
+]

@@ -26,6 +26,8 @@ class Recipe:
         forward: format of input and weight; None leaves them as they are.
         backward: format of the output gradient; None leaves it as it is.
         result: format the three results are rounded to; None leaves them in the dtype of the model.
+        activations: format every tensor between products is held in, and its gradient; None
+            holds them in the dtype of the model. Needs units to be safe.
         source: where an operand's scale comes from: `none` casts as is, `unit` divides by the
             tensor's unit, `loss` is `none` with the loss multiplied by `loss_scale`, `current`
             divides by this tensor's amax over the format's maximum.
@@ -40,6 +42,7 @@ class Recipe:
     forward: FloatFormat | None = None
     backward: FloatFormat | None = None
     result: FloatFormat | None = None
+    activations: FloatFormat | None = None
     source: ScaleSource = "none"
     loss_scale: float | Literal["dynamic"] | None = None
     skip: tuple[str, ...] = ()

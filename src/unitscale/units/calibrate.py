@@ -4,6 +4,7 @@ The graph is interpreted as it is, node by node: the step is an ordinary step of
 bit for bit. Only numbers are kept, so nothing stays alive longer than it would.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, fx
 from unitscale.formats import FloatFormat
 from unitscale.numerics import amax, flushed_fraction, rms, saturated_fraction
 from unitscale.units.assign import ONE, Unit
-from unitscale.units.capture import TensorNode
+from unitscale.units.capture import TensorNode, checkpointed
 
 
 @dataclass
@@ -36,6 +37,19 @@ class Reading:
     flushed: float | None = None
     grad_saturated: float | None = None
     grad_flushed: float | None = None
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether the value or the gradient held a NaN."""
+        return any(math.isnan(x) for x in (self.amax, self.grad_amax) if x is not None)
+
+    @property
+    def losses(self) -> tuple[float, float]:
+        """The larger share saturated and the larger share flushed, of value and gradient."""
+        return (
+            max(self.saturated or 0.0, self.grad_saturated or 0.0),
+            max(self.flushed or 0.0, self.grad_flushed or 0.0),
+        )
 
 
 @dataclass(kw_only=True)
@@ -117,8 +131,13 @@ class MeasuringInterpreter(fx.Interpreter):
         self.tensors, self.measurement = tensors, measurement
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node and measure its value."""
-        value = super().run_node(n)
+        """Run one node and measure its value; a checkpointed body is run in place, once."""
+        body = checkpointed(n)
+        if body is None:
+            value = super().run_node(n)
+        else:
+            inputs = self.fetch_args_kwargs_from_env(n)[0][1:]
+            value = MeasuringInterpreter(body, self.tensors, self.measurement).run(*inputs)
         if n in self.tensors and isinstance(value, Tensor):
             with torch.no_grad():
                 self.measurement.read(self.tensors[n], value)

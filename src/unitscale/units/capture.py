@@ -26,6 +26,7 @@ class TensorNode:
     Args:
         node: the node that computes it.
         name: stable across recompiles: module path, op, occurrence; a parameter has its own name.
+        at_root: computed outside of every submodule, so that another graph may use the name too.
         op: name of the op, "parameter" or "input".
         pinned: why it keeps the unit (1, 1), or None.
         requires_grad: whether a gradient reaches it.
@@ -33,6 +34,7 @@ class TensorNode:
 
     node: fx.Node
     name: str
+    at_root: bool
     op: str
     pinned: str | None
     requires_grad: bool
@@ -40,6 +42,21 @@ class TensorNode:
 
 # Calls that return their input itself when there is nothing to do.
 MAY_DO_NOTHING = ("to", "float", "double", "half", "bfloat16", "type_as", "contiguous", "reshape")
+
+
+def checkpointed(node: fx.Node) -> fx.GraphModule | None:
+    """The body of a `torch.utils.checkpoint` call in a graph, or None for any other node."""
+    if node.target is not torch.ops.higher_order.tag_activation_checkpoint:
+        return None
+    body: fx.GraphModule = getattr(node.graph.owning_module, body_name(node))
+    return body
+
+
+def body_name(node: fx.Node) -> str:
+    """Under which name the graph's module holds the body of a checkpoint call."""
+    first = node.args[0]
+    assert isinstance(first, fx.Node)
+    return str(first.target)
 
 
 def drop_idle_calls(graph: fx.Graph) -> None:
@@ -50,6 +67,9 @@ def drop_idle_calls(graph: fx.Graph) -> None:
     the last bit.
     """
     for node in list(graph.nodes):
+        body = checkpointed(node)
+        if body is not None:
+            drop_idle_calls(body.graph)
         if node.op != "call_method" or node.target not in MAY_DO_NOTHING:
             continue
         value, base = node.meta.get("example_value"), node.args[0]
@@ -59,29 +79,50 @@ def drop_idle_calls(graph: fx.Graph) -> None:
 
 
 def tensor_nodes(graph: fx.Graph) -> dict[fx.Node, TensorNode]:
-    """Every floating-point tensor that a node of the graph computes, in order."""
-    values = {
-        node: node.meta["example_value"]
-        for node in graph.nodes
-        if is_real_float(node.meta.get("example_value"))
-    }
-    written = written_storages(graph)
-    seen: Counter[str] = Counter()
-    found = {}
-    for node, value in values.items():
-        path = module_path(node)
-        op = op_name(node)
-        stem = input_name(node) if node.op == "placeholder" else ".".join(filter(None, (path, op)))
-        name = f"{stem}#{seen[stem]}" if seen[stem] else stem
-        seen[stem] += 1
-        found[node] = TensorNode(
-            node=node,
-            name=name,
-            op=op,
-            pinned=pin(node, value, written),
-            requires_grad=value.requires_grad,
-        )
+    """Every floating-point tensor that a node of the graph computes, in order.
+
+    Those of checkpointed bodies are included; an input of a body has the name of what it is given.
+    """
+    found: dict[fx.Node, TensorNode] = {}
+    collect(graph, found, Counter(), given={})
     return found
+
+
+def collect(
+    graph: fx.Graph,
+    found: dict[fx.Node, TensorNode],
+    seen: Counter[str],
+    given: dict[fx.Node, TensorNode],
+) -> None:
+    """Add the tensors of one graph to `found`; `given` are those behind its placeholders."""
+    written = written_storages(graph)
+    for node in graph.nodes:
+        value = node.meta.get("example_value")
+        if is_real_float(value):
+            outer = given.get(node)
+            name = outer.name if outer else unused_name(node, seen)
+            op = outer.op if outer else op_name(node)
+            found[node] = TensorNode(
+                node=node,
+                name=name,
+                at_root=node.op not in ("placeholder", "get_attr") and not module_path(node),
+                op=op,
+                pinned=pin(node, value, written),
+                requires_grad=value.requires_grad,
+            )
+        body = checkpointed(node)
+        if body is not None:
+            inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
+            outside = zip(inputs, node.args[1:], strict=True)
+            collect(body.graph, found, seen, {x: found[y] for x, y in outside if y in found})
+
+
+def unused_name(node: fx.Node, seen: Counter[str]) -> str:
+    """Module path and op of a node, with a number from its second occurrence on."""
+    parts = (module_path(node), op_name(node))
+    stem = input_name(node) if node.op == "placeholder" else ".".join(filter(None, parts))
+    seen[stem] += 1
+    return stem if seen[stem] == 1 else f"{stem}#{seen[stem] - 1}"
 
 
 def is_real_float(value: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
+from unitscale.formats import FloatFormat
 from unitscale.recipes import Recipe, parse
 from unitscale.units.assign import Unit
 from unitscale.units.report import UnitRow
@@ -33,6 +34,7 @@ def unit_scale(
     inner: str | Callable[..., Any] = "inductor",
     remeasure: Remeasure = "geometric",
     skip: Sequence[str] = (),
+    activations: FloatFormat | None = None,
 ) -> M:
     """Hold every tensor of an existing model at RMS about 1, with products in low precision.
 
@@ -45,14 +47,17 @@ def unit_scale(
         recipe: a name of `unitscale.recipes.RECIPES` or a `Recipe`; "fp32-units" rounds nothing.
         inner: the torch.compile backend that runs the result; "eager" starts at once.
         remeasure: training steps at which units are measured: "geometric" (0, 1, 2, 4, 8, ...),
-            "once", "never" or a collection of steps.
+            "drift" (those and every 64th), "once", "never" or a collection of steps.
         skip: patterns of module paths (as in fnmatch) whose products stay in full precision.
+        activations: a format, FP16 say, that every tensor between products is rounded to, and
+            its gradient; None leaves them in the model's dtype.
 
     Raises:
         TypeError: not a module. ValueError: already compiled or scaled, unknown recipe, a pattern
             that matches no module.
     Source: unit scaling after Blake, Orr, Luschi 2023; units as potentials, see docs/units.md.
     """
+    recipe = replace(parse(recipe), activations=activations or parse(recipe).activations)
     return compile_with(model, recipe, scale=True, inner=inner, remeasure=remeasure, skip=skip)
 
 
@@ -206,7 +211,10 @@ def save_units(model: nn.Module, path: str | Path) -> None:
     """Write a scaled model's units to a JSON file, to resume with (`load_units`)."""
     session = require_session(model, "save_units")
     session.collect()
-    content = {name: asdict(unit) for name, unit in session.units.items()}
+    content = {
+        "steps": session.steps,
+        "units": {name: asdict(unit) for name, unit in session.units.items()},
+    }
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1))
@@ -214,22 +222,23 @@ def save_units(model: nn.Module, path: str | Path) -> None:
 
 
 def load_units(model: nn.Module, path: str | Path) -> None:
-    """Read units from a file of `save_units` into a scaled model.
+    """Read units from a file of `save_units` into a scaled model, and where its schedule stood.
 
     Raises:
         ValueError: the file is of another model (its keys are compared with the graphs captured so
             far, if there are any).
     """
     session = require_session(model, "load_units")
-    content = {name: Unit(**unit) for name, unit in json.loads(Path(path).read_text()).items()}
+    content = json.loads(Path(path).read_text())
+    units = {name: Unit(**unit) for name, unit in content["units"].items()}
     captured = {t.name for e in session.executables for t in e.tensors.values()}
-    missing, extra = captured - content.keys(), content.keys() - captured
+    missing, extra = captured - units.keys(), units.keys() - captured
     if captured and (missing or extra):
         raise ValueError(
             f"load_units: {path} is of another model; missing {sorted(missing)[:5]} "
             f"({len(missing)} in all), extra {sorted(extra)[:5]} ({len(extra)} in all)."
         )
-    session.restore(content)
+    session.restore(units, content["steps"])
 
 
 def backend(

@@ -20,14 +20,18 @@ from unitscale import gemm
 from unitscale.gemm import ProductFormats, rounded
 from unitscale.recipes import Recipe
 from unitscale.units.assign import Monomial, product
-from unitscale.units.capture import TensorNode, module_path
+from unitscale.units.capture import TensorNode, body_name, checkpointed, module_path
 from unitscale.units.hold import hold
-from unitscale.units.rules import Rule, argument, operands, rule_of
+from unitscale.units.rules import RULES, Rule, argument, operands, rule_of
 
 # Products that `gemm` computes itself, with operands held in eight bits; the others are rounded
 # at their edges.
 GEMM: dict[Callable[..., Any] | str, Callable[..., Tensor]] = {
     F.linear: gemm.linear,
+    F.conv1d: gemm.conv1d,
+    F.conv2d: gemm.conv2d,
+    F.conv3d: gemm.conv3d,
+    F.scaled_dot_product_attention: gemm.scaled_dot_product_attention,
     torch.matmul: gemm.matmul,
     operator.matmul: gemm.matmul,
     torch.mm: gemm.matmul,
@@ -51,7 +55,6 @@ class NodePlan:
         backward: per operand, the factor on its gradient.
         after: the factor on the output.
         after_backward: the factor on the output's gradient.
-        formats: how a product's operands are rounded; None leaves the op alone.
     """
 
     before: dict[fx.Node, Monomial] = field(default_factory=dict)
@@ -59,14 +62,21 @@ class NodePlan:
     backward: dict[fx.Node, Monomial] = field(default_factory=dict)
     after: Monomial = field(default_factory=Monomial)
     after_backward: Monomial = field(default_factory=Monomial)
-    formats: ProductFormats | None = None
+
+    def fold_query(self, node: fx.Node) -> Monomial:
+        """Take the query's factor out of the plan, for attention that multiplies by it itself."""
+        query = node.args[0]
+        assert isinstance(query, fx.Node)
+        factor = self.inside.pop(query)
+        self.backward[query] = self.backward[query] / factor
+        return factor
 
 
 class Symbols:
     """The symbolic unit of every tensor: which share one, and which are 1 for good."""
 
     def __init__(self, tensors: dict[fx.Node, TensorNode], *, scale: bool) -> None:
-        self.tensors = tensors
+        self.tensors, self.scale = tensors, scale
         self.s: dict[fx.Node, str] = {}
         self.phi: dict[fx.Node, str] = {}
         for node, tensor in tensors.items():
@@ -95,13 +105,13 @@ class Symbols:
         return self.unit(node) if node in self.s else Monomial({("s", self.tensors[node].name): 1})
 
 
-def plan_node(node: fx.Node, symbols: Symbols, *, scale: bool) -> NodePlan:
+def plan_node(node: fx.Node, symbols: Symbols) -> NodePlan:
     """The factors around one op; see the module's docstring of `rules` for the kinds."""
     tensors = symbols.tensors
     inputs = [x for x in node.all_input_nodes if x in tensors]
     rule = rule_of(node) if node in tensors else Rule(kind="general")
     plan = NodePlan(inside={x: symbols.unit(x) for x in inputs})
-    if not scale:
+    if not symbols.scale:
         return plan
     taken = [x for x in operands(node, rule) if x in tensors] if rule.kind != "general" else []
     at = {x: symbols.operand(x) if rule.product else symbols.unit(x) for x in taken}
@@ -122,8 +132,10 @@ def plan_node(node: fx.Node, symbols: Symbols, *, scale: bool) -> NodePlan:
         plan.inside |= {query: at[query] * at[key], key: Monomial(), value: Monomial()}
         outside = at[value]
     phi = symbols.gradient(node)
-    if any(carries_tensors(x) for x in node.all_input_nodes if x not in tensors):
-        # A tuple has no unit: what flows back into its elements must be the true gradient.
+    tuples = [x for x in node.all_input_nodes if carries_tensors(x)]
+    if tuples or is_foreign(node):
+        # A tuple has no unit: what flows back into its elements must be the true gradient. And so
+        # must what a backward written by hand gets, which need not be linear in it.
         plan.after_backward, phi = Monomial() / phi, Monomial()
     plan.after = outside / symbols.unit(node) if node in tensors else Monomial()
     for x in inputs:
@@ -138,10 +150,18 @@ def carries_tensors(node: fx.Node) -> bool:
     return isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value)
 
 
-def formats_of(recipe: Recipe) -> ProductFormats | None:
-    """The recipe's formats by name, or None for a recipe that rounds nothing."""
-    if not recipe.rounds:
-        return None
+def is_foreign(node: fx.Node) -> bool:
+    """Whether a node calls code that is not torch's: a custom autograd.Function, say."""
+    if node.op != "call_function" or node.target in RULES:
+        return False
+    if "autograd_function" in str(node.target):
+        return True
+    module = getattr(node.target, "__module__", None) or ""
+    return module.split(".")[0] not in ("", "torch", "_operator", "builtins", "math")
+
+
+def formats_of(recipe: Recipe) -> ProductFormats:
+    """The recipe's formats by name."""
     forward, backward, result = (
         f.name if f else None for f in (recipe.forward, recipe.backward, recipe.result)
     )
@@ -171,26 +191,38 @@ def rewrite(
     The rewritten graph takes one more input, a float vector of factors, before the others; it
     returns the true outputs and sends the true gradients to its inputs, whatever the units are.
     """
-    writer = Writer(module, recipe)
     symbols = Symbols(tensors, scale=scale)
-    for node in module.graph.nodes:
-        plan = NodePlan() if node.op == "placeholder" else plan_node(node, symbols, scale=scale)
-        if node in tensors and is_rounded_product(node, recipe):
-            plan.formats = formats_of(recipe)
-        writer.write(node, plan, symbols)
-    return writer.finish()
+    factors: dict[Monomial, int] = {}
+    rewritten = Writer(module, recipe, symbols, factors).run()
+    return Rewritten(rewritten, list(factors))
 
 
 class Writer:
     """Copies a graph node by node, with `hold` and rounding around the copies."""
 
-    def __init__(self, module: fx.GraphModule, recipe: Recipe) -> None:
-        self.module, self.recipe = module, recipe
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        recipe: Recipe,
+        symbols: Symbols,
+        factors: dict[Monomial, int],
+    ) -> None:
+        self.module, self.recipe, self.symbols, self.factors = module, recipe, symbols, factors
         self.graph = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
-        self.factors: dict[Monomial, int] = {}
+        self.bodies: dict[str, fx.GraphModule] = {}
         self.vector = self.graph.placeholder("factors")
         self.scalars: fx.Node | None = None
+
+    def run(self) -> fx.GraphModule:
+        """The rewritten graph, checked."""
+        for node in self.module.graph.nodes:
+            self.write(node)
+        self.graph.lint()
+        result = fx.GraphModule(self.module, self.graph)
+        for name, body in self.bodies.items():
+            setattr(result, name, body)
+        return result
 
     def factor(self, monomial: Monomial) -> fx.Node | None:
         """The node of a factor's number; None if it is 1 whatever the units are."""
@@ -207,38 +239,63 @@ class Writer:
             return x
         return self.graph.call_function(hold, (x, self.factor(fwd), self.factor(bwd)))
 
-    def write(self, node: fx.Node, plan: NodePlan, symbols: Symbols) -> None:
+    def write(self, node: fx.Node) -> None:
         """Copy one node with its plan."""
         if node.op == "placeholder":
             self.copies[node] = self.graph.node_copy(node)
             return
-        formats, rule = plan.formats, rule_of(node)
-        by_gemm = formats is not None and rule.kind == "linear" and fits_gemm(node)
-        at_edges = None if by_gemm else formats
-        taken = operands(node, rule) if at_edges else []
-        edges = {
-            x: self.edge(x, plan, symbols, at_edges if x in taken else None)
-            for x in node.all_input_nodes
-        }
-        copy = self.graph.node_copy(node, edges.__getitem__)
-        if by_gemm:
-            copy.op, copy.target = "call_function", GEMM[node.target]
-            copy.kwargs = {**copy.kwargs, "formats": formats}
-        elif at_edges:
-            current = (False, at_edges.current)
-            copy = self.rounding(copy, at_edges.result, at_edges.backward, current)
-        if node.op != "output":
-            self.copies[node] = self.hold(copy, plan.after, plan.after_backward)
+        plan = plan_node(node, self.symbols)
+        copy = self.product(node, plan) if self.is_rounded(node) else self.plain(node, plan)
+        if node.op == "output":
+            return
+        copy = self.hold(copy, plan.after, plan.after_backward)
+        held = self.recipe.activations
+        if held is not None and node in self.symbols.s:
+            copy = self.rounding(copy, held.name, held.name, (False, False))
+        self.copies[node] = copy
 
-    def edge(
-        self, x: fx.Node, plan: NodePlan, symbols: Symbols, formats: ProductFormats | None
-    ) -> fx.Node:
+    def is_rounded(self, node: fx.Node) -> bool:
+        """Whether this is a product that the recipe rounds."""
+        return node in self.symbols.tensors and is_rounded_product(node, self.recipe)
+
+    def plain(self, node: fx.Node, plan: NodePlan) -> fx.Node:
+        """A copy of an op with its factors, and of the body of a checkpoint call."""
+        edges = {x: self.edge(x, plan) for x in node.all_input_nodes}
+        copy = self.graph.node_copy(node, edges.__getitem__)
+        body = checkpointed(node)
+        if body is not None:
+            # The body reads the same vector of factors, as its first input.
+            writer = Writer(body, self.recipe, self.symbols, self.factors)
+            self.bodies[body_name(node)] = writer.run()
+            copy.args = (copy.args[0], self.vector, *copy.args[1:])
+        return copy
+
+    def product(self, node: fx.Node, plan: NodePlan) -> fx.Node:
+        """A copy of a product in low precision, by `gemm` or rounded at its edges."""
+        rule, formats = rule_of(node), formats_of(self.recipe)
+        extra: dict[str, Any] = {"formats": formats}
+        if rule.kind == "general" or not fits_gemm(node):
+            taken = operands(node, rule)
+            edges = {
+                x: self.edge(x, plan, formats if x in taken else None) for x in node.all_input_nodes
+            }
+            copy = self.graph.node_copy(node, edges.__getitem__)
+            current = (False, formats.current)
+            return self.rounding(copy, formats.result, formats.backward, current)
+        if rule.kind == "attention":
+            extra["query_factor"] = self.factor(plan.fold_query(node))
+        copy = self.plain(node, plan)
+        copy.op, copy.target = "call_function", GEMM[node.target]
+        copy.kwargs = {**copy.kwargs, **extra}
+        return copy
+
+    def edge(self, x: fx.Node, plan: NodePlan, formats: ProductFormats | None = None) -> fx.Node:
         """An operand on its way into an op: brought to its unit, rounded, multiplied."""
         edge, one = self.copies[x], Monomial()
-        if x not in symbols.tensors:
+        if x not in self.symbols.tensors:
             return edge
         before, inside = plan.before.get(x, one), plan.inside.get(x, one)
-        backward = plan.backward.get(x, one) if symbols.tensors[x].requires_grad else one
+        backward = plan.backward.get(x, one) if self.symbols.tensors[x].requires_grad else one
         if formats is None:
             return self.hold(edge, before * inside, backward)
         edge = self.hold(edge, before, one)
@@ -252,12 +309,12 @@ class Writer:
         """`x` with rounding in each direction."""
         return self.graph.call_function(rounded, (x, fwd, bwd), {"current": current})
 
-    def finish(self) -> Rewritten:
-        """The module of the rewritten graph, checked."""
-        self.graph.lint()
-        return Rewritten(fx.GraphModule(self.module, self.graph), list(self.factors))
-
 
 def fits_gemm(node: fx.Node) -> bool:
     """Whether `gemm` has this product with these arguments (`addmm` with its two factors at 1)."""
-    return node.target in GEMM and node.kwargs.keys() <= {"bias"}
+    accepted = {"bias"}
+    if node.target is F.scaled_dot_product_attention:
+        accepted = {"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"}
+    elif GEMM.get(node.target) in (gemm.conv1d, gemm.conv2d, gemm.conv3d):
+        accepted |= {"stride", "padding", "dilation", "groups"}
+    return node.target in GEMM and node.kwargs.keys() <= accepted

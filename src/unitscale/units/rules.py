@@ -15,7 +15,7 @@ relu and max-pooling are linear too. Whatever the kind, gradients follow from th
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -189,7 +189,8 @@ def rule_of(node: fx.Node) -> Rule:
     """The rule for a node of a captured graph; `general` where the table has none that fits.
 
     A sum of a tensor and a number, one tensor in two slots, a division that rounds and an op that
-    writes into its input are general, although their ops are in the table.
+    writes into its input are general, although their ops are in the table (a product of a tensor
+    with itself is still a product).
     """
     rule = RULES.get(node.target, GENERAL) if node.op.startswith("call_") else GENERAL
     if rule.kind == "general":
@@ -200,7 +201,7 @@ def rule_of(node: fx.Node) -> Rule:
     occurrences: list[fx.Node] = []
     fx.node.map_arg(slots, occurrences.append)
     if rule.kind != "sum" and len(set(occurrences)) != len(occurrences):
-        return GENERAL
+        return replace(rule, kind="general")
     inplace = INPLACE_FLAG.get(node.target)
     if node.kwargs.get("inplace") or (
         inplace is not None and node.args[inplace : inplace + 1] == (True,)

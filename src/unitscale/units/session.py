@@ -4,8 +4,11 @@ A `Session` is a torch.compile backend. Every graph that Dynamo captures becomes
 which measures at the steps of the schedule and otherwise runs the rewritten graph.
 """
 
+import warnings
+import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx
@@ -19,18 +22,39 @@ from unitscale.units.report import UnitRow
 from unitscale.units.rewrite import is_rounded_product, rewrite
 from unitscale.units.rules import operands, rule_of
 
-Remeasure = Literal["geometric", "once", "never"] | Collection[int]
+Schedule = Literal["geometric", "drift", "once", "never"]
+Remeasure = Schedule | Collection[int]
+
+DRIFT_INTERVAL = 64
+"""Steps between two looks of the `drift` schedule: a measuring step is about twice as slow."""
+
+SATURATED_WORTH_A_WARNING = 0.01
+FLUSHED_WORTH_A_WARNING = 0.25
+"""Shares of a tensor's elements that a run must not lose in silence; small ones matter less."""
 
 
 def is_due(step: int, remeasure: Remeasure) -> bool:
     """Whether the graph's training step number `step` (from 0) is a measuring step.
 
-    geometric: 0, 1, 2, 4, 8, ...; once: 0; never: none; else the steps of the collection.
+    geometric: 0, 1, 2, 4, 8, ...; drift: those and every 64th; once: 0; never: none; else the
+    steps of the collection.
+
+    Raises:
+        ValueError: another word.
     """
-    if isinstance(remeasure, str):
-        schedule = {"geometric": step & (step - 1) == 0, "once": step == 0, "never": False}
-        return schedule[remeasure]
-    return step in remeasure
+    if not isinstance(remeasure, str):
+        return step in remeasure
+    if remeasure not in get_args(Schedule):
+        raise ValueError(
+            f"remeasure is {remeasure!r}; expected one of {get_args(Schedule)} or a list of steps."
+        )
+    geometric = step & (step - 1) == 0
+    return {
+        "geometric": geometric,
+        "drift": geometric or step % DRIFT_INTERVAL == 0,
+        "once": step == 0,
+        "never": False,
+    }[remeasure]
 
 
 class Session:
@@ -57,6 +81,9 @@ class Session:
         self.factor_dtype = factor_dtype
         self.units: dict[str, Unit] = {}
         self.readings: dict[str, Reading] = {}
+        self.steps: dict[str, int] = {}
+        self.warned: set[str] = set()
+        self.signatures: dict[tuple[str, ...], int] = {}
         self.executables: list[Executable] = []
         self.measure_next = False
 
@@ -72,6 +99,20 @@ class Session:
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return type(None), ()
 
+    def distinguish(self, tensors: dict[fx.Node, TensorNode]) -> dict[fx.Node, TensorNode]:
+        """Give the tensors outside of every submodule names that no other graph uses.
+
+        Graphs that compute the same ops there (recompiles, evaluation) keep the same names.
+        """
+        signature = tuple(tensor.name for tensor in tensors.values() if tensor.at_root)
+        index = self.signatures.setdefault(signature, len(self.signatures))
+        if index == 0:
+            return tensors
+        return {
+            node: replace(tensor, name=f"graph{index}.{tensor.name}") if tensor.at_root else tensor
+            for node, tensor in tensors.items()
+        }
+
     def request_measurement(self) -> None:
         """Make the next step of every graph a measuring step."""
         for executable in self.executables:
@@ -83,21 +124,48 @@ class Session:
         for executable in self.executables:
             executable.collect()
 
-    def restore(self, units: dict[str, Unit]) -> None:
-        """Take units from a file: as if they had been measured."""
+    def restore(self, units: dict[str, Unit], steps: dict[str, int]) -> None:
+        """Take units from a file, as if they had been measured, and go on with the schedule."""
         self.units |= units
+        self.steps |= steps
         for name in units:
             self.readings.setdefault(name, Reading())
         for executable in self.executables:
             executable.update()
 
     def adopt(self, readings: dict[str, Reading]) -> None:
-        """Keep readings, and set units by them."""
+        """Keep readings, and set units by them; those of a step with a NaN are not kept.
+
+        Raises:
+            ValueError: a NaN in the first step that is measured.
+        """
+        broken = next((name for name, reading in readings.items() if reading.has_nan), None)
+        if broken is not None:
+            message = f"units were not measured: {broken!r} holds NaN; look at the step's inputs."
+            if not self.readings:
+                raise ValueError(message)
+            warnings.warn(message + " The earlier units stay.", stacklevel=2)
+            return
+        if self.readings or not self.scale:
+            self.warn_of_losses(readings)
         self.readings |= readings
         for name, reading in readings.items() if self.scale else ():
             self.units[name] = assign(reading.rms, reading.grad_rms, reading.amax)
         for executable in self.executables:
             executable.update()
+
+    def warn_of_losses(self, readings: dict[str, Reading]) -> None:
+        """Say once which tensors the recipe's formats do not hold at the units in force."""
+        for name, reading in readings.items():
+            saturated, flushed = reading.losses
+            worrying = saturated > SATURATED_WORTH_A_WARNING or flushed > FLUSHED_WORTH_A_WARNING
+            if worrying and name not in self.warned:
+                self.warned.add(name)
+                warnings.warn(
+                    f"{self.recipe.name}: of {name!r} or its gradient {saturated:.1%} saturated "
+                    f"and {flushed:.1%} went to zero, at the scale in force until this step.",
+                    stacklevel=2,
+                )
 
     def rows(self) -> list[UnitRow]:
         """One row per tensor of every graph, in order of first appearance."""
@@ -126,11 +194,12 @@ class Executable:
     ) -> None:
         self.session, self.module = session, module
         drop_idle_calls(module.graph)
-        self.tensors = tensor_nodes(module.graph)
+        self.tensors = session.distinguish(tensor_nodes(module.graph))
         self.training = torch.is_grad_enabled() and any(
             isinstance(x, Tensor) and x.requires_grad for x in example_inputs
         )
-        self.steps = 0
+        names = "\n".join(tensor.name for tensor in self.tensors.values())
+        self.key = f"{zlib.crc32(names.encode()):08x}"
         self.requested = session.measure_next
         self.pending: Measurement | None = None
         rewritten = rewrite(module, self.tensors, session.recipe, scale=session.scale)
@@ -154,8 +223,13 @@ class Executable:
             self.pending = Measurement(self.watch())
             self.requested = False
             return MeasuringInterpreter(self.module, self.tensors, self.pending).run(*args)
-        self.steps += self.training
+        self.count_step()
         return self.run(self.vector, *args)
+
+    def count_step(self) -> None:
+        """Count a training step; a recompile of the same graph goes on with its count."""
+        if self.training:
+            self.session.steps[self.key] = self.session.steps.get(self.key, 0) + 1
 
     def is_due(self) -> bool:
         """Whether the next step measures: the schedule or a request says so.
@@ -166,7 +240,7 @@ class Executable:
         if self.requested or self.pending is not None:
             return True
         if self.training:
-            return is_due(self.steps, self.session.remeasure)
+            return is_due(self.session.steps.get(self.key, 0), self.session.remeasure)
         known = self.session.readings
         wants = self.session.scale and self.session.remeasure != "never"
         return wants and any(tensor.name not in known for tensor in self.tensors.values())
@@ -177,7 +251,7 @@ class Executable:
             return
         readings = self.pending.close()
         self.pending = None
-        self.steps += self.training
+        self.count_step()
         if not self.training:
             known = self.session.readings
             readings = {name: r for name, r in readings.items() if name not in known}

@@ -1,0 +1,110 @@
+"""Low-precision attention: q, k, v and the output rounded, and held in eight bits for backward.
+
+Backward computes the attention again from the rounded q, k and v, so that nothing else is saved.
+The probabilities stay in the model's dtype, as in fused attention kernels.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unitscale.gemm.product import restore, save
+from unitscale.gemm.rounded import ProductFormats, round_value, rounded
+
+__all__ = ["scaled_dot_product_attention"]
+
+
+class AttentionProduct(torch.autograd.Function):
+    """q [..., H, L, d], k [..., H, S, d], v [..., H, S, e] -> [..., H, L, e]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_factor: Tensor | None,
+        attn_mask: Tensor | None,
+        options: tuple[bool, float | None, bool],
+        formats: ProductFormats,
+    ) -> Tensor:
+        operands = save(ctx, formats, query, key, value)
+        ctx.options, ctx.query_factor, ctx.attn_mask = options, query_factor, attn_mask
+        q, k, v = (x.dequantize(dtype) for x, dtype in zip(operands, ctx.dtypes, strict=True))
+        output = attend(q, k, v, query_factor, attn_mask, options)
+        return round_value(output, formats.result)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        g, operands = restore(ctx, grad)
+        with torch.enable_grad():
+            q, k, v = (x.detach().requires_grad_() for x in operands)
+            output = attend(q, k, v, ctx.query_factor, ctx.attn_mask, ctx.options)
+            grads = torch.autograd.grad(output, (q, k, v), g)
+        result = ctx.formats.result
+        rounded_grads = (
+            round_value(x, result).to(dtype) for x, dtype in zip(grads, ctx.dtypes, strict=True)
+        )
+        return (*rounded_grads, None, None, None, None)
+
+
+@torch.compiler.allow_in_graph
+def attention_product(*args: Any) -> Tensor:
+    """`AttentionProduct` for Dynamo, which does not trace a backward that calls autograd."""
+    output: Tensor = AttentionProduct.apply(*args)
+    return output
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_factor: Tensor | None,
+    attn_mask: Tensor | None,
+    options: tuple[bool, float | None, bool],
+) -> Tensor:
+    """Attention with the query multiplied by a factor."""
+    is_causal, scale, enable_gqa = options
+    if query_factor is not None:
+        query = (query * query_factor).to(query.dtype)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    query_factor: Tensor | None = None,
+    formats: ProductFormats,
+) -> Tensor:
+    """`F.scaled_dot_product_attention` in low precision.
+
+    `query_factor`, a scalar tensor, multiplies the query after it is rounded: it takes the units of
+    query and key to the logits, which must see their true values. With dropout, or with a mask
+    that is learned, the operands are rounded in the same way but saved as they are.
+    """
+    options = (is_causal, scale, enable_gqa)
+    learned_mask = attn_mask is not None and attn_mask.requires_grad
+    if not dropout_p and not learned_mask:
+        return attention_product(query, key, value, query_factor, attn_mask, options, formats)
+    q, k, v = (
+        rounded(x, formats.forward, formats.result, current=(formats.current, False))
+        for x in (query, key, value)
+    )
+    if query_factor is not None:
+        q = (q * query_factor).to(q.dtype)
+    output = F.scaled_dot_product_attention(
+        q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    return rounded(output, formats.result, formats.backward, current=(False, formats.current))
