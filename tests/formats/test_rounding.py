@@ -109,7 +109,8 @@ def test_every_input_rounds_within_its_own_dtype(fmt, mode, saturate, source):
     ends = {fmt.max_within(carrier), max(fmt.min_subnormal, carrier.min_subnormal)}
     if not saturate:
         ends.add(INF if fmt.has_inf else NAN)
-    assert all(any(np.array_equal(v, e, equal_nan=True) for e in ends) for v in y[~is_held].abs())
+    strays = y[~is_held].double().abs().tolist()
+    assert set(map(str, strays)) <= set(map(str, ends))  # as strings, NaN equals NaN
 
 
 @each_input
