@@ -2,10 +2,10 @@
 
 import math
 import operator
-from functools import cache
 
 import numpy as np
 
+from unitscale.scaling.constant import evaluated_once
 from unitscale.scaling.quadrature import nodes
 
 __all__ = ["maximum_mean", "maximum_std"]
@@ -21,7 +21,7 @@ def maximum_std(count: int) -> float:
     return maximum_moments(operator.index(count))[1]
 
 
-@cache
+@evaluated_once
 def maximum_moments(count: int) -> tuple[float, float]:
     """Mean and standard deviation under the density `count * Phi**(count - 1) * phi`.
 

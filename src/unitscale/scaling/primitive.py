@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from unitscale.scaling.factors.activation import activation_moments
+from unitscale.scaling.factors.activation import named_moments
+from unitscale.scaling.factors.einsum import einsum_terms
 from unitscale.scaling.maximum import maximum_moments
 from unitscale.scaling.recurrence import stationary_mean_square
 from unitscale.scaling.softmax import log_sum_law, softmax_law
@@ -120,5 +121,12 @@ def is_one(factor: float) -> bool:
 torch.compiler.allow_in_graph(scaled)
 
 # Quadrature is numpy over Python numbers: Dynamo runs it and keeps the result as a constant.
-for rule in (activation_moments, softmax_law, log_sum_law, maximum_moments, stationary_mean_square):
+for rule in (
+    named_moments,
+    einsum_terms,
+    softmax_law,
+    log_sum_law,
+    maximum_moments,
+    stationary_mean_square,
+):
     torch.compiler.assume_constant_result(rule)

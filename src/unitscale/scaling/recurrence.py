@@ -14,10 +14,10 @@ recurrent highway cells with 512 units over 128 steps.
 """
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
+from unitscale.scaling.constant import evaluated_once
 from unitscale.scaling.curve import sigmoid
 from unitscale.scaling.quadrature import Array, nodes
 
@@ -49,7 +49,7 @@ def tanh_slope(x: Array) -> Array:
     return 1 - np.tanh(x) ** 2
 
 
-@cache
+@evaluated_once
 def stationary_mean_square(cell: str, hidden_share: float, bias: float) -> float:
     """Mean square of what the cell emits.
 

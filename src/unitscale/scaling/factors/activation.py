@@ -3,9 +3,9 @@
 import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
-from functools import cache
 from typing import Any
 
+from unitscale.scaling.constant import constant, evaluated_once
 from unitscale.scaling.curve import CURVES, Curve
 from unitscale.scaling.factors.result import Factors, GatedFactors
 from unitscale.scaling.quadrature import Moments, moments
@@ -74,11 +74,12 @@ def factors_from_moments(known: Moments, *, center: str = "std") -> Factors:
 
 def activation_moments(name: str, *, mult: float = 1.0, **params: float | str) -> Moments:
     """Moments of `x -> f(mult * x)` for a named function, computed once per argument list."""
-    return cached_moments(name, mult, tuple(sorted(params.items())))
+    fixed = [(key, v if isinstance(v, str) else constant(v)) for key, v in params.items()]
+    return named_moments(name, constant(mult), tuple(sorted(fixed)))
 
 
-@cache
-def cached_moments(name: str, mult: float, params: tuple[tuple[str, Any], ...]) -> Moments:
+@evaluated_once
+def named_moments(name: str, mult: float, params: tuple[tuple[str, Any], ...]) -> Moments:
     """The quadrature behind `activation_moments`."""
     if not 0 < abs(mult) < float("inf"):
         raise ValueError(f"{name}: mult is {mult}, expected a finite number other than 0.")

@@ -3,6 +3,7 @@
 import math
 import operator
 
+from unitscale.scaling.constant import constant
 from unitscale.scaling.factors.result import AttentionFactors, Factors
 from unitscale.scaling.softmax import at_size, log_sum_law, softmax_law
 
@@ -12,9 +13,9 @@ __all__ = ["attention_factors", "log_softmax_factors", "logsumexp_factors", "sof
 def softmax_factors(size: int, *, mult: float = 1.0, center: str = "std") -> Factors:
     """`softmax(mult * x)` over `size` unit normal logits.
 
-    For long rows the output has `size / sqrt(exp(mult**2) - 1)`, or `size / sqrt(exp(mult**2))` with
-    center "rms", and the gradient `size / sqrt(exp(mult**2)) / mult`. Short rows and large `mult`
-    follow the exact law. The output keeps its mean of `1 / size`, times the factor.
+    For long rows the output has `size / sqrt(exp(mult**2) - 1)`, or with center "rms"
+    `size / sqrt(exp(mult**2))`, and the gradient `size / sqrt(exp(mult**2)) / mult`. Short rows and
+    large `mult` follow the exact law. The output keeps its mean of `1 / size`, times the factor.
 
     Args:
         size: of the softmax dimension, up to 2**24. Over a single entry softmax is constant, and
@@ -31,7 +32,7 @@ def softmax_factors(size: int, *, mult: float = 1.0, center: str = "std") -> Fac
         raise ValueError(f"center is {center!r}, expected 'std' or 'rms'.")
     if size <= 1:
         return Factors(output_scale=1.0, grad_input_scale=1.0)
-    law = softmax_law(mult)
+    law = softmax_law(constant(mult))
     spread = size * at_size(law.square, size) - (1 if center == "std" else 0)
     jacobian = at_size(law.jacobian, size) * (size - 1)
     return Factors(output_scale=size * spread**-0.5, grad_input_scale=size / mult / jacobian**0.5)
@@ -99,7 +100,7 @@ def attention_factors(
         raise ValueError(f"attention: dropout_p is {dropout_p}, expected 0 or more and below 1.")
     head_dim = operator.index(head_dim)
     logit_scale = mult / head_dim if scale is None else scale
-    logit_std = abs(logit_scale) * math.sqrt(head_dim)
+    logit_std = constant(abs(logit_scale) * math.sqrt(head_dim))
     if not logit_std > 0:
         raise ValueError(f"attention: the logit scale is {logit_scale}, expected one other than 0.")
     law = softmax_law(logit_std, is_causal)

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from math import prod
 
+from unitscale.scaling.constant import evaluated_once
 from unitscale.scaling.factors.result import EinsumFactors, count_scale
 
 __all__ = ["einsum_factors"]
@@ -22,49 +22,55 @@ def einsum_factors(equation: str, *shapes: Sequence[int]) -> EinsumFactors:
         ValueError: the equation does not fit the shapes, or an index has two sizes.
     Source: derived from independence of the operands and the output gradient.
     """
-    terms, output = parse(equation, [len(shape) for shape in shapes])
+    terms, output = einsum_terms(equation, tuple(len(shape) for shape in shapes))
     sizes: dict[str, int] = {}
     for term, shape in zip(terms, shapes, strict=True):
         for index, size in zip(term, shape, strict=True):
-            # Broadcasting of "..." dimensions is the only case in which sizes may differ.
-            if sizes.setdefault(index, size) == 1 and index.isdigit():
-                sizes[index] = size
-            elif size != sizes[index] and not (size == 1 and index.isdigit()):
+            known = sizes.get(index, 1)
+            if index in sizes and known != size and not (index.isdigit() and 1 in (known, size)):
                 raise ValueError(
-                    f"einsum {equation!r}: index {index!r} has sizes {sizes[index]} and {size}; "
+                    f"einsum {equation!r}: index {index!r} has sizes {known} and {size}; "
                     f"shapes are {[tuple(shape) for shape in shapes]}."
                 )
-
-    def lacking(present: str) -> float:
-        return count_scale(prod(size for index, size in sizes.items() if index not in present))
-
+            sizes[index] = size if known == 1 else known  # only "..." dimensions broadcast
     return EinsumFactors(
-        output_scale=lacking(output), grad_input_scales=tuple(lacking(term) for term in terms)
+        output_scale=lacking(output, sizes),
+        grad_input_scales=tuple(lacking(term, sizes) for term in terms),
     )
 
 
-def parse(equation: str, ndims: list[int]) -> tuple[list[str], str]:
-    """Index strings of the operands and of the output; a "..." becomes digits, aligned right."""
+def lacking(present: str, sizes: dict[str, int]) -> float:
+    """The factor for a sum over every index that is not present."""
+    terms = 1
+    for index, size in sizes.items():
+        if index not in present:
+            terms = terms * size
+    return count_scale(terms)
+
+
+@evaluated_once
+def einsum_terms(equation: str, ndims: tuple[int, ...]) -> tuple[tuple[str, ...], str]:
+    """Indices of the operands and of the output; the dimensions of "..." become digits."""
     compact = equation.replace(" ", "")
     if not re.fullmatch(r"[a-zA-Z.,]*(->[a-zA-Z.]*)?", compact):
         raise ValueError(f"einsum: cannot read {equation!r}; expected indices like 'bij,bjk->bik'.")
     left, arrow, output = compact.partition("->")
-    terms = left.split(",")
-    if len(terms) != len(ndims):
+    named = left.split(",")
+    if len(named) != len(ndims):
         raise ValueError(
-            f"einsum {equation!r} has {len(terms)} operand(s), got {len(ndims)} shape(s)."
+            f"einsum {equation!r} has {len(named)} operand(s), got {len(ndims)} shape(s)."
         )
-    terms = [expand(term, ndim, equation) for term, ndim in zip(terms, ndims, strict=True)]
+    terms = tuple(expand(term, ndim, equation) for term, ndim in zip(named, ndims, strict=True))
     dots = max(("".join(filter(str.isdigit, term)) for term in terms), key=len)
-    if not arrow:
-        letters = sorted({index for term in terms for index in term if index.isalpha()})
-        once = [index for index in letters if sum(term.count(index) for term in terms) == 1]
-        return terms, dots + "".join(once)
-    return terms, output.replace("...", dots)
+    if arrow:
+        return terms, output.replace("...", dots)
+    letters = sorted({index for term in terms for index in term if index.isalpha()})
+    once = [index for index in letters if sum(term.count(index) for term in terms) == 1]
+    return terms, dots + "".join(once)
 
 
 def expand(term: str, ndim: int, equation: str) -> str:
-    """Write the dimensions under "..." as digits, counted from the right: "...i" to "210i"."""
+    """Number the dimensions of "..." from the right: "...i" of three dimensions is "10i"."""
     named = len(term.replace("...", ""))
     extra = ndim - named
     if extra < 0 or (extra > 0 and "..." not in term):
@@ -72,4 +78,4 @@ def expand(term: str, ndim: int, equation: str) -> str:
             f"einsum {equation!r}: operand {term!r} names {named} dimension(s), "
             f"its shape has {ndim}."
         )
-    return term.replace("...", "".join(str(i) for i in reversed(range(extra))))
+    return term.replace("...", "".join(str(place) for place in reversed(range(extra))))

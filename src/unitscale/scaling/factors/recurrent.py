@@ -8,6 +8,7 @@ is stable with its activation's own factor inside.
 
 import operator
 
+from unitscale.scaling.constant import constant
 from unitscale.scaling.factors.activation import activation_factors
 from unitscale.scaling.factors.result import RecurrentFactors, count_scale
 from unitscale.scaling.recurrence import GATED_CELLS, stationary_mean_square
@@ -54,7 +55,7 @@ def recurrent_factors(
         if cell == "rhn":
             keep_bias = -keep_bias
         share = hidden_size / (input_size + hidden_size)
-        emitted = stationary_mean_square(cell, share, keep_bias) ** -0.5
+        emitted = stationary_mean_square(cell, share, constant(keep_bias)) ** -0.5
     return RecurrentFactors(
         matmul_scale=count_scale(input_size + hidden_size),
         activation_scale=inside,
