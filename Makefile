@@ -21,7 +21,8 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/exhaustive_float32.py --small
+	$(BIN)/python benchmarks/op_scales.py
 
 clean:
 	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache
