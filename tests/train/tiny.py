@@ -6,11 +6,11 @@ from typing import Any
 from unitscale.data import Corpus, open_corpus
 from unitscale.train import TrainConfig
 
-MODEL = {"width": 32, "depth": 2, "heads": 2}
+MODEL = {"width": 32, "depth": 1, "heads": 2}
 
 
 def tiny_config(**changes: Any) -> TrainConfig:
-    """Two layers of width 32, a few steps."""
+    """One attention layer and one MLP of width 32, a few steps."""
     options: dict[str, Any] = {
         "recipe": "fp32",
         "model": MODEL,
