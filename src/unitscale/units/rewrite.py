@@ -68,7 +68,7 @@ class NodePlan:
         query = node.args[0]
         assert isinstance(query, fx.Node)
         factor = self.inside.pop(query)
-        self.backward[query] = self.backward[query] / factor
+        self.backward[query] = self.backward.get(query, Monomial()) / factor
         return factor
 
 
