@@ -6,7 +6,7 @@ two: `2**(max(floor(log2 |x|), min_exponent) - mantissa_bits)`. Then `x / q` is 
 `x` were first cast or scaled down to where float32 is subnormal: FP32 -> BF16 -> E4M3FN differs
 from FP32 -> E4M3FN on 3 % of Gaussian values.
 
-Where torch's own cast to the format does the same, bit for bit, and faster, it is used instead.
+Outside of graphs, where torch's own cast does the same, bit for bit, and faster, it is used instead.
 """
 
 from typing import Literal, get_args
@@ -88,15 +88,14 @@ def _cast_is_exact(x: Tensor, fmt: FloatFormat, saturate: bool) -> bool:
     """Whether torch's cast of the clamped `x` gives the same bits, and is the faster way."""
     if x.dtype == torch.float64:
         return False  # its casts go through float32, rounding twice
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        # In a graph the formula is one fused loop. And Inductor drops float32 -> float16 -> float32
+        # as superfluous (seen in torch 2.13), so that such a cast would round nothing.
+        return False
     if fmt == E4M3FN:
         # Past the largest value the cast depends on torch's version. On a CPU the way back is slow.
         return saturate and x.device.type != "cpu"
-    if fmt == E5M2:
-        return True
-    # Inductor drops float32 -> float16 -> float32 as superfluous (seen in torch 2.13), so in a
-    # graph these casts would round nothing.
-    is_traced = torch.compiler.is_compiling() or type(x) is not Tensor
-    return fmt in (BF16, FP16, FP32) and not is_traced
+    return fmt in (E5M2, BF16, FP16, FP32)
 
 
 def _round(
@@ -126,18 +125,26 @@ def _round(
     # The exponent bits of x alone are 2**floor(log2 |x|), or Inf. Bounded below: zero and
     # subnormals have the spacing of the smallest normals. Bounded above: Inf / q stays Inf, and
     # what lies beyond the format gets too fine a q and ends past the limit all the same.
-    q = (x.view(integer) & exponent_mask).view(x.dtype)
-    q = q.clamp(fmt.min_normal, 2.0 ** min(fmt.max_exponent, work.max_exponent))
-    q = q.mul_(2.0 ** -min(fmt.mantissa_bits, work.mantissa_bits))
-
-    steps = x / q
-    if rounding == "nearest":
-        steps = steps.round_()
-    elif rounding == "toward_zero":
-        steps = steps.trunc_()
+    binade = (x.view(integer) & exponent_mask).view(x.dtype)
+    binade = binade.clamp(fmt.min_normal, 2.0 ** min(fmt.max_exponent, work.max_exponent))
+    precision = work.mantissa_bits
+    mantissa_bits = min(fmt.mantissa_bits, precision)
+    shift = precision - mantissa_bits
+    if rounding == "nearest" and shift >= 2 and fmt.max_exponent + shift < work.max_exponent:
+        # The sum lies where the values of the work format are multiples of q: adding rounds. It
+        # spares the division, which takes most of the time of a compiled loop.
+        shifter = binade.mul_(1.5 * 2.0**shift)
+        y = (x + shifter).sub_(shifter).copysign_(x)
     else:
-        steps = _round_stochastic(steps, generator)
-    y = steps.mul_(q)
+        q = binade.mul_(2.0**-mantissa_bits)
+        steps = x / q
+        if rounding == "nearest":
+            steps = steps.round_()
+        elif rounding == "toward_zero":
+            steps = steps.trunc_()
+        else:
+            steps = _round_stochastic(steps, generator)
+        y = steps.mul_(q)
 
     if not saturate:
         if rounding == "toward_zero":
