@@ -6,7 +6,7 @@ two: `2**(max(floor(log2 |x|), min_exponent) - mantissa_bits)`. Then `x / q` is 
 `x` were first cast or scaled down to where float32 is subnormal: FP32 -> BF16 -> E4M3FN differs
 from FP32 -> E4M3FN on 3 % of Gaussian values.
 
-Outside of graphs, where torch's own cast does the same, bit for bit, and faster, it is used instead.
+Outside of graphs, torch's own cast is used instead where it gives the same bits faster.
 """
 
 from typing import Literal, get_args
