@@ -58,8 +58,16 @@ def shares_in_range(
     """`share_in_range` of the activations, their gradients, and the weights on one batch.
 
     Measured without rounding; a gradient counts as it is held, so multiplied by the loss scale.
+    Activations are the tensors between ops that a gradient reaches: position tables and the steps
+    within one unit-scaled op are not.
     """
-    rows = [row for row in units.measure(model, *inputs) if row.op not in ("parameter", "input")]
+    rows = [
+        row
+        for row in units.measure(model, *inputs)
+        if row.op not in ("parameter", "input")
+        and row.grad_rms is not None
+        and row.reason != units.INSIDE
+    ]
     return {
         "activations": share_in_range(row.rms for row in rows),
         "gradients": share_in_range(

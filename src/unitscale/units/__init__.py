@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from unitscale.units.assign import Unit
+from unitscale.units.capture import INSIDE
 from unitscale.units.model import (
     apply_recipe,
     backend,
@@ -22,6 +23,7 @@ from unitscale.units.model import (
 from unitscale.units.report import UnitRow
 
 __all__ = [
+    "INSIDE",
     "Unit",
     "UnitRow",
     "apply_recipe",

@@ -17,7 +17,7 @@ from torch._dynamo import lookup_backend
 from unitscale.recipes import Recipe
 from unitscale.units.assign import Unit, assign, reason
 from unitscale.units.calibrate import Measurement, MeasuringInterpreter, Reading, Watch
-from unitscale.units.capture import TensorNode, drop_idle_calls, tensor_nodes
+from unitscale.units.capture import INSIDE, TensorNode, drop_idle_calls, tensor_nodes
 from unitscale.units.report import UnitRow
 from unitscale.units.rewrite import is_rounded_product, rewrite
 from unitscale.units.rules import operands, rule_of
@@ -180,7 +180,8 @@ class Session:
         """The row of one tensor."""
         reading = self.readings.get(tensor.name, Reading())
         unit = self.units.get(tensor.name, Unit())
-        why = tensor.pinned or reason(reading.rms, reading.grad_rms, reading.amax)
+        inside = INSIDE if tensor.inside and not self.scale else None
+        why = tensor.pinned or inside or reason(reading.rms, reading.grad_rms, reading.amax)
         if reading.rms is None:
             why = why or "not measured yet"
         return UnitRow.of(tensor.name, tensor.op, unit, reading, why)
