@@ -152,7 +152,8 @@ def causal_counts(gone: Array, sizes: Array) -> tuple[Array, Array]:
 def fit_sizes() -> Array:
     """Where `at_size` has the Chebyshev points of its polynomial."""
     log_like = (chebyshev_points() + 1) / 2 * (MAX_SIZE**ROOT - 1)
-    return np.exp(np.log1p(log_like) / ROOT)
+    sizes: Array = np.exp(np.log1p(log_like) / ROOT)
+    return sizes
 
 
 def chebyshev_points() -> Array:

@@ -12,6 +12,8 @@ from unitscale.scaling.quadrature import Moments, moments
 
 __all__ = ["activation_factors", "activation_moments", "factors_from_moments", "gated_factors"]
 
+ROUNDING = 1e-24  # a standard deviation of 1e-12 of the function's own size is numerical noise
+
 
 def activation_factors(
     name: str, *, center: str = "std", mult: float = 1.0, **params: float | str
@@ -64,7 +66,7 @@ def factors_from_moments(known: Moments, *, center: str = "std") -> Factors:
     if center not in {"std", "rms"}:
         raise ValueError(f"center is {center!r}, expected 'std' or 'rms'.")
     spread = known.variance if center == "std" else known.mean_square
-    if spread <= 0 or known.grad_mean_square <= 0:
+    if min(spread, known.grad_mean_square) <= ROUNDING * known.mean_square:
         raise ValueError(
             f"the function is constant for standard normal input ({center} squared {spread:g}, "
             f"mean square derivative {known.grad_mean_square:g}): no factor gives it unit scale."
