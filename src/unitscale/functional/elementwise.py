@@ -57,8 +57,16 @@ def elementwise(
     return scaled_fn
 
 
-@lru_cache(maxsize=256)
+@torch.compiler.assume_constant_result  # Dynamo would trace the quadrature
 def elementwise_factors(
+    fn: Callable[[Tensor], Tensor], kinks: tuple[float, ...], mult: float, center: str
+) -> Factors:
+    """`integrate`, run while a graph is traced and constant in it."""
+    return integrate(fn, kinks, mult, center)
+
+
+@lru_cache(maxsize=256)
+def integrate(
     fn: Callable[[Tensor], Tensor], kinks: tuple[float, ...], mult: float, center: str
 ) -> Factors:
     """Factors of `x -> fn(mult * x)`, its derivative taken by autograd at the nodes."""

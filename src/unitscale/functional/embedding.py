@@ -44,5 +44,10 @@ def embedding(
             "expected [num_embeddings, embedding_dim]."
         )
     factors = embedding_factors(input.numel(), weight.shape[0])
+    if max_norm is not None:  # in place, so before the table is seen through a factor
+        with torch.no_grad():
+            torch.embedding_renorm_(weight, input.contiguous(), max_norm, norm_type)
     table = scale_bwd(weight, factors.grad_weight_scale)
-    return F.embedding(input, table, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    return F.embedding(
+        input, table, padding_idx, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse
+    )

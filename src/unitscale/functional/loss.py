@@ -62,6 +62,7 @@ def cross_entropy(
     classes = input.shape[axis]
     divisor = mean_divisor("cross_entropy", reduction, input.numel() // classes)
     input = full_precision(input)
+    weight = None if weight is None else weight.to(input.dtype)
     soft = target.is_floating_point()
     loss = F.cross_entropy(
         input,
@@ -114,7 +115,9 @@ def binary_cross_entropy_with_logits(
     check_floating(op, input=input, target=target, weight=weight, pos_weight=pos_weight)
     check_same_shape(op, input, target)
     divisor = mean_divisor(op, reduction, input.numel())
-    input, target = full_precision(input), full_precision(target)
+    input = full_precision(input)
+    target = target.to(input.dtype)
+    weight, pos_weight = (None if x is None else x.to(input.dtype) for x in (weight, pos_weight))
     loss = F.binary_cross_entropy_with_logits(
         input, target, weight, reduction=reduction, pos_weight=pos_weight
     )

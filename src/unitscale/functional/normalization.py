@@ -16,7 +16,7 @@ from unitscale.scaling.factors import norm_factors
 
 
 def scale_parameters(
-    rows: float, weight: Tensor | None, bias: Tensor | None
+    rows: int, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gain and bias with the gradient factor of a parameter that `rows` rows share."""
     factors = norm_factors(rows)

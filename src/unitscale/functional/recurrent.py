@@ -10,8 +10,11 @@ One layer, one direction, batch first: input [batch, time, features]. Weights ha
 and gate order, [gates * hidden, features] and [gates * hidden, hidden], initialised N(0, 1), and
 biases 0. The input of all time steps is multiplied by its weight at once, outside the loop.
 
-Gradients are not at unit scale throughout, as the gates multiply them by less than 1: weights get
-0.6 (LSTM, GRU) to 1.7 (tanh), the input 1.1 to 1.2.
+Gradients are near unit scale, not at it, as gates and nonlinearity multiply them in the loop: those
+of weights are 0.6 (GRU) to 1.7 (tanh), those of the input 1.1 to 1.2. A ReLU layer is only just
+stable: its output is 0.6 to 1.5 with the draw of its weights, where the others keep to 5 %.
+
+Under torch.compile the loop is unrolled, which takes seconds of compilation for tens of steps.
 """
 
 from collections.abc import Callable

@@ -102,4 +102,4 @@ def reduced_numel(input: Tensor, dim: Axes) -> int:
     if dim is None or dim == ():
         return input.numel()
     axes = (dim,) if isinstance(dim, int) else dim
-    return math.prod(input.shape[axis] for axis in axes)
+    return math.prod([input.shape[axis] for axis in axes])
