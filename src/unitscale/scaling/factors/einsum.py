@@ -34,16 +34,19 @@ def einsum_factors(equation: str, *shapes: Sequence[int]) -> EinsumFactors:
                 )
             sizes[index] = size if known == 1 else known  # only "..." dimensions broadcast
     return EinsumFactors(
-        output_scale=lacking(output, sizes),
-        grad_input_scales=tuple(lacking(term, sizes) for term in terms),
+        output_scale=lacking(sizes, {index: sizes[index] for index in output}),
+        grad_input_scales=tuple(
+            lacking(sizes, dict(zip(term, shape, strict=True)))
+            for term, shape in zip(terms, shapes, strict=True)
+        ),
     )
 
 
-def lacking(present: str, sizes: dict[str, int]) -> float:
-    """The factor for a sum over every index that is not present."""
+def lacking(sizes: dict[str, int], own: dict[str, int]) -> float:
+    """The factor for a sum over every index that a tensor lacks, or has once for all."""
     terms = 1
     for index, size in sizes.items():
-        if index not in present:
+        if own.get(index, 1) == 1:
             terms = terms * size
     return count_scale(terms)
 

@@ -105,18 +105,24 @@ def upsample_factors(factor: float) -> Factors:
     return Factors(output_scale=1.0, grad_input_scale=count_scale(factor))
 
 
-def avg_pool_factors(kernel_numel: int, stride_numel: int) -> Factors:
-    """Average pooling: an input entry receives `1 / kernel` from `kernel / stride` windows."""
+def avg_pool_factors(kernel_numel: int, stride_numel: float) -> Factors:
+    """Average pooling: an input entry receives `1 / kernel` from `kernel / stride` windows.
+
+    Args:
+        kernel_numel: product of the kernel's sizes.
+        stride_numel: product of the strides, or input positions per output position.
+    """
     return Factors(
         output_scale=kernel_numel**0.5,
         grad_input_scale=kernel_numel / (kernel_numel / stride_numel) ** 0.5,
     )
 
 
-def max_pool_factors(kernel_numel: int, stride_numel: int) -> Factors:
+def max_pool_factors(kernel_numel: int, stride_numel: float) -> Factors:
     """Max pooling: the output keeps a mean, as that of a one-sided activation does.
 
     Each window sends its gradient to one entry, so one input entry in `stride_numel` has one;
-    that overlapping windows may choose the same entry is left out.
+    that overlapping windows may choose the same entry is left out. Arguments as for
+    `avg_pool_factors`.
     """
     return Factors(output_scale=1 / maximum_std(kernel_numel), grad_input_scale=stride_numel**0.5)

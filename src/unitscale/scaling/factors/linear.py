@@ -93,7 +93,7 @@ def conv_factors(
     kernel_numel: int,
     *,
     rows: int,
-    stride_numel: int = 1,
+    stride_numel: float = 1,
     groups: int = 1,
     in_bounds: float = 1.0,
 ) -> LinearFactors:
@@ -107,7 +107,8 @@ def conv_factors(
         out_channels: likewise.
         kernel_numel: product of the kernel's sizes; dilation does not matter.
         rows: batch size times the number of output positions.
-        stride_numel: product of the strides.
+        stride_numel: product of the strides; or the number of input positions per output position,
+            which also accounts for a border that fewer windows reach.
         groups: number of groups.
         in_bounds: share of kernel taps that fall on the input rather than on zero padding, the
             product of `in_bounds_fraction` over dimensions. 1 ignores padding, as the paper does:
@@ -129,7 +130,7 @@ def conv_transpose_factors(
     *,
     input_rows: int,
     output_rows: int,
-    stride_numel: int = 1,
+    stride_numel: float = 1,
     groups: int = 1,
 ) -> LinearFactors:
     """Transposed convolution, the gradient of a convolution with the channels swapped.
@@ -140,7 +141,8 @@ def conv_transpose_factors(
         kernel_numel: product of the kernel's sizes.
         input_rows: batch size times input positions, the terms of each weight's gradient.
         output_rows: batch size times output positions, the terms of each bias's gradient.
-        stride_numel: product of the strides.
+        stride_numel: product of the strides; or the number of output positions per input position,
+            which also accounts for a border that fewer inputs reach.
         groups: number of groups.
     """
     return LinearFactors(

@@ -141,8 +141,9 @@ def huber_factors(
         raise ValueError(f"huber: delta {delta} and error_std {error_std} must be positive.")
     z = delta / error_std
     density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    tail = math.erfc(z / math.sqrt(2))
-    return unit_gradient(error_std**2 * (1 - tail - 2 * z * density + z * z * tail), divisor)
+    inside, outside = math.erf(z / math.sqrt(2)), math.erfc(z / math.sqrt(2))
+    clipped = error_std**2 * (inside - 2 * z * density + z * z * outside)
+    return unit_gradient(clipped, divisor)
 
 
 def smooth_l1_factors(

@@ -25,8 +25,8 @@ def recurrent_factors(
 
     `matmul_scale = (input_size + hidden_size)**-0.5`, both passes, as the state feeds back;
     weights and biases `rows**-0.5`. Emitted: LSTM 6.37, with forget bias 1 5.26; GRU 3.04;
-    recurrent highway 3.84 with update bias -1, for equal input and hidden sizes. tanh has 1.593 inside the
-    loop; ReLU `sqrt(2)`, which keeps the mean square at 1, and 1.211 outside for its mean.
+    recurrent highway 3.84 with update bias -1, for equal input and hidden sizes. tanh has 1.593
+    inside the loop; ReLU `sqrt(2)`, which keeps its mean square at 1, and 1.211 outside.
 
     Args:
         cell: one of `CELLS`.
