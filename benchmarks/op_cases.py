@@ -80,6 +80,7 @@ def cases() -> Iterator[Case]:
     yield activation("relu")
     yield activation("relu6")
     yield activation("leaky_relu", negative_slope=0.2)
+    yield activation("rrelu")
     yield activation("threshold", threshold=0.5, value=0.1)
     yield activation("gelu")
     yield activation("gelu", approximate="tanh")

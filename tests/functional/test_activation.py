@@ -12,8 +12,16 @@ SIMPLE = [
 
 
 def test_every_activation_of_torch_is_here() -> None:
-    """All element-wise functions of torch.nn.functional but rrelu, which is random."""
-    assert set(SIMPLE) | {"threshold", "prelu", "glu"} <= set(U.__all__)
+    assert set(SIMPLE) | {"threshold", "rrelu", "prelu", "glu"} <= set(U.__all__)
+
+
+def test_rrelu_draws_its_slopes_in_training_only() -> None:
+    x = -torch.ones(2**16)
+    assert U.rrelu(x).unique().numel() == 1
+    assert U.rrelu(x, training=True).unique().numel() > 1000
+    y = U.rrelu(torch.randn(2**18), training=True)
+    # 2^18 samples: five standard errors are below 1 %, and the mean slope is off by less than 1 %.
+    assert y.std().item() == pytest.approx(1, rel=0.02)
 
 
 @pytest.mark.parametrize("name", SIMPLE)

@@ -1,8 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from op_asserts import assert_multiple
 
 import unitscale.functional as U
+from validity import true_gradients
 
 
 def test_table_gradient_is_multiplied_by_the_root_of_rows_per_lookup() -> None:
@@ -35,6 +37,30 @@ def test_max_norm_renormalizes_as_in_torch() -> None:
     ours, theirs = (torch.full((10, 4), 3.0, requires_grad=True) for _ in range(2))
     ids = torch.tensor([1, 2])
     assert torch.equal(U.embedding(ids, ours, max_norm=1.0), F.embedding(ids, theirs, max_norm=1.0))
+
+
+@pytest.mark.parametrize(("constraint", "is_valid"), [(None, True), ("to_output_scale", False)])
+def test_a_table_that_is_also_the_readout_needs_a_free_readout(
+    constraint: str | None, is_valid: bool
+) -> None:
+    """`sqrt(V / N) * V**-0.5` through the model and `N**-0.5` straight from the read-out agree."""
+    ids = torch.randint(20, (64,))
+    table = torch.randn(20, 16, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(16, 16, dtype=torch.float64)
+
+    def gradient() -> torch.Tensor:
+        h = U.residual_apply(lambda h: U.tanh(U.linear(h, w)), U.embedding(ids, table))
+        logits = U.linear_readout(h, table, constraint=constraint)
+        return torch.autograd.grad(U.cross_entropy(logits, ids.roll(-1)), table)[0]
+
+    got = gradient()
+    with true_gradients():
+        want = gradient()
+    if is_valid:
+        assert_multiple(got, want)
+    else:
+        with pytest.raises(AssertionError, match="distance"):
+            assert_multiple(got, want)
 
 
 @pytest.mark.parametrize(

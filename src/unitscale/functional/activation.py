@@ -12,6 +12,7 @@ NaN, Inf and -0 go through as in torch's function. There is no `inplace`.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,24 @@ def leaky_relu(
     return activate(
         "leaky_relu", F.leaky_relu, input, mult, center, constraint, negative_slope=negative_slope
     )
+
+
+def rrelu(
+    input: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    *,
+    mult: float = 1.0,
+    center: str = "std",
+    constraint: str | None = "to_output_scale",
+) -> Tensor:
+    """`leaky_relu` of the mean slope; each negative entry draws its own in training.
+
+    The factors are those of the mean slope, within 1 % of those of the drawn ones by default.
+    """
+    function = partial(F.rrelu, training=training)
+    return activate("rrelu", function, input, mult, center, constraint, lower=lower, upper=upper)
 
 
 def threshold(

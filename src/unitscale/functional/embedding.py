@@ -26,8 +26,9 @@ def embedding(
 
     Args:
         input: integer ids of any shape.
-        weight: [num_embeddings, embedding_dim], initialised N(0, 1). A table that is also the
-            read-out has two consumers, which only one common factor leaves in proportion: untie.
+        weight: [num_embeddings, embedding_dim], initialised N(0, 1). It may be the weight of
+            `linear_readout` as well, if that is unconstrained and has as many rows as there are
+            lookups: the factors of both ways to the loss are then in proportion.
     Raises:
         TypeError: ids that are not integers, or a table that is not floating-point.
         ValueError: the table is not a matrix.
