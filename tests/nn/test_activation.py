@@ -14,7 +14,7 @@ MODULES = [
     unn.ELU(0.7), unn.CELU(0.7), unn.SELU(), unn.Tanh(), unn.Sigmoid(), unn.LogSigmoid(),
     unn.Softplus(2.0), unn.Softsign(), unn.Hardtanh(-0.5, 1.5), unn.Hardsigmoid(),
     unn.Hardswish(), unn.Hardshrink(0.3), unn.Softshrink(0.3), unn.Tanhshrink(),
-    unn.Threshold(0.1, 0.0),
+    unn.Threshold(0.1, 0.0), unn.PReLU(init=0.1),
 ]  # fmt: skip
 
 

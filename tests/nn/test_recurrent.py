@@ -76,6 +76,16 @@ def test_output_has_unit_scale(cls: type) -> None:
             assert 0.4 < parameter.grad.square().mean().sqrt() < 1.8, name
 
 
+def test_rnn_nonlinearity() -> None:
+    tanh, relu = unn.RNN(5, 6), unn.RNN(5, 6, nonlinearity="relu")
+    relu.load_state_dict(tanh.state_dict())
+    x = torch.randn(7, 2, 5)
+    assert (relu(x)[0] >= 0).all()
+    assert not torch.allclose(tanh(x)[0], relu(x)[0])
+    with pytest.raises(ValueError, match="unknown nonlinearity 'gelu'"):
+        unn.RNN(5, 6, nonlinearity="gelu")
+
+
 class Tagger(nn.Module):
     def __init__(self, cls: type) -> None:
         super().__init__()

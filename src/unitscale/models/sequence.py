@@ -79,12 +79,13 @@ class RecurrentHighway(nn.Module):
         factor = (2 * width) ** -0.5
         # The weight is used at every step, with a state that is small by the output's factor.
         weight = scaled(self.hidden.weight, 1.0, self.output_factor * (batch * time) ** -0.5)
-        inputs = scaled(self.input(x), 2**-0.5, 2**-0.5)
+        update, candidate = scaled(self.input(x), 2**-0.5, 2**-0.5).chunk(2, -1)
+        inputs = torch.cat((update + self.update_bias, candidate), -1)
         h, states = x.new_zeros(batch, width), []
         for step in inputs.unbind(1):
             product = scaled(F.linear(scaled(h, 1.0, factor), weight), factor, 1.0)
             update, candidate = (step + product).chunk(2, -1)
-            h = torch.lerp(h, candidate.tanh(), (update + self.update_bias).sigmoid())
+            h = torch.lerp(h, candidate.tanh(), update.sigmoid())
             states.append(h)
         return scaled(torch.stack(states, 1), self.output_factor, self.output_factor)
 
