@@ -92,6 +92,14 @@ def test_too_few_random_bits_are_noticed(monkeypatch):
         assert_unbiased(draw(1 + 0.125 / 64, E4M3FN), 1.0, 1.125, 1 / 64)
 
 
+@pytest.mark.parametrize("excess", [-1 / 64, 0.0, 1 / 64])
+def test_the_probability_is_rounded_to_nearest(monkeypatch, excess):
+    """Seen at 4 bits: 3/16 and what is nearest to it."""
+    monkeypatch.setattr(rounding, "RANDOM_BITS", 4)
+    y = draw(1 + 0.125 * (3 / 16 + excess), E4M3FN)
+    assert_unbiased(y, 1.0, 1.125, 3 / 16)
+
+
 @pytest.mark.parametrize("fmt", [*SMALL, FP16], ids=str)
 def test_values_of_the_format_never_move(fmt):
     values = torch.tensor(fmt.values())
