@@ -260,8 +260,7 @@ class Writer:
 
     def plain(self, node: fx.Node, plan: NodePlan) -> fx.Node:
         """A copy of an op with its factors, and of the body of a checkpoint call."""
-        edges = {x: self.edge(x, plan) for x in node.all_input_nodes}
-        copy = self.graph.node_copy(node, edges.__getitem__)
+        copy = self.copy(node, lambda x: self.edge(x, plan))
         body = checkpointed(node)
         if body is not None:
             # The body reads the same vector of factors, as its first input.
@@ -270,16 +269,27 @@ class Writer:
             copy.args = (copy.args[0], self.vector, *copy.args[1:])
         return copy
 
+    def copy(self, node: fx.Node, edge: Callable[[fx.Node], fx.Node]) -> fx.Node:
+        """A copy of an op, with an edge of its own for each time that it takes a tensor.
+
+        The last edge comes first, because autograd goes back through the latest node first: so the
+        gradients of `x - x` are summed one by one and in the order of the plain model.
+        """
+        if node.op == "output":
+            edges = {x: edge(x) for x in node.all_input_nodes}
+            return self.graph.node_copy(node, edges.__getitem__)
+        taken: list[fx.Node] = []
+        fx.node.map_arg((node.args, node.kwargs), taken.append)
+        stack = [edge(x) for x in reversed(taken)]
+        return self.graph.node_copy(node, lambda x: stack.pop())
+
     def product(self, node: fx.Node, plan: NodePlan) -> fx.Node:
         """A copy of a product in low precision, by `gemm` or rounded at its edges."""
         rule, formats = rule_of(node), formats_of(self.recipe)
         extra: dict[str, Any] = {"formats": formats}
         if rule.kind == "general" or not fits_gemm(node):
             taken = operands(node, rule)
-            edges = {
-                x: self.edge(x, plan, formats if x in taken else None) for x in node.all_input_nodes
-            }
-            copy = self.graph.node_copy(node, edges.__getitem__)
+            copy = self.copy(node, lambda x: self.edge(x, plan, formats if x in taken else None))
             current = (False, formats.current)
             return self.rounding(copy, formats.result, formats.backward, current)
         if rule.kind == "attention":

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from unitscale.scaling import scaled
+from unitscale.units.capture import is_real_float
 
 Kind = Literal["general", "linear", "sum", "view", "attention"]
 
@@ -33,9 +34,8 @@ class Rule:
 
     Args:
         kind: see the module's docstring.
-        operands: (position, keyword) of the tensors the op is linear in, or sums; lists count as
-        all
-            their tensors. Empty: every tensor argument.
+        operands: (position, keyword) of the tensors the op is linear in, or sums; a list counts as
+            all its tensors. Empty: every tensor argument.
         additive: (position, keyword) of a bias, added after the product.
         product: a matrix product, where a recipe rounds the operands.
         bijective: a view of every element once, so its gradient has the RMS of its input's.
@@ -51,7 +51,7 @@ class Rule:
 GENERAL = Rule(kind="general")
 FIRST = Rule(kind="linear", operands=((0, "input"),))
 BOTH = Rule(kind="linear", operands=((0, "input"), (1, "other")))
-SUM = Rule(kind="sum")
+SUM = Rule(kind="sum", operands=((0, "input"), (1, "other")))
 RESHAPE = Rule(kind="view", operands=((0, "input"),), bijective=True)
 SLICE = Rule(kind="view", operands=((0, "input"),))
 
@@ -188,15 +188,15 @@ INPLACE_FLAG: dict[Any, int] = {F.relu: 1, F.leaky_relu: 2, F.dropout: 3}
 def rule_of(node: fx.Node) -> Rule:
     """The rule for a node of a captured graph; `general` where the table has none that fits.
 
-    A sum of a tensor and a number, one tensor in two slots, a division that rounds and an op that
-    writes into its input are general, although their ops are in the table (a product of a tensor
-    with itself is still a product).
+    A sum with a number or an integer tensor, one tensor in two slots, a division that rounds and an
+    op that writes into its input are general, although their ops are in the table (a product of a
+    tensor with itself is still a product).
     """
     rule = RULES.get(node.target, GENERAL) if node.op.startswith("call_") else GENERAL
     if rule.kind == "general":
         return GENERAL
     slots = [argument(node, slot) for slot in rule.operands] or list(node.args)
-    if rule.kind == "sum" and not all(isinstance(x, fx.Node | list | tuple) for x in slots[:2]):
+    if rule.kind == "sum" and not is_real(slots):
         return GENERAL
     occurrences: list[fx.Node] = []
     fx.node.map_arg(slots, occurrences.append)
@@ -208,6 +208,13 @@ def rule_of(node: fx.Node) -> Rule:
     ):
         return GENERAL
     return GENERAL if node.kwargs.get("rounding_mode") else rule
+
+
+def is_real(value: Any) -> bool:
+    """Whether an argument is a tensor that can carry a unit, or a list of such."""
+    if isinstance(value, list | tuple):
+        return all(is_real(x) for x in value)
+    return isinstance(value, fx.Node) and is_real_float(value.meta.get("example_value"))
 
 
 def argument(node: fx.Node, slot: tuple[int, str]) -> Any:
