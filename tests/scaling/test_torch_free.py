@@ -23,5 +23,5 @@ def test_theory_imports_no_torch():
     assert not torch_is_imported_by(f"import {names}")
 
 
-def test_the_primitive_does_import_torch():
-    assert torch_is_imported_by("from unitscale.scaling import scaled")
+def test_the_check_can_fail():
+    assert torch_is_imported_by("sys.modules['torch'] = sys")

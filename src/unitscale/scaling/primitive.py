@@ -49,6 +49,12 @@ class Scaled(torch.autograd.Function):
         return Scaled.apply(x, *factors), in_dims[0]
 
 
+# `Function.apply` binds its arguments to a signature at every call, which takes several times as
+# long as the multiplication; only the transforms of torch.func need more than its C++ part.
+apply_directly = super(torch.autograd.Function, Scaled).apply
+transforms_are_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
 def scaled(x: Tensor, fwd: float = 1.0, bwd: float = 1.0) -> Tensor:
     """Multiply `x` by `fwd` in the forward pass and its gradient by `bwd` in the backward pass.
 
@@ -81,12 +87,14 @@ def scaled(x: Tensor, fwd: float = 1.0, bwd: float = 1.0) -> Tensor:
         )
     fwd = check_factor("fwd", fwd)
     bwd = check_factor("bwd", bwd)
-    if not is_one(fwd):
-        return Scaled.apply(x, fwd, bwd, False)
-    if is_one(bwd):
-        return x
-    # Forward-mode AD wants a view's tangent to be a view too, which a multiplied one is not.
-    return Scaled.apply(x, fwd, bwd, unpack_dual(x).tangent is None)
+    may_alias = is_one(fwd)
+    if may_alias:
+        if is_one(bwd):
+            return x
+        # Forward-mode AD wants a view's tangent to be a view too, which a multiplied one is not.
+        may_alias = unpack_dual(x).tangent is None
+    apply = Scaled.apply if transforms_are_active() else apply_directly
+    return apply(x, fwd, bwd, may_alias)
 
 
 def scale_fwd(x: Tensor, fwd: float) -> Tensor:

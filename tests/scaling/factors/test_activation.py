@@ -116,15 +116,16 @@ def test_curves_are_the_functions_of_torch(name):
 @pytest.mark.parametrize("name", ["gelu", "relu", "tanh", "sigmoid", "softplus"])
 @pytest.mark.parametrize("mult", [0.25, 1.0, 8.0, 100.0, -2.0])
 def test_mult_squeezes_the_function(name, mult):
-    """Against a trapezoid rule with 2e6 points: its error is the step squared, 2e-10."""
-    x = np.linspace(-12, 12, 2_000_001)
+    """Against a trapezoid rule with 2e5 points: its error is the step squared, 1e-8, and at a jump
+    of the derivative the step, 1e-4."""
+    x = np.linspace(-12, 12, 200_001)
     weights = np.exp(-(x**2) / 2) / sqrt(2 * np.pi) * (x[1] - x[0])
     f = lambda x: getattr(F, name)(torch.from_numpy(mult * x)).numpy()
     values = f(x)
     got = activation_moments(name, mult=mult)
-    assert got.mean_square == pytest.approx((weights * values**2).sum(), rel=1e-8)
+    assert got.mean_square == pytest.approx((weights * values**2).sum(), rel=1e-6)
     slope = np.gradient(values, x)
-    assert got.grad_mean_square == pytest.approx((weights * slope**2).sum(), rel=1e-4)
+    assert got.grad_mean_square == pytest.approx((weights * slope**2).sum(), rel=1e-3)
 
 
 def test_rms_keeps_the_mean_inside():
