@@ -52,6 +52,7 @@ def test_model_looks_back_only(layer: str, unit_scaled: bool) -> None:
     ids[:, 7:] = (ids[:, 7:] + 1) % 11
     after = model(ids)
     torch.testing.assert_close(after[:, :7], before[:, :7])
+    torch.testing.assert_close(model(ids[:, :7]), before[:, :7])
     assert not torch.allclose(after[:, 7:], before[:, 7:])
 
 

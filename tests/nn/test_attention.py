@@ -34,6 +34,15 @@ def test_causal_attention_does_not_look_ahead() -> None:
     assert not torch.allclose(before[:, 5:], after[:, 5:])
 
 
+def test_constant_number_of_keys_makes_a_prefix_the_same() -> None:
+    x = torch.randn(2, 8, 16)
+    for num_attended, same in ((3.0, True), (None, False)):
+        layer = unn.MultiheadAttention(16, 4, batch_first=True, num_attended=num_attended)
+        whole, _ = layer(x, x, x, is_causal=True)
+        part, _ = layer(x[:, :5], x[:, :5], x[:, :5], is_causal=True)
+        assert torch.allclose(part, whole[:, :5], atol=1e-5) == same
+
+
 def test_mask_hides_keys() -> None:
     layer = unn.MultiheadAttention(16, 4, batch_first=True)
     q, kv = torch.randn(2, 3, 16), torch.randn(2, 8, 16)

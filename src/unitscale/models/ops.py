@@ -67,9 +67,18 @@ def unscaled(x: Tensor, fwd: float = 1.0, bwd: float = 1.0) -> Tensor:
     return x
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
-    """F.scaled_dot_product_attention, named here so that a model's `Ops` can be pickled."""
-    return F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, num_attended: float) -> Tensor:
+    """F.scaled_dot_product_attention; a softmax is an average, whatever number it is over."""
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+def scaled_causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, num_attended: float
+) -> Tensor:
+    """U.scaled_dot_product_attention with the factor of an average over `num_attended`."""
+    return U.scaled_dot_product_attention(
+        query, key, value, is_causal=True, num_attended=num_attended
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +103,7 @@ class Ops:
     activation: dict[str, Callable[..., nn.Module]]
     residual: type[unn.Residual]
     sum_residual: type[unn.Residual]
-    attention: Callable[..., Tensor]
+    causal_attention: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     cross_entropy: Callable[..., Tensor]
     scaled: Callable[[Tensor, float, float], Tensor]
 
@@ -115,7 +124,7 @@ STANDARD = Ops(
     activation={"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU},
     residual=WeightedResidual,
     sum_residual=SumResidual,
-    attention=attention,
+    causal_attention=causal_attention,
     cross_entropy=F.cross_entropy,
     scaled=unscaled,
 )
@@ -132,7 +141,7 @@ UNIT_SCALED = Ops(
     activation={"gelu": unn.GELU, "relu": unn.ReLU, "silu": unn.SiLU},
     residual=unn.Residual,
     sum_residual=unn.Residual,
-    attention=U.scaled_dot_product_attention,
+    causal_attention=scaled_causal_attention,
     cross_entropy=U.cross_entropy,
     scaled=scaled,
 )

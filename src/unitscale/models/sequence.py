@@ -14,13 +14,17 @@ class Attention(nn.Module):
     def __init__(self, config: CharLMConfig, ops: Ops) -> None:
         super().__init__()
         self.ops, self.heads = ops, config.heads
+        # The harmonic mean number of keys that a query sees, at full length: a constant, for a
+        # prefix must not be computed otherwise than the whole.
+        harmonic = sum(1 / n for n in range(1, config.context + 1))
+        self.num_attended = config.context / harmonic
         self.qkv = ops.linear(config.width, 3 * config.width, bias=config.bias)
         self.out = ops.linear(config.width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [batch, time, width]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
-        x = self.ops.attention(rotate(q), rotate(k), v, is_causal=True)
+        x = self.ops.causal_attention(rotate(q), rotate(k), v, self.num_attended)
         return self.out(x.transpose(1, 2).flatten(2))
 
 

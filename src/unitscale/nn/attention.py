@@ -17,6 +17,8 @@ class MultiheadAttention(nn.Module):
         embed_dim: size of the query and of the output; a multiple of `num_heads`.
         dropout: share of attention weights dropped; nothing is dropped in evaluation.
         num_kv_heads: key and value heads, a divisor of `num_heads` (grouped-query attention).
+        num_attended: how many keys a query sees, as in U.scaled_dot_product_attention; give it
+            where lengths vary and the function should not.
         constraint: of the projections and of the attention. None gives a wrong gradient wherever
             query, key and value come from one tensor.
     Raises:
@@ -34,6 +36,7 @@ class MultiheadAttention(nn.Module):
         kdim: int | None = None,
         vdim: int | None = None,
         batch_first: bool = False,
+        num_attended: float | None = None,
         constraint: str | None = "to_output_scale",
     ) -> None:
         super().__init__()
@@ -50,6 +53,7 @@ class MultiheadAttention(nn.Module):
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim = embed_dim // num_heads
         self.dropout, self.batch_first, self.constraint = dropout, batch_first, constraint
+        self.num_attended = num_attended
         kv_dim = num_kv_heads * self.head_dim
         self.q_proj = Linear(embed_dim, embed_dim, bias, constraint=constraint)
         self.k_proj = Linear(kdim or embed_dim, kv_dim, bias, constraint=constraint)
@@ -82,6 +86,7 @@ class MultiheadAttention(nn.Module):
             dropout_p=self.dropout,
             is_causal=is_causal,
             enable_gqa=self.num_kv_heads != self.num_heads,
+            num_attended=self.num_attended,
             training=self.training,
             constraint=self.constraint,
         )
