@@ -51,12 +51,9 @@ def stationary_mean_square(cell: str, hidden_share: float, bias: float) -> float
         gate, gate_square = mean(sigmoid, variance), mean(sigmoid_square, variance)
         if cell == "lstm":
             write, write_square, keep_write = gate, gate_square, keep * gate
-        else:
-            write, write_square, keep_write = (
-                1 - keep,
-                1 - 2 * keep + keep_square,
-                keep - keep_square,
-            )
+        else:  # write is 1 - keep
+            write, keep_write = 1 - keep, keep - keep_square
+            write_square = write - keep_write
         # What a candidate sees of a state: the output gate of an LSTM, the reset gate of a GRU.
         seen, heard = 1.0, variance
         if cell == "lstm":

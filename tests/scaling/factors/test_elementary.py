@@ -10,6 +10,7 @@ from unitscale.scaling.factors import (
     avg_pool_factors,
     cumsum_factors,
     dropout_factors,
+    fixed_sum_factors,
     logsumexp_factors,
     max_pool_factors,
     mean_factors,
@@ -22,12 +23,14 @@ from unitscale.scaling.factors import (
 )
 
 X = (256, 128)
+WEIGHTS = torch.tensor([0.5, -2.0, 3.0])
 
 
 @pytest.mark.parametrize(
     ("call", "factors", "shape", "rel"),
     [
         (lambda x: x.sum(-1), sum_factors(128), (4096, 128), 0.06),
+        (lambda x: x @ WEIGHTS, fixed_sum_factors(WEIGHTS.tolist()), (4096, 3), 0.06),
         (lambda x: x.mean(-1), mean_factors(128), (4096, 128), 0.06),
         (lambda x: x.logsumexp(-1), logsumexp_factors(128), (4096, 128), 0.06),
         (lambda x: x.logsumexp(-1), logsumexp_factors(3), (16384, 3), 0.03),
@@ -86,3 +89,5 @@ def test_weights_of_a_sum_are_normalized():
         weighted_sum_weights(0, 0)
     with pytest.raises(ValueError, match=r"weights are \(\)"):
         weighted_sum_weights()
+    with pytest.raises(ValueError, match=r"weights are \[0\.0\]"):
+        fixed_sum_factors([0.0])

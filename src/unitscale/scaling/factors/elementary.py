@@ -3,6 +3,8 @@
 Source: derived from independence of inputs and output gradients; the reasons are one line each.
 """
 
+from collections.abc import Sequence
+
 from unitscale.scaling.factors.result import Factors, MatmulFactors, count_scale
 from unitscale.scaling.maximum import maximum_std
 
@@ -11,6 +13,7 @@ __all__ = [
     "avg_pool_factors",
     "cumsum_factors",
     "dropout_factors",
+    "fixed_sum_factors",
     "max_pool_factors",
     "mean_factors",
     "mul_factors",
@@ -58,6 +61,20 @@ def weighted_sum_weights(*weights: float) -> tuple[float, ...]:
     if norm == 0:
         raise ValueError(f"weighted_sum_weights: weights are {weights}, expected one other than 0.")
     return tuple(weight / norm for weight in weights)
+
+
+def fixed_sum_factors(weights: Sequence[float]) -> Factors:
+    """Sum over entries times fixed weights: output `1 / norm`, gradient `1 / rms` of the weights.
+
+    Raises:
+        ValueError: no weights, or all 0.
+    """
+    square_sum = sum(weight**2 for weight in weights)
+    if square_sum == 0:
+        raise ValueError(f"fixed_sum_factors: weights are {weights}, expected one other than 0.")
+    return Factors(
+        output_scale=square_sum**-0.5, grad_input_scale=(len(weights) / square_sum) ** 0.5
+    )
 
 
 def sum_factors(size: int) -> Factors:
