@@ -136,10 +136,15 @@ X = torch.zeros(2, 4, 8, 16)
     ("tensors", "options", "error", "message"),
     [
         ((X.long(), X, X), {}, TypeError, r"query has dtype torch\.int64"),
-        ((X[..., :8], X, X), {}, ValueError, r"query \[2, 4, 8, 8\], key \[2, 4, 8, 16\]"),
+        ((X[..., :8], X, X), {}, ValueError, r"\[2, 4, 8, 8\], key \[2, 4, 8, 16\].*head_dim"),
         ((X, X, X[:, :, :5]), {}, ValueError, r"value \[2, 4, 5, 16\]; expected .* one length"),
-        ((X[0, 0, 0], X, X), {}, ValueError, r"query \[16\].*expected \[..., heads, length"),
-        ((X, X[:, :3], X[:, :3]), {"enable_gqa": True}, ValueError, r"4 query heads and 3 key"),
+        ((X[0, 0, 0], X, X), {}, ValueError, r"shape \[16\].*expected \[..., heads, length"),
+        (
+            (X, X[:, :3], X[:, :3]),
+            {"enable_gqa": True},
+            ValueError,
+            r"key \[2, 3, 8, 16\].*multiple of the key's heads",
+        ),
         ((X, X, X), {"scale": 0.5, "mult": 2.0}, ValueError, r"scale=0\.5 and mult=2\.0"),
         ((X, X, X), {"dropout_p": 1.5}, ValueError, r"dropout_p is 1\.5"),
         ((X, X, X), {"constraint": "to_grad_input_scale"}, ValueError, r"has 3"),

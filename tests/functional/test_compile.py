@@ -35,8 +35,9 @@ def differentiate(
     return (*outputs, *grads)
 
 
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", families().values(), ids=families().keys())
-def test_compiled_operations_equal_eager_ones_to_the_bit(family: list[Case]) -> None:
+def test_compiled_operations_equal_eager_ones_to_the_bit(family: list[Case], dynamic: bool) -> None:
     def run(operands: list[dict[str, Tensor]]) -> list[Tensor]:
         return [
             case.call(of_one, DEFAULT if DEFAULT in case.constraints else None)
@@ -44,7 +45,7 @@ def test_compiled_operations_equal_eager_ones_to_the_bit(family: list[Case]) -> 
         ]
 
     operands = [case.draw() for case in family]
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for got, want in zip(
         differentiate(compiled, operands), differentiate(run, operands), strict=True
     ):

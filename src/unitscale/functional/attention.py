@@ -150,16 +150,17 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool)
     """Sizes that must agree, before torch reports them in its kernel's terms."""
     op = "scaled_dot_product_attention"
     check_floating(op, query=query, key=key, value=value)
-    shapes = f"query {shape(query)}, key {shape(key)}, value {shape(value)}"
     if min(query.dim(), key.dim(), value.dim()) < 2 + enable_gqa:
-        raise ValueError(f"{op}: {shapes}, expected [..., heads, length, head_dim].")
-    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
-        raise ValueError(
-            f"{op}: {shapes}; expected query and key of one head_dim (last axis), "
-            "key and value of one length (second last)."
-        )
-    if enable_gqa and query.shape[-3] % key.shape[-3]:
-        raise ValueError(
-            f"{op}: {query.shape[-3]} query heads and {key.shape[-3]} key heads, "
-            "expected a multiple; heads are the third axis from the end."
-        )
+        expected = "[..., heads, length, head_dim]"
+    elif query.shape[-1] != key.shape[-1]:
+        expected = "query and key of one head_dim (last axis)"
+    elif key.shape[-2] != value.shape[-2]:
+        expected = "key and value of one length (second last axis)"
+    elif enable_gqa and query.shape[-3] % key.shape[-3]:
+        expected = "a multiple of the key's heads (third last axis) for the query"
+    else:
+        return
+    raise ValueError(
+        f"{op}: query has shape {shape(query)}, key {shape(key)}, value {shape(value)}; "
+        f"expected {expected}."
+    )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unitscale.functional.arguments import check_floating
 from unitscale.scaling import scale_bwd, scale_fwd, scaled
+from unitscale.scaling.constant import constant
 from unitscale.scaling.constraints import apply_constraint
 from unitscale.scaling.factors import (
     Factors,
@@ -44,7 +45,7 @@ def elementwise(
     Raises:
         ValueError: `fn` changes the shape, is constant, or is not finite on [-14, 14].
     """
-    factors = elementwise_factors(fn, tuple(kinks), mult, center)
+    factors = elementwise_factors(fn, tuple(map(constant, kinks)), constant(mult), center)
     output_scale, grad_input_scale = apply_constraint(
         constraint, factors.output_scale, factors.grad_input_scale
     )
