@@ -1,9 +1,9 @@
 """The paper's character-model grid at small scale: layer types x norms x residual schemes.
 
 Every arm trains the byte-level model of `unitscale.models` under four recipes with the default
-Every arm trains the byte-level model of `unitscale.models` under four recipes with the default
 learning rate of its parametrization: FP32 and FP16 cast without a scale for the standard model,
 FP16 and FP8 for the unit-scaled one.
+
     python experiments/charlm_grid.py --data FILE --out runs/charlm_grid
 """
 
