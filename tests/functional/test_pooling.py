@@ -46,6 +46,16 @@ def test_adaptive_pooling_takes_sizes_by_axis() -> None:
     torch.testing.assert_close(y, F.adaptive_avg_pool2d(x, (4, None)) * 2**0.5)
 
 
+@pytest.mark.parametrize("size", [5, 6, 7])
+def test_adaptive_pooling_is_unit_where_windows_overlap(size: int) -> None:
+    x = torch.randn(64, 64, 7, 13, requires_grad=True)
+    y = U.adaptive_avg_pool2d(x, size, constraint=None)
+    y.backward(torch.randn_like(y))
+    # Windows of several sizes are pooled under one factor, which is good to 3 %.
+    assert y.std().item() == pytest.approx(1, rel=0.03)
+    assert x.grad.square().mean().sqrt().item() == pytest.approx(1, rel=0.06)
+
+
 def test_integers_are_refused() -> None:
     with pytest.raises(TypeError, match=r"avg_pool1d: input has dtype torch\.int64"):
         U.avg_pool1d(torch.ones(1, 2, 8, dtype=torch.int64), 2)

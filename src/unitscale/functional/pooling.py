@@ -8,6 +8,7 @@ neighbouring outputs correlated, which no factor sees.
 
 import math
 from collections.abc import Callable
+from operator import index
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,12 +54,19 @@ def adaptive_pool(
     output_size: int | tuple[int | None, ...] | None,
     constraint: str | None,
 ) -> Tensor:
-    """Average pooling to a given size: window and stride are both the ratio of the sizes."""
+    """Average pooling to a given size: the stride is the ratio of sizes, the window about it."""
     check_floating(op, input=input)
     output = function(input, output_size)
-    # A ratio that is no integer makes windows that overlap by an element: a mean one will do.
-    numel = input.numel() / output.numel()
-    factors = avg_pool_factors(numel, numel)
+    axes = int(op[-2])
+    # Constants of a graph: there is no symbolic gcd.
+    sizes = [
+        tuple(map(index, pair))
+        for pair in zip(input.shape[-axes:], output.shape[-axes:], strict=True)
+    ]
+    ratio = input.numel() / output.numel()
+    # Torch rounds both ends of a window outwards: on average it is that much longer than the ratio.
+    window = math.prod([size / out + 1 - math.gcd(size, out) / out for size, out in sizes])
+    factors = avg_pool_factors(window, ratio)
     return scaled(
         output, *apply_constraint(constraint, factors.output_scale, factors.grad_input_scale)
     )
