@@ -1,5 +1,7 @@
 """The layers that mix positions (all causal), and the MLP that does not."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,10 +16,7 @@ class Attention(nn.Module):
     def __init__(self, config: CharLMConfig, ops: Ops) -> None:
         super().__init__()
         self.ops, self.heads = ops, config.heads
-        # The harmonic mean number of keys that a query sees, at full length: a constant, for a
-        # prefix must not be computed otherwise than the whole.
-        harmonic = sum(1 / n for n in range(1, config.context + 1))
-        self.num_attended = config.context / harmonic
+        self.num_attended = num_attended(config)
         self.qkv = ops.linear(config.width, 3 * config.width, bias=config.bias)
         self.out = ops.linear(config.width, config.width, bias=config.bias)
 
@@ -26,6 +25,21 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
         x = self.ops.causal_attention(rotate(q), rotate(k), v, self.num_attended)
         return self.out(x.transpose(1, 2).flatten(2))
+
+
+def num_attended(config: CharLMConfig) -> float:
+    """Over how many values attention counts as an average, for its factor `num_attended**0.5`.
+
+    The values along a sequence are neither independent (an average of n has `n**-0.5` of their
+    scale) nor equal (it has their scale): it is the geometric mean of n and 1. Where nothing
+    normalizes what attention amplifies before it comes back to attention, it is 1. A constant of
+    the model, for a prefix must not be computed otherwise than the whole.
+    """
+    if config.norm == "none":
+        return 1.0
+    # The harmonic mean of the number of keys that the queries see.
+    seen = config.context / sum(1 / n for n in range(1, config.context + 1))
+    return math.sqrt(seen)
 
 
 def rotate(x: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ class LinearReadout(Constrained, nn.Linear):
     """The layer that makes logits: `y = x @ W.T / in_features + b`, so that logits start small.
 
     Unconstrained by default, which gives the right gradient only after the last residual add.
-    A tied weight is free nowhere: see `constraint` in the guide before tying it to an embedding.
+    The weight may be tied to an embedding that looks up as many rows as are read out: the factors
+    of the two uses cancel like a mirrored pair's. With a constraint they would not.
     Source: u-muP, output weights.
     """
 
