@@ -105,6 +105,11 @@ def matmul(a: Tensor, b: Tensor, *, formats: ProductFormats) -> Tensor:
         b = rounded(b, formats.forward, formats.result, current=operand)
         output = torch.matmul(a, b)
         return rounded(output, formats.result, formats.backward, current=(False, formats.current))
+    # A matrix shared by a batch has one gradient product, not one a sample and then a sum of them.
+    if b.dim() == 2:
+        return linear(a, b.mT, formats=formats)
+    if a.dim() == 2:
+        return linear(b.mT, a, formats=formats).mT
     return MatmulProduct.apply(a, b, formats)
 
 
