@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 from unitscale.units.assign import Unit
-from unitscale.units.capture import INSIDE
 from unitscale.units.model import (
     apply_recipe,
     backend,
@@ -21,6 +20,7 @@ from unitscale.units.model import (
     unit_scale,
 )
 from unitscale.units.report import UnitRow
+from unitscale.units.rules import INSIDE
 
 __all__ = [
     "INSIDE",

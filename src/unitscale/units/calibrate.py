@@ -14,8 +14,8 @@ from torch import Tensor, fx
 
 from unitscale.formats import FloatFormat
 from unitscale.numerics import amax, flushed_fraction, rms, saturated_fraction
+from unitscale.numerics.capture import TensorNode
 from unitscale.units.assign import ONE, Unit
-from unitscale.units.capture import TensorNode, checkpointed
 
 
 @dataclass
@@ -116,29 +116,3 @@ class Measurement:
 def largest(x: Tensor) -> float:
     """Largest finite magnitude; NaN if there is a NaN."""
     return amax(torch.where(x.isinf(), 0.0, x)).item()
-
-
-class MeasuringInterpreter(fx.Interpreter):
-    """Runs a captured graph as it is and shows every tensor to a `Measurement`."""
-
-    def __init__(
-        self,
-        module: fx.GraphModule,
-        tensors: Mapping[fx.Node, TensorNode],
-        measurement: Measurement,
-    ) -> None:
-        super().__init__(module)
-        self.tensors, self.measurement = tensors, measurement
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node and measure its value; a checkpointed body is run in place, once."""
-        body = checkpointed(n)
-        if body is None:
-            value = super().run_node(n)
-        else:
-            inputs = self.fetch_args_kwargs_from_env(n)[0][1:]
-            value = MeasuringInterpreter(body, self.tensors, self.measurement).run(*inputs)
-        if n in self.tensors and isinstance(value, Tensor):
-            with torch.no_grad():
-                self.measurement.read(self.tensors[n], value)
-        return value

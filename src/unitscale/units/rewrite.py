@@ -18,9 +18,9 @@ from torch import Tensor, fx
 
 from unitscale import gemm
 from unitscale.gemm import ProductFormats, rounded
+from unitscale.numerics.capture import TensorNode, body_name, checkpointed, module_path
 from unitscale.recipes import Recipe
 from unitscale.units.assign import Monomial, product
-from unitscale.units.capture import TensorNode, body_name, checkpointed, module_path
 from unitscale.units.hold import hold
 from unitscale.units.rules import RULES, Rule, argument, operands, rule_of
 

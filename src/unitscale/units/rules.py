@@ -22,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from unitscale.numerics.capture import is_real_float
 from unitscale.scaling import scaled
-from unitscale.units.capture import is_real_float
+
+INSIDE = "inside a unit-scaled op"
 
 Kind = Literal["general", "linear", "sum", "view", "attention"]
 
@@ -215,6 +217,24 @@ def is_real(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(is_real(x) for x in value)
     return isinstance(value, fx.Node) and is_real_float(value.meta.get("example_value"))
+
+
+def is_inside_scaled_op(node: fx.Node) -> bool:
+    """Whether a tensor is a step within a unit-scaled op: before its `scaled`, or a copy by it.
+
+    Such an op multiplies its raw result (or raw gradient) by its factor at once; the tensors that
+    the method promises unit scale for are those between ops.
+    """
+    if node.target is scaled:
+        return forward_factor(node) == 1.0
+    return bool(node.users) and all(forward_factor(user) != 1.0 for user in node.users)
+
+
+def forward_factor(node: fx.Node) -> Any:
+    """The factor by which a node multiplies its input in a `scaled` call; 1 for any other node."""
+    if node.target is not scaled:
+        return 1.0
+    return node.args[1] if len(node.args) > 1 else node.kwargs.get("fwd", 1.0)
 
 
 def argument(node: fx.Node, slot: tuple[int, str]) -> Any:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo import lookup_backend
 
+from unitscale.numerics.capture import TensorNode, drop_idle_calls, tensor_nodes
+from unitscale.numerics.interpret import ObservingInterpreter
 from unitscale.recipes import Recipe
 from unitscale.units.assign import Unit, assign, reason
-from unitscale.units.calibrate import Measurement, MeasuringInterpreter, Reading, Watch
-from unitscale.units.capture import INSIDE, TensorNode, drop_idle_calls, tensor_nodes
+from unitscale.units.calibrate import Measurement, Reading, Watch
 from unitscale.units.report import UnitRow
 from unitscale.units.rewrite import is_rounded_product, rewrite
-from unitscale.units.rules import operands, rule_of
+from unitscale.units.rules import INSIDE, is_inside_scaled_op, operands, rule_of
 
 Schedule = Literal["geometric", "drift", "once", "never"]
 Remeasure = Schedule | Collection[int]
@@ -180,7 +181,7 @@ class Session:
         """The row of one tensor."""
         reading = self.readings.get(tensor.name, Reading())
         unit = self.units.get(tensor.name, Unit())
-        inside = INSIDE if tensor.inside and not self.scale else None
+        inside = INSIDE if is_inside_scaled_op(tensor.node) and not self.scale else None
         why = tensor.pinned or inside or reason(reading.rms, reading.grad_rms, reading.amax)
         if reading.rms is None:
             why = why or "not measured yet"
@@ -223,7 +224,7 @@ class Executable:
         if self.is_due():
             self.pending = Measurement(self.watch())
             self.requested = False
-            return MeasuringInterpreter(self.module, self.tensors, self.pending).run(*args)
+            return ObservingInterpreter(self.module, self.tensors, self.pending.read).run(*args)
         self.count_step()
         return self.run(self.vector, *args)
 

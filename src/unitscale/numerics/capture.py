@@ -14,12 +14,9 @@ import torch
 from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from unitscale.scaling import scaled
-
 BOUNDARY = "input of the graph"
 MUTATED = "written to in place"
 SUBCLASS = "tensor subclass"
-INSIDE = "inside a unit-scaled op"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +29,6 @@ class TensorNode:
         at_root: computed outside of every submodule, so that another graph may use the name too.
         op: name of the op, "parameter" or "input".
         pinned: why it keeps the unit (1, 1), or None.
-        inside: a step within a unit-scaled op, see `is_inside_scaled_op`.
         requires_grad: whether a gradient reaches it.
     """
 
@@ -41,7 +37,6 @@ class TensorNode:
     at_root: bool
     op: str
     pinned: str | None
-    inside: bool
     requires_grad: bool
 
 
@@ -113,7 +108,6 @@ def collect(
                 at_root=node.op not in ("placeholder", "get_attr") and not module_path(node),
                 op=op,
                 pinned=pin(node, value, written),
-                inside=is_inside_scaled_op(node),
                 requires_grad=value.requires_grad,
             )
         body = checkpointed(node)
@@ -129,24 +123,6 @@ def unused_name(node: fx.Node, seen: Counter[str]) -> str:
     stem = input_name(node) if node.op == "placeholder" else ".".join(filter(None, parts))
     seen[stem] += 1
     return stem if seen[stem] == 1 else f"{stem}#{seen[stem] - 1}"
-
-
-def is_inside_scaled_op(node: fx.Node) -> bool:
-    """Whether a tensor is a step within a unit-scaled op: before its `scaled`, or a copy by it.
-
-    Such an op multiplies its raw result (or raw gradient) by its factor at once; the tensors that
-    the method promises unit scale for are those between ops.
-    """
-    if node.target is scaled:
-        return forward_factor(node) == 1.0
-    return bool(node.users) and all(forward_factor(user) != 1.0 for user in node.users)
-
-
-def forward_factor(node: fx.Node) -> Any:
-    """The factor by which a node multiplies its input in a `scaled` call; 1 for any other node."""
-    if node.target is not scaled:
-        return 1.0
-    return node.args[1] if len(node.args) > 1 else node.kwargs.get("fwd", 1.0)
 
 
 def is_real_float(value: Any) -> bool:

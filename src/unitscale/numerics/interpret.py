@@ -1,0 +1,40 @@
+"""Run a captured graph node by node and show each tensor to an observer."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from unitscale.numerics.capture import TensorNode, checkpointed
+
+Observer = Callable[[TensorNode, Tensor], None]
+
+
+class ObservingInterpreter(fx.Interpreter):
+    """Runs a captured graph as it is; the result is that of the plain model, bit for bit.
+
+    Args:
+        tensors: the nodes to show, see `capture.tensor_nodes`.
+        observe: gets each of them with its value, under `no_grad`; it must not change or keep it,
+            and may register a hook for its gradient.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, tensors: Mapping[fx.Node, TensorNode], observe: Observer
+    ) -> None:
+        super().__init__(module)
+        self.tensors, self.observe = tensors, observe
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node and show its value; a checkpointed body is run in place, once."""
+        body = checkpointed(n)
+        if body is None:
+            value = super().run_node(n)
+        else:
+            inputs = self.fetch_args_kwargs_from_env(n)[0][1:]
+            value = ObservingInterpreter(body, self.tensors, self.observe).run(*inputs)
+        if n in self.tensors and isinstance(value, Tensor):
+            with torch.no_grad():
+                self.observe(self.tensors[n], value)
+        return value
