@@ -12,24 +12,19 @@ and seed, in FP32, and compares the best rates. The unit-scaled model has its ra
 import argparse
 import json
 import math
-import multiprocessing
-import platform
 import tempfile
-import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 
-import unitscale
+from pool import mean_and_spread, run_all, setting
 from unitscale.data import open_corpus
 from unitscale.train import TrainConfig, train
 
@@ -62,7 +57,11 @@ def main() -> None:
     by_width = sweep(args, [(width, BASE_DEPTH) for width in args.widths])
     by_depth = sweep(args, [(BASE_WIDTH, depth) for depth in args.depths])
     points = sorted({*by_width, *by_depth}, key=lambda p: (p.width * p.width * p.depth, p))
-    losses = run_all(points, args.out / "runs.jsonl", workers=args.workers)
+    results = run_all(points, run, args.out / "runs.jsonl", workers=args.workers)
+    losses = {
+        point: math.inf if result["loss"] is None else result["loss"]
+        for point, result in results.items()
+    }
     found = {
         "width": curves("width", {point: losses[point] for point in by_width}),
         "depth": curves("depth", {point: losses[point] for point in by_depth}),
@@ -110,38 +109,8 @@ def sweep(args: argparse.Namespace, sizes: list[tuple[int, int]]) -> list[Point]
     ]
 
 
-def run_all(points: list[Point], cache: Path, *, workers: int) -> dict[Point, float]:
-    """Validation losses, infinite where the run diverged; those in the cache are not run again."""
-    losses = dict(read_cache(cache))
-    missing = [point for point in points if point not in losses]
-    print(f"{len(points) - len(missing)} of {len(points)} runs are in {cache}")
-    spawn = multiprocessing.get_context("spawn")  # a forked torch may hold locks of dead threads
-    with (
-        ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool,
-        cache.open("a") as file,
-    ):
-        futures = {pool.submit(run, point): point for point in missing}
-        for count, future in enumerate(as_completed(futures), 1):
-            point, (loss, seconds) = futures[future], future.result()
-            losses[point] = loss
-            record = {**asdict(point), "loss": loss if math.isfinite(loss) else None}
-            file.write(json.dumps({**record, "seconds": round(seconds, 1)}) + "\n")
-            file.flush()
-            name = f"{point.parametrization} {point.width}x{point.depth} lr 2^{point.lr_log2}"
-            print(f"{count}/{len(missing)} {name}: {loss:.4f}, {seconds:.0f} s", flush=True)
-    return losses
-
-
-def read_cache(cache: Path) -> Iterator[tuple[Point, float]]:
-    for line in cache.read_text().splitlines() if cache.exists() else ():
-        record = json.loads(line)
-        loss = record.pop("loss")
-        del record["seconds"]
-        yield Point(**record), math.inf if loss is None else loss
-
-
-def run(point: Point) -> tuple[float, float]:
-    """Validation loss in nats per byte, and seconds."""
+def run(point: Point) -> dict[str, float | None]:
+    """Validation loss in nats per byte; None where the run diverged."""
     config = TrainConfig(
         recipe=PARAMETRIZATIONS[point.parametrization],
         model={
@@ -155,11 +124,9 @@ def run(point: Point) -> tuple[float, float]:
         seed=point.seed,
         checkpoint_every=point.steps,
     )
-    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = train(config, open_corpus(point.data), Path(folder) / "run")
-    loss = math.inf if result.diverged or result.valid_loss is None else result.valid_loss
-    return loss, time.perf_counter() - start
+    return {"loss": None if result.diverged else result.valid_loss}
 
 
 def curves(dimension: str, losses: dict[Point, float]) -> Curves:
@@ -174,8 +141,8 @@ def curves(dimension: str, losses: dict[Point, float]) -> Curves:
 class Optimum:
     """The best learning rate of one curve.
 
-    `lr_log2` is of the mean over seeds and refined by a parabola; `loss` is at the best rate tried,
-    and `transferred_loss` at the one that was best for the smallest model.
+    `lr_log2` is of the mean over seeds and refined by a parabola; `losses`, one per seed, are at
+    the best rate tried, and `transferred_loss` at the one that was best for the smallest model.
     """
 
     parametrization: str
@@ -183,8 +150,7 @@ class Optimum:
     lr_log2: float
     lr_log2_by_seed: list[float]
     is_at_edge: bool
-    loss: float
-    loss_spread: float
+    losses: list[float]
     transferred_loss: float
 
 
@@ -202,8 +168,7 @@ def optima(found: Curves) -> Iterator[Optimum]:
             lr_log2=parabola_minimum(means),
             lr_log2_by_seed=[parabola_minimum(losses) for losses in by_seed],
             is_at_edge=best in (min(means), max(means)),
-            loss=means[best],
-            loss_spread=stdev(curve[best]) if len(by_seed) > 1 else math.nan,
+            losses=curve[best],
             transferred_loss=means.get(smallest_best.setdefault(parametrization, best), math.nan),
         )
 
@@ -223,16 +188,13 @@ def parabola_minimum(losses: dict[float, float]) -> float:
 
 def save(args: argparse.Namespace, found: dict[str, Curves]) -> None:
     """`results.json` for programs, `width_transfer.md` for people."""
-    setting = {
-        "data": open_corpus(args.data).name,
-        "steps": args.steps,
-        "batch_size": args.batch_size,
-        "seeds": args.seeds,
-        "machine": f"{cpu_name()}, {args.workers} processes of one thread",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "unitscale": unitscale.__version__,
-    }
+    about = setting(
+        data=open_corpus(args.data).name,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        seeds=args.seeds,
+        processes=args.workers,
+    )
     best = {dimension: list(optima(own)) for dimension, own in found.items()}
     losses = {
         dimension: [
@@ -242,11 +204,10 @@ def save(args: argparse.Namespace, found: dict[str, Curves]) -> None:
         ]
         for dimension, own in found.items()
     }
-    results = {**setting, "optima": jsonable(best), "losses": jsonable(losses)}
+    results = {"setting": about, "optima": jsonable(best), "losses": jsonable(losses)}
     (args.out / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
     tables = [line for dimension, own in best.items() for line in table(dimension, own)]
-    notes = ["; ".join(f"{key} {value}" for key, value in setting.items()) + ".", NOTES]
-    text = "\n".join([*notes, *tables]) + "\n"
+    text = "\n".join([about, NOTES, *tables]) + "\n"
     (args.out / "width_transfer.md").write_text(text)
     print(text)
 
@@ -269,13 +230,6 @@ def jsonable(value: Any) -> Any:
     return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
 def table(dimension: str, best: list[Optimum]) -> Iterator[str]:
     yield ""
     yield f"| | {dimension} | best log2 lr | of each seed | loss | loss at the smallest's best |"
@@ -285,7 +239,7 @@ def table(dimension: str, best: list[Optimum]) -> Iterator[str]:
         by_seed = ", ".join(f"{lr:.2f}" for lr in o.lr_log2_by_seed)
         yield (
             f"| {o.parametrization} | {o.size} | {o.lr_log2:.2f}{edge} | {by_seed} "
-            f"| {o.loss:.4f} ± {o.loss_spread:.4f} | {o.transferred_loss:.4f} |"
+            f"| {mean_and_spread(o.losses)} | {o.transferred_loss:.4f} |"
         )
     yield ""
     for parametrization in PARAMETRIZATIONS:

@@ -1,6 +1,5 @@
-import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
@@ -42,22 +41,12 @@ def test_optima_say_how_far_the_best_rate_moves_and_what_transfer_costs():
     assert (narrow.size, wide.size) == (64, 512)
     assert narrow.lr_log2_by_seed == pytest.approx([-7.25, -7.25])
     assert wide.lr_log2 == pytest.approx(-9.25)
-    assert wide.loss == pytest.approx(2.5 + 0.25**2)
-    assert wide.loss_spread == pytest.approx(0.5**0.5)
+    assert wide.losses == pytest.approx([2 + 0.25**2, 3 + 0.25**2])
     assert wide.transferred_loss == pytest.approx(2.5 + 2.25**2)
     assert not wide.is_at_edge
     assert "standard: the best rate moves by a factor of 4.00." in "\n".join(
         wt.table("width", [narrow, wide, replace(narrow, parametrization="u-μP")])
     )
-
-
-def test_finished_runs_are_read_from_the_cache_and_not_run_again(tmp_path):
-    cache = tmp_path / "runs.jsonl"
-    diverged = replace(POINT, lr_log2=-4)
-    records = [{**asdict(POINT), "loss": 2.5}, {**asdict(diverged), "loss": None}]
-    cache.write_text("".join(json.dumps({**r, "seconds": 1.0}) + "\n" for r in records))
-    losses = wt.run_all([POINT, diverged], cache, workers=1)
-    assert losses == {POINT: 2.5, diverged: math.inf}
 
 
 def test_figure_is_drawn_with_diverged_runs(tmp_path):
