@@ -1,0 +1,217 @@
+"""What is checked of one architecture: capture, units, agreement with the plain model, FP8 losses.
+
+Every check returns a flat dict of numbers and words, the row of a JSONL file.
+"""
+
+import math
+import re
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch._dynamo.utils
+from torch import Tensor, nn
+from zoo_entry import Entry, loss_of
+
+from unitscale.data import Split
+from unitscale.units import UnitRow, apply_recipe, measured, rows, unit_scale
+from unitscale.units.model import session_of
+
+EXACT_STEPS = 10
+TAIL = 20
+"""The loss of a run is the mean over its last steps."""
+
+ARMS: dict[str, Callable[[nn.Module], Any]] = {
+    "fp32": lambda model: model.compile(backend="eager"),
+    "fp8": lambda model: unit_scale(model, "fp8", inner="eager"),
+    "fp8-none": lambda model: apply_recipe(model, "fp8-none", inner="eager"),
+}
+
+
+def fresh(entry: Entry, *, seed: int = 0) -> nn.Module:
+    """A model with its first parameters, and no code compiled for another one."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for name, value in entry.dynamo.items():
+        setattr(torch._dynamo.config, name, value)
+    torch.manual_seed(seed)
+    return entry.build()
+
+
+def check_units(entry: Entry, text: Split) -> dict[str, Any]:
+    """Capture, shares in range on the measured batch and on another, and what kept (1, 1)."""
+    model = unit_scale(fresh(entry), "fp32-units", inner="eager")
+    start = time.perf_counter()
+    calibration = measured_rows(model, entry, text, -1)
+    seconds = time.perf_counter() - start
+    session = session_of(model)
+    breaks = torch._dynamo.utils.counters["graph_break"]
+    kept = Counter(
+        re.sub(r" of [\d.e+]+", "", row.reason)
+        for row in calibration.values()
+        if row.reason and (row.s, row.phi) == (1, 1) and row.op not in ("parameter", "input")
+    )
+    return {
+        "graphs": len(session.executables),
+        "graph_breaks": [first_line(reason) for reason in breaks],
+        "tensors": len(calibration),
+        "first_step_s": round(seconds, 1),
+        "shares": shares(calibration, calibration),
+        "held_out": shares(calibration, measured_rows(model, entry, text, -2)),
+        "kept_at_one": dict(kept),
+    }
+
+
+def measured_rows(model: nn.Module, entry: Entry, text: Split, step: int) -> dict[str, UnitRow]:
+    """The rows after a forward and a backward pass on one batch."""
+    torch.manual_seed(1)
+    with measured(model) as found:
+        loss_of(model, entry.batch(text, step)).backward()
+    model.zero_grad()
+    return {row.name: row for row in found}
+
+
+def shares(units: dict[str, UnitRow], values: dict[str, UnitRow]) -> dict[str, list[float | None]]:
+    """Shares in [1/2, 2] as [plain, at the units]: units of one batch, values of one.
+
+    Activations are what an op computed and a gradient reached. Exact zeros have no scale.
+    """
+    pairs = [(units[name], row) for name, row in values.items() if name in units]
+    reached = [(unit, row) for unit, row in pairs if row.grad_rms is not None]
+    inner = [(u, row) for u, row in reached if row.op not in ("parameter", "input")]
+    weights = [(u, row) for u, row in reached if row.op == "parameter"]
+    return {
+        "activations": [
+            in_range(row.rms for _, row in inner),
+            in_range(row.rms / u.s for u, row in inner),
+        ],
+        "gradients": [
+            in_range(row.grad_rms for _, row in inner),
+            in_range(row.grad_rms * u.phi for u, row in inner),
+        ],
+        "weight gradients": [
+            in_range(row.grad_rms for _, row in weights),
+            in_range(row.grad_rms * u.phi for u, row in weights),
+        ],
+    }
+
+
+def in_range(values: Iterable[float]) -> float | None:
+    """Share of the non-zero values in [1/2, 2]; None of none."""
+    scales = [value for value in values if value]
+    return sum(0.5 <= value <= 2 for value in scales) / len(scales) if scales else None
+
+
+def check_exact(entry: Entry, text: Split) -> dict[str, Any]:
+    """Ten AdamW steps with units in FP32 against the plain model by the same inner compiler.
+
+    Units are measured at the first step, so that nine steps run with all of their factors.
+    """
+    plain = trace(entry, text, lambda model: model.compile(backend="eager"))
+    ours = trace(
+        entry,
+        text,
+        lambda model: unit_scale(model, "fp32-units", inner="eager", remeasure="once"),
+    )
+    worst = {
+        name: difference(plain["gradients"][name], ours["gradients"][name])
+        for name in plain["gradients"]
+    }
+    off = {name: value for name, value in worst.items() if value}
+    return {
+        "loss_identical": plain["losses"] == ours["losses"],
+        "loss_difference": difference(torch.tensor(plain["losses"]), torch.tensor(ours["losses"])),
+        "gradients_identical": not off,
+        "gradient_difference": max(worst.values()),
+        "gradients_off": dict(sorted(off.items(), key=lambda item: -item[1])[:5]),
+        "parameters_identical": all(
+            torch.equal(x, y) for x, y in zip(plain["parameters"], ours["parameters"], strict=True)
+        ),
+        "parameter_difference": max(
+            difference(x, y) for x, y in zip(plain["parameters"], ours["parameters"], strict=True)
+        ),
+        "evaluation_identical": plain["evaluation"] == ours["evaluation"],
+    }
+
+
+def trace(entry: Entry, text: Split, prepare: Callable[[nn.Module], Any]) -> dict[str, Any]:
+    """Losses, the second step's gradients, and the parameters and evaluation loss at the end."""
+    model = fresh(entry)
+    prepare(model)
+    optimizer = torch.optim.AdamW(model.parameters(), entry.lr)
+    losses, gradients = [], {}
+    for step in range(EXACT_STEPS):
+        losses.append(train_step(model, optimizer, entry, text, step))
+        if step == 1:
+            gradients = {
+                name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+            }
+    model.eval()
+    with torch.no_grad():
+        evaluation = loss_of(model, entry.batch(text, -3)).item()
+    return {
+        "losses": losses,
+        "gradients": gradients,
+        "parameters": [p.detach() for p in model.parameters()],
+        "evaluation": evaluation,
+    }
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, entry: Entry, text: Split, step: int
+) -> float:
+    """One step; seeded, so that every arm draws the same dropout."""
+    torch.manual_seed(step)
+    optimizer.zero_grad()
+    loss = loss_of(model, entry.batch(text, step))
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def difference(x: Tensor, y: Tensor) -> float:
+    """Largest absolute difference over the largest value of `x`; 0 for identical tensors."""
+    if torch.equal(x, y):
+        return 0.0
+    return ((x - y).abs().max() / x.abs().max()).item()
+
+
+def check_training(entry: Entry, text: Split, arm: str, steps: int) -> dict[str, Any]:
+    """The loss at the end of one arm's run."""
+    model = fresh(entry)
+    losses: list[float] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ARMS[arm](model)
+        optimizer = torch.optim.AdamW(model.parameters(), entry.lr)
+        for step in range(steps):
+            if step == 1:
+                start = time.perf_counter()
+            losses.append(train_step(model, optimizer, entry, text, step))
+            if not math.isfinite(losses[-1]):
+                break
+    tail = losses[-TAIL:]
+    session = session_of(model)
+    return {
+        "arm": arm,
+        "steps": steps,
+        "loss": sum(tail) / len(tail),
+        "first_loss": losses[0],
+        "step_ms": round(1e3 * (time.perf_counter() - start) / max(len(losses) - 1, 1)),
+        "graphs": len(session.executables) if session else None,
+        "lossy": sorted(name for name in session.warned) if session else [],
+        "warnings": sorted({first_line(str(w.message)) for w in caught})[:5],
+    }
+
+
+def first_line(text: str) -> str:
+    """The first line of a message, shortened."""
+    return text.strip().split("\n")[0][:160]
+
+
+def layout(model: nn.Module) -> list[UnitRow]:
+    """The rows of a scaled model."""
+    return rows(model)
