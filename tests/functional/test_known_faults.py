@@ -93,6 +93,18 @@ def test_operations_that_were_missing_exist() -> None:
     } <= set(U.__all__)
 
 
+def test_an_empty_batch_gives_an_empty_output() -> None:
+    x, w, image = torch.zeros(0, 8, requires_grad=True), torch.ones(8, 8), torch.zeros(0, 4, 9, 9)
+    outputs = [
+        *(U.linear(x, w), U.matmul(x, w), U.add(x, torch.ones(8)), U.mul(x, torch.ones(8))),
+        *(U.gelu(x), U.silu_glu(x, x), U.softmax(x, -1), U.layer_norm(x, 8), U.dropout(x)),
+        *(U.conv2d(image, torch.ones(2, 4, 3, 3)), U.max_pool2d(image, 3)),
+        *(U.adaptive_avg_pool2d(image, 3), U.residual_apply(U.relu, x), U.sum(x, 1)),
+        U.scaled_dot_product_attention(*[torch.zeros(0, 2, 4, 8)] * 3),
+    ]
+    assert all(y.numel() == 0 for y in outputs)
+
+
 def test_operands_need_not_be_contiguous() -> None:
     x, w = torch.randn(8, 6), torch.randn(6, 8)
     assert not x.T.is_contiguous()

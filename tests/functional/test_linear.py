@@ -152,6 +152,12 @@ WEIGHT = torch.zeros(6, 8)
         ),
         (lambda: U.linear_readout(F32, WEIGHT.T), ValueError, r"linear_readout: input has shape"),
         (lambda: U.matmul(F32, F32), ValueError, r"inner sizes 8 and 4"),
+        (lambda: U.matmul(F32, F32[0, 0]), ValueError, r"other \[\], expected at least one axis"),
+        (
+            lambda: U.matmul(torch.zeros(2, 3, 4), torch.zeros(5, 4, 3)),
+            ValueError,
+            r"other \[5, 4, 3\], expected batch axes that broadcast",
+        ),
         (lambda: U.bmm(F32, F32), ValueError, r"bmm: input has shape \[4, 8\]"),
         (
             lambda: U.bmm(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4)),

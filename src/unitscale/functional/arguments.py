@@ -25,19 +25,25 @@ def check_floating(op: str, **tensors: Tensor | None) -> None:
             )
 
 
-def broadcast_numel(op: str, input: Tensor, other: Tensor) -> int:
-    """Number of elements of what two tensors broadcast to.
+def broadcast_copies(
+    op: str, input: Tensor, other: Tensor, *, matrices: bool = False
+) -> tuple[int, int]:
+    """How often broadcasting repeats each of two operands, whose gradients sum over the copies.
 
+    Args:
+        matrices: only the axes before the last two broadcast, as in a matrix product.
     Raises:
         ValueError: they do not broadcast.
     """
+    left, right = (x.shape[:-2] if matrices else x.shape for x in (input, other))
     try:
-        return torch.broadcast_shapes(input.shape, other.shape).numel()
+        numel = torch.broadcast_shapes(left, right).numel()
     except RuntimeError:
         raise ValueError(
-            f"{op}: input has shape {shape(input)} and other {shape(other)}, "
-            "expected shapes that broadcast."
+            f"{op}: input has shape {shape(input)} and other {shape(other)}, expected "
+            f"{'batch axes' if matrices else 'shapes'} that broadcast."
         ) from None
+    return numel // max(left.numel(), 1), numel // max(right.numel(), 1)
 
 
 def shape(tensor: Tensor) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.functional.arguments import check_floating, shape
+from unitscale.functional.arguments import broadcast_copies, check_floating, shape
 from unitscale.scaling import scale_bwd, scale_fwd
 from unitscale.scaling.constraints import apply_constraint
 from unitscale.scaling.factors import (
@@ -109,6 +109,11 @@ def matmul(input: Tensor, other: Tensor, constraint: str | None = "to_output_sca
         ValueError: the inner sizes differ, or the batch axes do not broadcast.
     """
     check_floating("matmul", input=input, other=other)
+    if input.dim() == 0 or other.dim() == 0:
+        raise ValueError(
+            f"matmul: input has shape {shape(input)} and other {shape(other)}, "
+            "expected at least one axis each; mul takes single numbers."
+        )
     n, k = input.shape[-2:] if input.dim() > 1 else (1, *input.shape)
     k_other, m = other.shape[-2:] if other.dim() > 1 else (*other.shape, 1)
     if k != k_other:
@@ -116,10 +121,7 @@ def matmul(input: Tensor, other: Tensor, constraint: str | None = "to_output_sca
             f"matmul: input {shape(input)} and other {shape(other)} have inner sizes {k} and "
             f"{k_other}, expected equal ones; transpose one of them?"
         )
-    left_batch, right_batch = input.shape[:-2], other.shape[:-2]
-    batch = torch.broadcast_shapes(left_batch, right_batch).numel()
-    # An operand repeated over the batch collects its gradient from every repetition.
-    left_copies, right_copies = batch // left_batch.numel(), batch // right_batch.numel()
+    left_copies, right_copies = broadcast_copies("matmul", input, other, matrices=True)
     factors = matmul_factors(n * right_copies, k, m * left_copies)
     output_scale, grad_left_scale, grad_right_scale = apply_constraint(
         constraint, factors.output_scale, factors.grad_left_scale, factors.grad_right_scale

@@ -63,7 +63,7 @@ def adaptive_pool(
         tuple(map(index, pair))
         for pair in zip(input.shape[-axes:], output.shape[-axes:], strict=True)
     ]
-    ratio = input.numel() / output.numel()
+    ratio = math.prod([size / out for size, out in sizes])
     # Torch rounds both ends of a window outwards: on average it is that much longer than the ratio.
     window = math.prod([size / out + 1 - math.gcd(size, out) / out for size, out in sizes])
     factors = avg_pool_factors(window, ratio)

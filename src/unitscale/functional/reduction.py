@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from unitscale.functional.arguments import broadcast_numel, check_floating
+from unitscale.functional.arguments import broadcast_copies, check_floating
 from unitscale.scaling import scale_bwd, scale_fwd, scaled
 from unitscale.scaling.constraints import apply_constraint
 from unitscale.scaling.factors import (
@@ -13,6 +13,7 @@ from unitscale.scaling.factors import (
     cumsum_factors,
     logsumexp_factors,
     mean_factors,
+    mul_factors,
     sum_factors,
 )
 
@@ -26,9 +27,10 @@ def mul(input: Tensor, other: Tensor, constraint: str | None = "to_output_scale"
     by the root of their number.
     """
     check_floating("mul", input=input, other=other)
-    numel = broadcast_numel("mul", input, other)
+    left_copies, right_copies = broadcast_copies("mul", input, other)
+    factors = mul_factors(left_copies=left_copies, right_copies=right_copies)
     output_scale, grad_left_scale, grad_right_scale = apply_constraint(
-        constraint, 1.0, (numel / input.numel()) ** -0.5, (numel / other.numel()) ** -0.5
+        constraint, factors.output_scale, factors.grad_left_scale, factors.grad_right_scale
     )
     return scale_fwd(
         scale_bwd(input, grad_left_scale) * scale_bwd(other, grad_right_scale), output_scale

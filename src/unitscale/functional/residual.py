@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from unitscale.functional.arguments import broadcast_numel, check_floating, shape
+from unitscale.functional.arguments import broadcast_copies, check_floating, shape
 from unitscale.scaling import scale_bwd, scale_fwd, scaled
 from unitscale.scaling.constraints import apply_constraint
-from unitscale.scaling.factors import ratio_residual, weighted_sum_weights
+from unitscale.scaling.factors import parameter_grad_scale, ratio_residual, weighted_sum_weights
 
 
 def add(
@@ -39,13 +39,13 @@ def add(
             f"add: weights are {weights}, expected two non-zero numbers; "
             "an operand of weight 0 is better left out."
         )
-    numel = broadcast_numel("add", input, other)
+    left_copies, right_copies = broadcast_copies("add", input, other)
     left, right = weighted_sum_weights(*weights)
     output_scale, grad_left_scale, grad_right_scale = apply_constraint(
         constraint,
         1.0,
-        (numel / input.numel()) ** -0.5 / abs(left),
-        (numel / other.numel()) ** -0.5 / abs(right),
+        parameter_grad_scale(left_copies) / abs(left),
+        parameter_grad_scale(right_copies) / abs(right),
     )
     return scaled(input, left * output_scale, left * grad_left_scale) + scaled(
         other, right * output_scale, right * grad_right_scale
