@@ -73,6 +73,7 @@ def test_stack_of_branches_keeps_unit_scale_and_counts_them() -> None:
     stack.append(unn.Residual(Noise(), unn.RunningMean(), index=8))
     assert stack.depth == 9
     assert stack[:3].depth == 3
+    assert unn.Stack(nn.Linear(2, 2)).depth == 1
 
 
 def test_placements() -> None:

@@ -114,7 +114,7 @@ def test_decoder_looks_back_only() -> None:
 
 def test_decoder_counts_its_branches() -> None:
     decoder = unn.TransformerDecoder(3, 16, 2)
-    assert decoder.depth == 6
+    assert decoder.layers.depth == 6
     taus = [m.tau for m in decoder.modules() if isinstance(m, unn.Residual)]
     assert taus == pytest.approx([(index + 1) ** -0.5 for index in range(6)])
 

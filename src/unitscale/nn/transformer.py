@@ -135,13 +135,18 @@ class TransformerLayer(nn.Module):
         return self.mlp(self.attention(x))
 
 
-class TransformerDecoder(Stack):
+class TransformerDecoder(nn.Module):
     """`num_layers` causal layers; `options` are `TransformerLayer`'s. Adds no final norm."""
 
     def __init__(self, num_layers: int, d_model: int, nhead: int, **options: Any) -> None:
-        super().__init__(
+        super().__init__()
+        self.layers = Stack(
             *(
                 TransformerLayer(d_model, nhead, index=index, num_layers=num_layers, **options)
                 for index in range(num_layers)
             )
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [batch, time, d_model]."""
+        return self.layers(x)
