@@ -1,0 +1,69 @@
+"""What the tests of products compare with: the plain op with rounding on its edges."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unitscale.formats import FORMATS, round_to
+from unitscale.gemm import ProductFormats, rounded
+
+PRODUCT_FORMATS = {
+    "fp8": ProductFormats("E4M3FN", "E5M2"),
+    "fp8-e4m3": ProductFormats("E4M3FN", "E4M3FN"),
+    "fp8-current": ProductFormats("E4M3FN", "E5M2", current=True),
+    "fp16": ProductFormats("FP16", "FP16", "FP16"),
+    "bf16": ProductFormats("BF16", "BF16", "BF16"),
+    "forward only": ProductFormats("E4M3FN"),
+    "backward only": ProductFormats(None, "E5M2"),
+}
+
+Product = Callable[..., Tensor]
+
+
+def product_at_edges(op: Product, formats: ProductFormats, *operands: Tensor) -> Tensor:
+    """`op` on rounded operands, its result rounded; autograd sees to the other two products."""
+    taken = (
+        rounded(x, formats.forward, formats.result, current=(formats.current, False))
+        for x in operands
+    )
+    return rounded(op(*taken), formats.result, formats.backward, current=(False, formats.current))
+
+
+def values_and_gradients(product: Product, operands: list[Tensor]) -> list[Tensor]:
+    """The output and the gradient of every operand, for one random output gradient."""
+    leaves = [x.detach().requires_grad_() for x in operands]
+    output = product(*leaves)
+    generator = torch.Generator().manual_seed(1)
+    output.backward(torch.randn(output.shape, generator=generator).to(output.dtype))
+    return [output.detach(), *(x.grad for x in leaves)]
+
+
+def assert_same_bits(got: list[Tensor], want: list[Tensor]) -> None:
+    """Equal dtypes, shapes and values; NaN equals NaN."""
+    assert len(got) == len(want)
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        torch.testing.assert_close(
+            a, b, rtol=0, atol=0, equal_nan=True, msg=lambda m, i=i: f"{i}: {m}"
+        )
+
+
+def assert_on_grid(x: Tensor, format_name: str) -> None:
+    """Every value is one of the format, and `x` is not all zero."""
+    assert x.count_nonzero() > 0
+    assert torch.equal(round_to(x, FORMATS[format_name]), x), f"not all are {format_name}"
+
+
+def saved_bytes(run: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps for backward while `run` runs, each memory counted once."""
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        alive = run()
+    del alive
+    return sum(kept.values())

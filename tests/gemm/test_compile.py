@@ -1,0 +1,58 @@
+"""The products under torch.compile: the same bits."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gemm.edges import PRODUCT_FORMATS, assert_same_bits, values_and_gradients
+from unitscale import gemm
+from unitscale.gemm import ProductFormats, rounded
+
+# 2026-11-24: torch 2.13's Dynamo instantiates the Function that it traces.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+class Chain(nn.Module):
+    """One of each product, and rounding alone."""
+
+    def __init__(self, formats: ProductFormats) -> None:
+        super().__init__()
+        self.formats = formats
+
+    def forward(self, x: Tensor, weight: Tensor, kernel: Tensor) -> Tensor:
+        formats = self.formats
+        hidden = gemm.linear(x, weight, formats=formats)
+        mixed = gemm.matmul(hidden, hidden.mT, formats=formats)
+        heads = hidden.unsqueeze(1)
+        attended = gemm.scaled_dot_product_attention(heads, heads, heads, formats=formats)
+        convolved = gemm.conv1d(hidden, kernel, formats=formats)
+        total = rounded(attended.squeeze(1) + convolved, formats.forward, formats.backward)
+        return (mixed @ total).float()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp8", torch.float32), ("fp8-current", torch.bfloat16)]
+)
+def test_aot_eager_gives_the_same_bits(name, dtype):
+    chain = Chain(PRODUCT_FORMATS[name])
+    shapes = (2, 6, 8), (8, 8), (6, 6, 1)
+    operands = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    compiled = torch.compile(chain, backend="aot_eager", fullgraph=True)
+    assert_same_bits(
+        values_and_gradients(compiled, operands), values_and_gradients(chain, operands)
+    )
+
+
+def test_inductor_gives_the_same_bits():
+    """Rounding is exact, so a fused kernel rounds as the cast does."""
+    formats = PRODUCT_FORMATS["fp8"]
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        return gemm.linear(x, weight, formats=formats)
+
+    operands = [torch.randn(8, 16) * 100, torch.randn(4, 16)]
+    operands[0][0, 0] = 1e4
+    compiled = torch.compile(product, fullgraph=True)
+    assert_same_bits(
+        values_and_gradients(compiled, operands), values_and_gradients(product, operands)
+    )
