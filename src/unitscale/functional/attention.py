@@ -1,5 +1,7 @@
 """Softmax, and attention over it."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -116,9 +118,9 @@ def scaled_dot_product_attention(
         # A causal mask is aligned at the top left: with fewer queries, later keys are never seen.
         num_attended = min(num_queries, num_keys) if is_causal else num_keys
     factors = attention_factors(
-        num_attended,
+        cast("int", num_attended),  # a mean is as good as a size
         query.shape[-1],
-        query_size=num_attended * num_queries / num_keys,
+        query_size=cast("int", num_attended * num_queries / num_keys),
         is_causal=triangle,
         mult=mult,
         scale=scale,

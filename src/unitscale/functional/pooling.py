@@ -9,6 +9,7 @@ neighbouring outputs correlated, which no factor sees.
 import math
 from collections.abc import Callable
 from operator import index
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,7 +67,7 @@ def adaptive_pool(
     ratio = math.prod([size / out for size, out in sizes])
     # Torch rounds both ends of a window outwards: on average it is that much longer than the ratio.
     window = math.prod([size / out + 1 - math.gcd(size, out) / out for size, out in sizes])
-    factors = avg_pool_factors(window, ratio)
+    factors = avg_pool_factors(cast("int", window), ratio)  # a mean, where the rule says a size
     return scaled(
         output, *apply_constraint(constraint, factors.output_scale, factors.grad_input_scale)
     )
