@@ -28,8 +28,26 @@ class Hold(torch.autograd.Function):
 
 
 def times(x: Tensor, factor: Tensor) -> Tensor:
-    """`x * factor` in the dtype of x; the factor is a scalar tensor, a power of two in practice."""
-    return (x * factor).to(x.dtype)  # `to`: two scalar tensors would promote to float32
+    """`x * factor` in the dtype of x; the factor is a scalar tensor, a power of two in practice.
+
+    Outside of a compiler the result has gaps where `x` has some: torch's kernels may round
+    differently on contiguous memory (gelu does, which it hands to another library).
+    """
+    y = (x * factor).to(x.dtype)  # `to`: two scalar tensors would promote to float32
+    if x.is_contiguous() or y.stride() == x.stride() or torch.compiler.is_compiling():
+        return y
+    return torch.empty_strided(x.size(), gapped(x), dtype=x.dtype, device=x.device).copy_(y)
+
+
+def gapped(x: Tensor) -> list[int]:
+    """Strides in the order of those of `x`, with one idle element wherever `x` leaves some."""
+    strides, span, length = [0] * x.dim(), 1, 1
+    for axis in sorted(range(x.dim()), key=lambda axis: (x.stride(axis), x.size(axis))):
+        has_gap = x.size(axis) > 1 and x.stride(axis) > span
+        strides[axis] = length + has_gap
+        if x.size(axis) > 1:
+            span, length = x.stride(axis) * x.size(axis), strides[axis] * x.size(axis)
+    return strides
 
 
 def hold(x: Tensor, fwd: Tensor | None = None, bwd: Tensor | None = None) -> Tensor:

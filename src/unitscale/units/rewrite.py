@@ -132,10 +132,10 @@ def plan_node(node: fx.Node, symbols: Symbols) -> NodePlan:
         plan.inside |= {query: at[query] * at[key], key: Monomial(), value: Monomial()}
         outside = at[value]
     phi = symbols.gradient(node)
-    tuples = [x for x in node.all_input_nodes if carries_tensors(x)]
-    if tuples or is_foreign(node):
-        # A tuple has no unit: what flows back into its elements must be the true gradient. And so
-        # must what a backward written by hand gets, which need not be linear in it.
+    unitless = [x for x in node.all_input_nodes if x not in tensors and carries_gradient(x)]
+    if unitless or is_foreign(node):
+        # A tuple or a complex tensor has no unit: what flows back into it must be the true
+        # gradient. And so must what a backward written by hand gets, which need not be linear.
         plan.after_backward, phi = Monomial() / phi, Monomial()
     plan.after = outside / symbols.unit(node) if node in tensors else Monomial()
     for x in inputs:
@@ -144,10 +144,11 @@ def plan_node(node: fx.Node, symbols: Symbols) -> NodePlan:
     return plan
 
 
-def carries_tensors(node: fx.Node) -> bool:
-    """Whether a node's value is a tuple or list that holds tensors."""
+def carries_gradient(node: fx.Node) -> bool:
+    """Whether a gradient reaches a node's value: a tensor, or a tuple or list that holds some."""
     value = node.meta.get("example_value")
-    return isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value)
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(part, Tensor) and part.requires_grad for part in parts)
 
 
 def is_foreign(node: fx.Node) -> bool:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo import lookup_backend
 
-from unitscale.numerics.capture import TensorNode, drop_idle_calls, tensor_nodes
+from unitscale.numerics.capture import BOUNDARY, TensorNode, drop_idle_calls, tensor_nodes
 from unitscale.numerics.interpret import ObservingInterpreter
 from unitscale.recipes import Recipe
-from unitscale.units.assign import Unit, assign, reason
+from unitscale.units.assign import ONE, Unit, assign, reason
 from unitscale.units.calibrate import Measurement, Reading, Watch
 from unitscale.units.report import UnitRow
 from unitscale.units.rewrite import is_rounded_product, rewrite
@@ -180,7 +180,8 @@ class Session:
     def row(self, tensor: TensorNode) -> UnitRow:
         """The row of one tensor."""
         reading = self.readings.get(tensor.name, Reading())
-        unit = self.units.get(tensor.name, Unit())
+        held = tensor.pinned in (None, BOUNDARY)
+        unit = self.units.get(tensor.name, ONE) if held else ONE
         inside = INSIDE if is_inside_scaled_op(tensor.node) and not self.scale else None
         why = tensor.pinned or inside or reason(reading.rms, reading.grad_rms, reading.amax)
         if reading.rms is None:

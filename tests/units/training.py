@@ -1,0 +1,78 @@
+"""Train the same model plainly and scaled, and compare every bit."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unitscale.units import rows, unit_scale
+
+
+class Trace(NamedTuple):
+    """What a run of some steps did: losses, gradients of every step, parameters and buffers."""
+
+    losses: list[Tensor]
+    gradients: list[dict[str, Tensor]]
+    state: dict[str, Tensor]
+
+
+def train(model: nn.Module, batches: Sequence[tuple[Any, ...]]) -> Trace:
+    """SGD on a model that returns its loss; dropout is the same in every run."""
+    torch.manual_seed(7)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses, gradients = [], []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = model(*batch)
+        loss.backward()
+        losses.append(loss.detach())
+        grads = ((name, p.grad) for name, p in model.named_parameters())
+        gradients.append({name: grad.clone() for name, grad in grads if grad is not None})
+        optimizer.step()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    return Trace(losses, gradients, state)
+
+
+def assert_same_trace(got: Trace, want: Trace) -> None:
+    """Every loss, gradient, parameter and buffer is equal to the bit (NaN equals NaN)."""
+    torch.testing.assert_close(got.losses, want.losses, rtol=0, atol=0, equal_nan=True)
+    for a, b in zip(got.gradients, want.gradients, strict=True):
+        assert a.keys() == b.keys()
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    assert got.state.keys() == want.state.keys()
+    torch.testing.assert_close(got.state, want.state, rtol=0, atol=0, equal_nan=True)
+
+
+def assert_trains_as_plain(
+    make: Callable[[], nn.Module],
+    *batches: tuple[Any, ...],
+    steps: int = 3,
+    least_units: int = 1,
+    **options: Any,
+) -> nn.Module:
+    """A scaled model trains as the plain one compiled by the same inner compiler, bit for bit.
+
+    The first step measures, the others run the rewritten graph. At least `least_units` tensors must
+    have a unit, so that a model that was not captured cannot pass. Returns the scaled model.
+    """
+    runs = []
+    schedule = [batches[i % len(batches)] for i in range(steps * len(batches))]
+    for scale in (False, True):
+        torch.manual_seed(3)
+        model = make()
+        if scale:
+            unit_scale(model, "fp32-units", **{"inner": "eager", "remeasure": "once"} | options)
+        else:
+            model.compile(backend="eager")
+        runs.append(train(model, schedule))
+        torch._dynamo.reset()
+    assert_same_trace(runs[1], runs[0])
+    held = [row for row in rows(model) if (row.s, row.phi) != (1.0, 1.0) and row.op != "parameter"]
+    assert len(held) >= least_units, "too few tensors have a unit"
+    return model
+
+
+def named(model: nn.Module) -> dict[str, Any]:
+    """The rows of a scaled model by name."""
+    return {row.name: row for row in rows(model)}
