@@ -36,6 +36,8 @@ def times(x: Tensor, factor: Tensor) -> Tensor:
     y = (x * factor).to(x.dtype)  # `to`: two scalar tensors would promote to float32
     if x.is_contiguous() or y.stride() == x.stride() or torch.compiler.is_compiling():
         return y
+    if 0 in x.stride():  # expanded: its elements lie on each other
+        return y
     return torch.empty_strided(x.size(), gapped(x), dtype=x.dtype, device=x.device).copy_(y)
 
 
