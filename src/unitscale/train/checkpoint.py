@@ -12,16 +12,21 @@ from torch import Tensor
 
 from unitscale.train.folder import CheckpointError, write_atomically
 from unitscale.train.loss_scale import LossScale
+from unitscale.train.units import Kept, units_to_keep
 
 
 @dataclass
 class TrainState:
-    """What changes from step to step. Batches and learning rates follow from `step` alone."""
+    """What changes from step to step. Batches and learning rates follow from `step` alone.
+
+    `units` are those of the checkpoint that was loaded, for a model that is about to get units.
+    """
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     loss_scale: LossScale
     step: int = 0
+    units: Kept | None = None
 
 
 def save_checkpoint(state: TrainState, path: Path) -> None:
@@ -36,6 +41,7 @@ def save_checkpoint(state: TrainState, path: Path) -> None:
     metadata = {
         "step": str(state.step),
         "loss_scale": json.dumps(asdict(state.loss_scale)),
+        "units": json.dumps(units_to_keep(state.model)),
         "crc32": str(checksum(tensors)),
     }
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
@@ -55,6 +61,7 @@ def load_checkpoint(state: TrainState, path: Path) -> None:
             raise ValueError("its checksum does not match")
         step = int(metadata["step"])
         loss_scale = LossScale(**json.loads(metadata["loss_scale"]))
+        units = json.loads(metadata.get("units", "null"))
         rng = tensors.pop("rng")
         model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         check_fits(model, state.model.state_dict())
@@ -72,7 +79,7 @@ def load_checkpoint(state: TrainState, path: Path) -> None:
             optimizer["state"].setdefault(int(index), {})[key] = value
     state.model.load_state_dict(model)
     state.optimizer.load_state_dict(optimizer)
-    state.loss_scale, state.step = loss_scale, step
+    state.loss_scale, state.step, state.units = loss_scale, step, units
     torch.set_rng_state(rng)
 
 

@@ -47,13 +47,13 @@ def compare(
         )
         yield {
             "data": corpus.name,
-            "model": config.model_config.layer,
+            "model": config.model_name,
             "steps": config.steps,
             "runs": runs,
             "summary": [asdict(summary) for summary in summarize(runs)],
             "runs_planned": len(configs),
             "config": without(config.to_json(), "recipe", "seed", "lr"),
-            "model_config": without(asdict(config.model_config), "unit_scaled"),
+            "model_config": config.model_options,
             "corpus": {
                 "fingerprint": corpus.fingerprint,
                 "train_bytes": len(corpus.train),

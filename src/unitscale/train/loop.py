@@ -17,6 +17,7 @@ from torch import Tensor
 from unitscale import optim
 from unitscale.data import Corpus, fixed_windows, sample_windows
 from unitscale.models import CharLM
+from unitscale.models.next_byte import build
 from unitscale.train.checkpoint import (
     TrainState,
     load_checkpoint,
@@ -34,8 +35,8 @@ from unitscale.train.folder import (
 )
 from unitscale.train.interrupt import deferred_interrupt
 from unitscale.train.loss_scale import LossScale
-from unitscale.train.measure import saved_for_backward, shares_in_range
-from unitscale.units import apply_recipe
+from unitscale.train.measure import first_look, saved_for_backward
+from unitscale.train.units import apply_numerics, is_measuring, take_measurement
 
 OnRecord = Callable[[Record], None]
 
@@ -102,16 +103,19 @@ def initial_state(config: TrainConfig) -> TrainState:
     # this, the later runs of a process would train with no recipe at all, and not say so.
     torch.compiler.reset()
     torch.manual_seed(config.seed)
-    model = CharLM(config.model_config)
+    if config.existing is None:
+        model: torch.nn.Module = CharLM(config.model_config)
+    else:
+        model = build(config.existing, config.model_options)
     return TrainState(
         model, build_optimizer(config, model), LossScale.of(config.numerics.loss_scale)
     )
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW: torch's own, or with the u-muP rules for a unit-scaled model."""
+    """AdamW: torch's own, or with the u-muP rules for a model written unit-scaled."""
     options: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
-    if config.numerics.unit_scaled:
+    if config.numerics.unit_scaled and config.existing is None:
         return optim.AdamW(model, config.peak_lr, **options)
     return torch.optim.AdamW(model.parameters(), config.peak_lr, **options)
 
@@ -141,10 +145,8 @@ class Run:
         """Make the remaining steps, or stop where the run explodes; then validate."""
         config, state = self.config, self.state
         if state.step == 0:
-            shares = shares_in_range(state.model, self.batch(0), loss_scale=state.loss_scale.scale)
-            self.record({"step": 0, "share_in_range": shares})
-        if config.numerics.rounds:
-            apply_recipe(state.model, config.numerics, inner=config.inner)
+            self.record({"step": 0} | first_look(config, state.model, self.batch(0)))
+        apply_numerics(config, state.model, state.units)
         with deferred_interrupt() as stop:
             while state.step < config.steps and not self.has_exploded():
                 self.step()
@@ -165,13 +167,19 @@ class Run:
         begin = time.perf_counter()
         lr = config.lr_at(state.step)
         ids, targets = self.batch(state.step)
-        with saved_for_backward(state.model) if state.step == 0 else nullcontext() as saved:
+        watches = state.step == 0 and not config.gives_units  # else `first_look` has
+        with saved_for_backward(state.model) if watches else nullcontext() as saved:
             loss = state.model(ids, targets)
         record = {"step": state.step + 1, "loss": loss.item(), "lr": lr}
         if saved:
             record["peak_bytes_saved_for_backward"] = saved.bytes
+        measures = is_measuring(state.model)
         if math.isfinite(record["loss"]):
             self.update(loss, lr)
+            if measures:
+                record["measured"] = True
+                if lost := take_measurement(state.model):
+                    record["lost"] = lost
         if config.numerics.loss_scale is not None:
             record["loss_scale"] = state.loss_scale.scale
         record["tokens_per_s"] = ids.numel() / (time.perf_counter() - begin)

@@ -1,16 +1,22 @@
 """What the first step says about a run: memory held for backward, tensors in a format's middle."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unitscale import units
+from unitscale.train.config import TrainConfig
+from unitscale.train.loss_scale import LossScale
 
 LOW, HIGH = 0.5, 2.0
+OUTSIDE = ("parameter", "input")
+"""The ops of rows that no op of the model computed."""
 
 
 @dataclass
@@ -52,6 +58,52 @@ def share_in_range(values: Iterable[float | None]) -> float | None:
     return sum(LOW <= value <= HIGH for value in scales) / len(scales) if scales else None
 
 
+def first_look(
+    config: TrainConfig, model: torch.nn.Module, inputs: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """What the log says of a run before its first step; the model is left as it was.
+
+    A model that is to get units is looked at under them, as a copy: its first step only measures
+    them, so what it holds for backward is known from the second.
+    """
+    if not config.gives_units:
+        scale = LossScale.of(config.numerics.loss_scale).scale
+        return {"share_in_range": shares_in_range(model, inputs, loss_scale=scale)}
+    copy = deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        units.unit_scale(copy, config.numerics, inner=config.inner, remeasure="once")
+        copy(*inputs).backward()
+        with saved_for_backward(copy) as saved:
+            copy(*inputs)
+    rows = units.rows(copy)
+    torch.compiler.reset()  # what was compiled for the copy counts against the model's limit
+    return {
+        "share_in_range": held_in_range(rows),
+        "peak_bytes_saved_for_backward": saved.bytes,
+    }
+
+
+def held_in_range(rows: Sequence[units.UnitRow]) -> dict[str, float | None]:
+    """`share_in_range` of what a model holds at its units, from its rows."""
+    rows = [row for row in rows if row.rms is not None]
+    inner = [row for row in rows if row.op not in OUTSIDE and row.grad_rms is not None]
+    return {
+        "activations": share_in_range(held(row) for row in inner),
+        "gradients": share_in_range(held_grad(row) for row in inner),
+        "weights": share_in_range(held(row) for row in rows if row.op == "parameter"),
+    }
+
+
+def held(row: units.UnitRow) -> float | None:
+    """RMS of a tensor as it is held."""
+    return None if row.rms is None else row.rms / row.s
+
+
+def held_grad(row: units.UnitRow) -> float | None:
+    """RMS of a tensor's gradient as it is carried."""
+    return None if row.grad_rms is None else row.grad_rms * row.phi
+
+
 def shares_in_range(
     model: torch.nn.Module, inputs: tuple[Tensor, ...], *, loss_scale: float
 ) -> dict[str, float | None]:
@@ -64,7 +116,7 @@ def shares_in_range(
     rows = [
         row
         for row in units.measure(model, *inputs)
-        if row.op not in ("parameter", "input")
+        if row.op not in OUTSIDE
         and row.grad_rms is not None
         and row.reason != units.INSIDE
     ]

@@ -1,0 +1,61 @@
+"""The units of a run: given at its start, kept in its checkpoints, watched on the way."""
+
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from unitscale import units
+from unitscale.train.config import TrainConfig
+from unitscale.units.model import session_of
+
+Kept = dict[str, Any]
+"""Units and the place in the measuring schedule, as JSON holds them."""
+
+
+def apply_numerics(config: TrainConfig, model: torch.nn.Module, kept: Kept | None = None) -> None:
+    """Give a model the recipe of its run, and the units that a checkpoint kept.
+
+    An existing model gets units where the recipe has them. A `CharLM` is written unit-scaled, so
+    its products are only rounded.
+    """
+    recipe, inner = config.numerics, config.inner
+    if config.gives_units:
+        units.unit_scale(model, recipe, inner=inner, remeasure=config.remeasure)  # type: ignore[arg-type]
+        if kept is not None:
+            session = session_of(model)
+            assert session is not None
+            found = {name: units.Unit(**unit) for name, unit in kept["units"].items()}
+            session.restore(found, kept["steps"])
+    elif recipe.rounds:
+        units.apply_recipe(model, recipe, inner=inner)
+
+
+def units_to_keep(model: torch.nn.Module) -> Kept | None:
+    """What a checkpoint needs of a model's units; None for a model that has none."""
+    session = session_of(model)
+    if session is None or not session.scale:
+        return None
+    session.collect()
+    return {
+        "units": {name: asdict(unit) for name, unit in session.units.items()},
+        "steps": dict(session.steps),
+    }
+
+
+def is_measuring(model: torch.nn.Module) -> bool:
+    """Whether the forward pass just made is that of a measuring step."""
+    session = session_of(model)
+    executables = session.executables if session else []
+    return any(run.training and run.pending is not None for run in executables)
+
+
+def take_measurement(model: torch.nn.Module) -> list[str]:
+    """Set the units by a measuring step that is done; what its tensors lost until then."""
+    session = session_of(model)
+    assert session is not None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        session.collect()
+    return [str(warning.message) for warning in caught]
