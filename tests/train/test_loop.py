@@ -181,22 +181,27 @@ def test_checkpoint_without_its_log_is_refused(corpus: Corpus, tmp_path: Path) -
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, factor_at: Callable[[int], float]) -> None:
-    """Multiply the loss of every training step by a factor that depends on its number."""
-    original = loop.CharLM.forward
-    calls = iter(range(1_000))
+    """Multiply the loss of every training step by a factor that depends on its number, from 0."""
+    forward, step = loop.CharLM.forward, loop.Run.step
+    factor = 1.0
 
-    def forward(self: Any, ids: Any, targets: Any = None) -> Any:
-        factor = factor_at(next(calls)) if self.training else 1.0
-        return original(self, ids, targets) * factor
+    def poisoned_forward(self: Any, ids: Any, targets: Any = None) -> Any:
+        return forward(self, ids, targets) * factor
 
-    monkeypatch.setattr(loop.CharLM, "forward", forward)
-    monkeypatch.setattr(loop, "shares_in_range", lambda *args, **kwargs: {})
+    def poisoned_step(self: Any) -> None:
+        nonlocal factor
+        factor = factor_at(self.state.step)
+        step(self)
+        factor = 1.0
+
+    monkeypatch.setattr(loop.CharLM, "forward", poisoned_forward)
+    monkeypatch.setattr(loop.Run, "step", poisoned_step)
 
 
 def test_loss_that_is_no_number_ends_the_run_as_diverged(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison(monkeypatch, lambda call: math.nan if call == 3 else 1.0)
+    poison(monkeypatch, lambda step: math.nan if step == 3 else 1.0)
     result = train(tiny_config(), corpus, tmp_path / "run")
     assert result.diverged
     assert result.steps_done == 4
@@ -212,7 +217,7 @@ def test_loss_that_is_no_number_ends_the_run_as_diverged(
 def test_exploding_loss_ends_the_run_as_diverged(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison(monkeypatch, lambda call: 1.0 if call == 0 else 3.0)
+    poison(monkeypatch, lambda step: 1.0 if step == 0 else 3.0)
     result = train(tiny_config(steps=60, lr=1e-9), corpus, tmp_path / "run")
     assert result.diverged
     assert result.steps_done == 21
