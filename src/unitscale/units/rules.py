@@ -57,13 +57,15 @@ SUM = Rule(kind="sum", operands=((0, "input"), (1, "other")))
 RESHAPE = Rule(kind="view", operands=((0, "input"),), bijective=True)
 SLICE = Rule(kind="view", operands=((0, "input"),))
 
-MATMUL = Rule(kind="linear", operands=((0, "input"), (1, "mat2")), product=True)
+MATMUL = Rule(kind="linear", operands=((0, "input"), (1, "other")), product=True)
+MM = Rule(kind="linear", operands=((0, "input"), (1, "mat2")), product=True)
 WEIGHTED = Rule(
     kind="linear", operands=((0, "input"), (1, "weight")), additive=(2, "bias"), product=True
 )
 ADD_PRODUCT = Rule(
     kind="linear", operands=((1, "mat1"), (2, "mat2")), additive=(0, "input"), product=True
 )
+ADD_BATCHES = replace(ADD_PRODUCT, operands=((1, "batch1"), (2, "batch2")))
 EINSUM = Rule(kind="linear", product=True)
 ATTENTION = Rule(kind="attention", operands=((0, "query"), (1, "key"), (2, "value")), product=True)
 
@@ -79,16 +81,16 @@ RULES: dict[Callable[..., Any] | str, Rule] = {
     F.scaled_dot_product_attention: ATTENTION,
     torch.matmul: MATMUL,
     operator.matmul: MATMUL,
-    torch.mm: MATMUL,
-    torch.bmm: MATMUL,
+    torch.mm: MM,
+    torch.bmm: MM,
     "matmul": MATMUL,
-    "mm": MATMUL,
-    "bmm": MATMUL,
+    "mm": MM,
+    "bmm": MM,
     "__matmul__": MATMUL,
     torch.addmm: ADD_PRODUCT,
-    torch.baddbmm: ADD_PRODUCT,
+    torch.baddbmm: ADD_BATCHES,
     "addmm": ADD_PRODUCT,
-    "baddbmm": ADD_PRODUCT,
+    "baddbmm": ADD_BATCHES,
     torch.einsum: EINSUM,
     torch.functional.einsum: EINSUM,
     # sums
@@ -190,9 +192,9 @@ INPLACE_FLAG: dict[Any, int] = {F.relu: 1, F.leaky_relu: 2, F.dropout: 3}
 def rule_of(node: fx.Node) -> Rule:
     """The rule for a node of a captured graph; `general` where the table has none that fits.
 
-    A sum with a number or an integer tensor, one tensor in two slots, a division that rounds and an
-    op that writes into its input are general, although their ops are in the table (a product of a
-    tensor with itself is still a product).
+    A sum with a number or an integer tensor, one tensor in two slots, a division that rounds, a view
+    as another dtype and an op that writes into its input are general, although their ops are in the
+    table (a product of a tensor with itself is still a product).
     """
     rule = RULES.get(node.target, GENERAL) if node.op.startswith("call_") else GENERAL
     if rule.kind == "general":
@@ -204,6 +206,8 @@ def rule_of(node: fx.Node) -> Rule:
     fx.node.map_arg(slots, occurrences.append)
     if rule.kind != "sum" and len(set(occurrences)) != len(occurrences):
         return replace(rule, kind="general")
+    if rule.kind == "view" and any(isinstance(x, torch.dtype) for x in node.args):
+        return GENERAL  # x.view(dtype) reads the bits as another format
     inplace = INPLACE_FLAG.get(node.target)
     if node.kwargs.get("inplace") or (
         inplace is not None and node.args[inplace : inplace + 1] == (True,)

@@ -1,0 +1,178 @@
+"""What torch.compile does to a model on its way to us: breaks, recompiles, regions, custom code."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from units.training import assert_trains_as_plain
+
+# 2026-11-24: torch 2.13's Dynamo reads `.grad` of what crosses a graph break, and instantiates the
+# Functions that it traces.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+]
+
+
+class Layers(nn.Module):
+    """Two layers of width 8 whose output is far from unit scale; subclasses say what is between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def between(self, x: Tensor) -> Tensor:
+        return x.tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.between(self.first(x) * 20)).square().mean() * 1e-3
+
+
+def batch(size: int = 4, length: int = 3) -> tuple[Tensor]:
+    return (torch.randn(size, length, 8, generator=torch.Generator().manual_seed(size)),)
+
+
+def with_between(function) -> type[Layers]:
+    return type("Model", (Layers,), {"between": function})
+
+
+def graph_break(model: Layers, x: Tensor) -> Tensor:
+    y = x.tanh() * 3
+    torch._dynamo.graph_break()
+    return y + x
+
+
+def break_on_a_value(model: Layers, x: Tensor) -> Tensor:
+    return x.tanh() if x.sum().item() > 0 else x.sin() * 2
+
+
+def view_across_a_break(model: Layers, x: Tensor) -> Tensor:
+    """The first graph returns a tensor and a view of it; then the view is written to."""
+    y = x * 2
+    row = y[:, 0]
+    torch._dynamo.graph_break()
+    row.mul_(3)
+    return y
+
+
+def view_of_an_input_across_a_break(model: Layers, x: Tensor) -> Tensor:
+    y = x * 2
+    torch._dynamo.graph_break()
+    row = y[:, 0]
+    torch._dynamo.graph_break()
+    row.mul_(3)
+    return y
+
+
+def same_tensor_across_a_break(model: Layers, x: Tensor) -> Tensor:
+    y = z = x * 2
+    torch._dynamo.graph_break()
+    z.mul_(3)
+    return y
+
+
+def loop_over_rows(model: Layers, x: Tensor) -> Tensor:
+    state = x[:, 0]
+    for i in range(1, 3):
+        state = torch.tanh(model.first(state) + x[:, i])
+    return state
+
+
+class CubedGradient(torch.autograd.Function):
+    """Its backward is not linear: held gradients would come out wrong."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * 0.5, x.exp2()
+
+    @staticmethod
+    def backward(ctx, grad, other):
+        (x,) = ctx.saved_tensors
+        return (grad * 1e3) ** 3 + other.sign() * x
+
+
+def custom_function(model: Layers, x: Tensor) -> Tensor:
+    left, right = CubedGradient.apply(x.tanh())
+    return left + right
+
+
+@torch.compiler.allow_in_graph
+def opaque(x: Tensor) -> tuple[Tensor, Tensor]:
+    return CubedGradient.apply(x)
+
+
+def function_allowed_in_the_graph(model: Layers, x: Tensor) -> Tensor:
+    left, right = opaque(x.tanh())
+    return left * right
+
+
+def clipped_gradient(model: Layers, x: Tensor) -> Tensor:
+    """A hook is not linear either, and must see the true gradient."""
+    y = x.tanh()
+    y.register_hook(lambda grad: grad.clamp(-1e-5, 1e-5))
+    return y * 2
+
+
+def autocast_region(model: Layers, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model.second(x) @ model.first.weight
+        y = F.scaled_dot_product_attention(y, y.sin(), y.tanh()) + y
+    with torch.autocast("cpu", enabled=False):
+        return y.float() * 2
+
+
+def vectorized(model: Layers, x: Tensor) -> Tensor:
+    """Tensors of functorch levels have no RMS to read."""
+    return torch.vmap(lambda row: row.tanh() * row.sum())(x)
+
+
+def inner_gradient(model: Layers, x: Tensor) -> Tensor:
+    return torch.func.grad(lambda y: y.sin().sum() * 2)(x) + x
+
+
+def conditional(model: Layers, x: Tensor) -> Tensor:
+    return torch.cond(x.sum() > 0, lambda y: y.sin() * 3, lambda y: y.cos() * 5, (x * 2,))
+
+
+def checkpointed(model: Layers, x: Tensor) -> Tensor:
+    def body(x: Tensor, y: Tensor) -> Tensor:
+        return F.dropout(torch.tanh(model.first(x) + y), 0.25)
+
+    return checkpoint(body, x, x.sin() * 4, use_reentrant=False) + x
+
+
+def checkpointed_twice(model: Layers, x: Tensor) -> Tensor:
+    def body(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = model.first(x) * 3
+        return y, y.tanh()
+
+    left, right = checkpoint(body, x, use_reentrant=False)
+    left, right = checkpoint(body, left * right, use_reentrant=False)
+    return left + right
+
+
+BETWEEN = [
+    graph_break,
+    break_on_a_value,
+    view_across_a_break,
+    view_of_an_input_across_a_break,
+    same_tensor_across_a_break,
+    loop_over_rows,
+    custom_function,
+    function_allowed_in_the_graph,
+    clipped_gradient,
+    autocast_region,
+    vectorized,
+    inner_gradient,
+    conditional,
+    checkpointed,
+    checkpointed_twice,
+]
+
+
+@pytest.mark.parametrize("function", BETWEEN, ids=lambda f: f.__name__)
+def test_training_is_bit_identical_with(function):
+    assert_trains_as_plain(with_between(function), batch())
