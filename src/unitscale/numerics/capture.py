@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 BOUNDARY = "input of the graph"
 MUTATED = "written to in place"
 SUBCLASS = "tensor subclass"
+TRANSFORMED = "inside vmap or another function transform"
+SHARED = "used inside and outside of vmap or another function transform"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,11 @@ class TensorNode:
     op: str
     pinned: str | None
     requires_grad: bool
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether its values can be read while the graph runs: not those of one lane of a vmap."""
+        return self.pinned != TRANSFORMED
 
 
 # Calls that return their input itself when there is nothing to do.
@@ -95,7 +102,7 @@ def collect(
     given: dict[fx.Node, TensorNode],
 ) -> None:
     """Add the tensors of one graph to `found`; `given` are those behind its placeholders."""
-    written = written_storages(graph)
+    written, inside = written_storages(graph), transformed(graph)
     for node in graph.nodes:
         value = node.meta.get("example_value")
         if is_real_float(value):
@@ -107,7 +114,7 @@ def collect(
                 name=name,
                 at_root=node.op not in ("placeholder", "get_attr") and not module_path(node),
                 op=op,
-                pinned=pin(node, value, written),
+                pinned=pin(node, value, written, inside),
                 requires_grad=value.requires_grad,
             )
         body = checkpointed(node)
@@ -115,6 +122,25 @@ def collect(
             inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
             outside = zip(inputs, node.args[1:], strict=True)
             collect(body.graph, found, seen, {x: found[y] for x, y in outside if y in found})
+
+
+def transformed(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """The nodes that run under a function transform, each with the node that starts the outermost.
+
+    Dynamo writes `torch.vmap(f)(x)` as a start, the ops of `f` on tensors that only exist
+    until the end, and an end.
+    """
+    found: dict[fx.Node, fx.Node] = {}
+    starts: list[fx.Node] = []
+    for node in graph.nodes:
+        name = getattr(node.target, "__name__", "")
+        if name.endswith("_increment_nesting"):
+            starts.append(node)
+        if starts:
+            found[node] = starts[0]
+        if name.endswith("_decrement_nesting"):
+            starts.pop()
+    return found
 
 
 def unused_name(node: fx.Node, seen: Counter[str]) -> str:
@@ -130,10 +156,21 @@ def is_real_float(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype.is_floating_point and value.itemsize >= 2
 
 
-def pin(node: fx.Node, value: torch.Tensor, written: set[int]) -> str | None:
-    """Why the tensor of a node keeps the unit (1, 1), or None if it may have one of its own."""
+def pin(
+    node: fx.Node, value: torch.Tensor, written: set[int], inside: dict[fx.Node, fx.Node]
+) -> str | None:
+    """Why the tensor of a node keeps the unit (1, 1), or None if it may have one of its own.
+
+    A tensor that a function transform shares with other ops keeps it for the sake of the order in
+    which autograd sums its gradients: in there it is used more often than the graph shows.
+    """
     if node.op in ("placeholder", "get_attr"):
         return BOUNDARY
+    start, starts = inside.get(node), {inside.get(user) for user in node.users}
+    if start is not None and starts <= {start}:
+        return TRANSFORMED
+    if starts - {start, None} and len(node.users) > 1:
+        return SHARED
     if is_traceable_wrapper_subclass(value):
         return SUBCLASS
     return MUTATED if storage_id(value) in written else None

@@ -34,7 +34,7 @@ class ObservingInterpreter(fx.Interpreter):
         else:
             inputs = self.fetch_args_kwargs_from_env(n)[0][1:]
             value = ObservingInterpreter(body, self.tensors, self.observe).run(*inputs)
-        if n in self.tensors and isinstance(value, Tensor):
+        if n in self.tensors and self.tensors[n].is_visible and isinstance(value, Tensor):
             with torch.no_grad():
                 self.observe(self.tensors[n], value)
         return value

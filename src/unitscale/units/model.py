@@ -231,7 +231,8 @@ def load_units(model: nn.Module, path: str | Path) -> None:
     session = require_session(model, "load_units")
     content = json.loads(Path(path).read_text())
     units = {name: Unit(**unit) for name, unit in content["units"].items()}
-    captured = {t.name for e in session.executables for t in e.tensors.values()}
+    tensors = [t for e in session.executables for t in e.tensors.values()]
+    captured = {t.name for t in tensors if t.is_visible}
     missing, extra = captured - units.keys(), units.keys() - captured
     if captured and (missing or extra):
         raise ValueError(

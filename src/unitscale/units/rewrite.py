@@ -18,7 +18,13 @@ from torch import Tensor, fx
 
 from unitscale import gemm
 from unitscale.gemm import ProductFormats, rounded
-from unitscale.numerics.capture import TensorNode, body_name, checkpointed, module_path
+from unitscale.numerics.capture import (
+    TensorNode,
+    body_name,
+    checkpointed,
+    module_path,
+    transformed,
+)
 from unitscale.recipes import Recipe
 from unitscale.units.assign import Monomial, product
 from unitscale.units.hold import hold
@@ -211,6 +217,8 @@ class Writer:
         self.module, self.recipe, self.symbols, self.factors = module, recipe, symbols, factors
         self.graph = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
+        self.transformed = transformed(module.graph)
+        self.entering: dict[fx.Node, list[fx.Node]] = {}
         self.bodies: dict[str, fx.GraphModule] = {}
         self.vector = self.graph.placeholder("factors")
         self.scalars: fx.Node | None = None
@@ -245,6 +253,9 @@ class Writer:
         if node.op == "placeholder":
             self.copies[node] = self.graph.node_copy(node)
             return
+        if node in self.transformed:
+            self.write_transformed(node)
+            return
         plan = plan_node(node, self.symbols)
         copy = self.product(node, plan) if self.is_rounded(node) else self.plain(node, plan)
         if node.op == "output":
@@ -254,6 +265,33 @@ class Writer:
         if held is not None and node in self.symbols.s:
             copy = self.rounding(copy, held.name, held.name, (False, False))
         self.copies[node] = copy
+
+    def write_transformed(self, node: fx.Node) -> None:
+        """Copy a node under a function transform: from its start to its end, that is one op to us.
+
+        What goes in is recovered before the start, and what comes out is divided after the end,
+        because `hold` cannot run in between.
+        """
+        start = self.transformed[node]
+        inside = [n for n in self.transformed if self.transformed[n] is start]
+        if node is start:
+            for user in inside:
+                outer = [x for x in arguments(user) if self.transformed.get(x) is not start]
+                self.entering[user] = [self.true_value(x) for x in reversed(outer)]
+        stack = self.entering[node]
+        self.copies[node] = self.graph.node_copy(
+            node, lambda x: self.copies[x] if self.transformed.get(x) is start else stack.pop()
+        )
+        if node is inside[-1]:
+            for result in (n for n in inside if n in self.symbols.tensors):
+                s, phi = self.symbols.unit(result), self.symbols.gradient(result)
+                self.copies[result] = self.hold(
+                    self.copies[result], Monomial() / s, Monomial() / phi
+                )
+
+    def true_value(self, x: fx.Node) -> fx.Node:
+        """A tensor with its true value, which gets its true gradient."""
+        return self.hold(self.copies[x], self.symbols.unit(x), self.symbols.gradient(x))
 
     def is_rounded(self, node: fx.Node) -> bool:
         """Whether this is a product that the recipe rounds."""
@@ -276,12 +314,11 @@ class Writer:
         The last edge comes first, because autograd goes back through the latest node first: so the
         gradients of `x - x` are summed one by one and in the order of the plain model.
         """
-        if node.op == "output":
+        if node.op == "output" or node.target is F.multi_head_attention_forward:
+            # Attention asks whether its query is its key, and then projects both at once.
             edges = {x: edge(x) for x in node.all_input_nodes}
             return self.graph.node_copy(node, edges.__getitem__)
-        taken: list[fx.Node] = []
-        fx.node.map_arg((node.args, node.kwargs), taken.append)
-        stack = [edge(x) for x in reversed(taken)]
+        stack = [edge(x) for x in reversed(arguments(node))]
         return self.graph.node_copy(node, lambda x: stack.pop())
 
     def product(self, node: fx.Node, plan: NodePlan) -> fx.Node:
@@ -319,6 +356,13 @@ class Writer:
     ) -> fx.Node:
         """`x` with rounding in each direction."""
         return self.graph.call_function(rounded, (x, fwd, bwd), {"current": current})
+
+
+def arguments(node: fx.Node) -> list[fx.Node]:
+    """The nodes among a node's arguments, in order, each as often as it is taken."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), found.append)
+    return found
 
 
 def fits_gemm(node: fx.Node) -> bool:

@@ -246,7 +246,8 @@ class Executable:
             return is_due(self.session.steps.get(self.key, 0), self.session.remeasure)
         known = self.session.readings
         wants = self.session.scale and self.session.remeasure != "never"
-        return wants and any(tensor.name not in known for tensor in self.tensors.values())
+        visible = (tensor.name for tensor in self.tensors.values() if tensor.is_visible)
+        return wants and any(name not in known for name in visible)
 
     def collect(self) -> None:
         """Take over a finished measurement; one whose backward pass never came is taken again."""
