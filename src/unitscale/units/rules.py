@@ -192,9 +192,9 @@ INPLACE_FLAG: dict[Any, int] = {F.relu: 1, F.leaky_relu: 2, F.dropout: 3}
 def rule_of(node: fx.Node) -> Rule:
     """The rule for a node of a captured graph; `general` where the table has none that fits.
 
-    A sum with a number or an integer tensor, one tensor in two slots, a division that rounds, a view
-    as another dtype and an op that writes into its input are general, although their ops are in the
-    table (a product of a tensor with itself is still a product).
+    A sum with a number or an integer tensor, one tensor in two slots, a division that rounds, a
+    view as another dtype and an op that writes into its input are general, although their ops are
+    in the table (a product of a tensor with itself is still a product).
     """
     rule = RULES.get(node.target, GENERAL) if node.op.startswith("call_") else GENERAL
     if rule.kind == "general":
