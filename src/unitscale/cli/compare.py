@@ -49,10 +49,10 @@ def compare(
     batch_size: option.BatchSize = 16,
     sequence_length: option.SequenceLength = 128,
     model: option.Model = "attention",
-    norm: option.Norm = "pre",
-    residual: option.Residual = "default",
-    width: option.Width = 128,
-    depth: option.Depth = 4,
+    norm: option.Norm = option.DEFAULTS["norm"],
+    residual: option.Residual = option.DEFAULTS["residual"],
+    width: option.Width = option.DEFAULTS["width"],
+    depth: option.Depth = option.DEFAULTS["depth"],
     resume: option.Resume = False,
     inner: option.Inner = "eager",
     threads: option.Threads = None,
@@ -62,7 +62,9 @@ def compare(
     """Train the same model on the same text under several recipes, and compare them.
 
     Recipes ending in -none or -loss, and fp32 and bf16, train the standard model; the others its
-    unit-scaled version. The folder gets results.json, loss.png, report.html and one folder per run.
+    unit-scaled version. An existing model (--model gpt2, say) is the same model under all of them,
+    with the same learning rate, and the others give units to its tensors. The folder gets
+    results.json, loss.png, report.html and one folder per run.
     """
     from unitscale.data import open_corpus
     from unitscale.train.plan import claim_comparison, plan_runs
@@ -70,13 +72,7 @@ def compare(
     with checking_arguments():
         base = option.build_config(
             settings,
-            model={
-                "layer": model,
-                "norm": norm,
-                "residual": residual,
-                "width": width,
-                "depth": depth,
-            },
+            **option.model_fields(model, norm=norm, residual=residual, width=width, depth=depth),
             steps=steps,
             batch_size=batch_size,
             sequence_length=sequence_length,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from unitscale.train import TrainConfig
 
 RUN, MODEL = "Run", "Model"
+DEFAULTS: dict[str, Any] = {"norm": "pre", "residual": "default", "width": 128, "depth": 4}
 
 Data = Annotated[
     Path | None,
@@ -50,14 +51,19 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any other field of TrainConfig, or with `model.` of CharLMConfig, as in "
-        "`--set clip_norm=1 --set model.heads=4`. Repeatable.",
+        help="Any other field of TrainConfig, or with `model.` of CharLMConfig or the model's "
+        "FACTORY, as in `--set clip_norm=1 --set model.heads=4`. Repeatable.",
         rich_help_panel=RUN,
         show_default=False,
     ),
 ]
 Model = Annotated[
-    str, typer.Option(help="Sequence layer: attention, conv or rnn.", rich_help_panel=MODEL)
+    str,
+    typer.Option(
+        help="Sequence layer (attention, conv or rnn) of the built-in model, or an existing model, "
+        "unchanged: gpt2 or llama of transformers, or MODULE:FACTORY.",
+        rich_help_panel=MODEL,
+    ),
 ]
 Norm = Annotated[
     str, typer.Option(help="Normalization: pre, post, res-post or none.", rich_help_panel=MODEL)
@@ -74,14 +80,37 @@ Depth = Annotated[
 ]
 
 
+def model_fields(model: str, *, norm: str, residual: str, width: int, depth: int) -> dict[str, Any]:
+    """The fields of the configuration that the options of the panel "Model" decide.
+
+    Raises:
+        ValueError: an option that the model does not have.
+    """
+    from unitscale.models.existing import BUILT_IN, is_existing
+
+    options: dict[str, Any] = {"norm": norm, "residual": residual, "width": width, "depth": depth}
+    if not is_existing(model):
+        return {"model": {"layer": model} | options}
+    takes = {"width", "depth"} if model in BUILT_IN else set()
+    for name in options.keys() - takes:
+        if options[name] != DEFAULTS[name]:
+            raise ValueError(
+                f"--{name} {options[name]} is not an option of {model}; set an argument of a "
+                "factory with --set model.NAME=VALUE"
+            )
+    return {"existing": model, "model": {name: options[name] for name in sorted(takes)}}
+
+
 def build_config(
     settings: Sequence[str] | None,
     *,
-    model: dict[str, Any],
+    model: Mapping[str, Any],
     reserved: Mapping[str, str] = MappingProxyType({}),
     **fields: Any,
 ) -> "TrainConfig":
     """The configuration from the named options and the `--set` ones, which win.
+
+    An existing model is looked for, and its module imported.
 
     Args:
         reserved: fields that `--set` may not have, and the option to use for each.
@@ -89,8 +118,10 @@ def build_config(
     Raises:
         ValueError, TypeError: a setting is not KEY=VALUE, or any value is wrong.
     """
+    from unitscale.models.existing import find_factory
     from unitscale.train import TrainConfig
 
+    model = dict(model)
     fields["model"] = model
     for setting in settings or ():
         key, equals, text = setting.partition("=")
@@ -102,7 +133,10 @@ def build_config(
             model[key.removeprefix("model.")] = parse_value(text)
         else:
             fields[key] = parse_value(text)
-    return TrainConfig.from_json(fields)
+    config = TrainConfig.from_json(fields)
+    if config.existing is not None:
+        find_factory(config.existing, config.model_options)
+    return config
 
 
 def parse_value(text: str) -> Any:

@@ -22,7 +22,7 @@ class RunProgress:
 
     def __init__(self, *, steps: int) -> None:
         self.steps = steps
-        console = Console(stderr=True)
+        self.console = console = Console(stderr=True)
         self.bar = (
             Progress(
                 TextColumn("{task.description:<20}"),
@@ -63,3 +63,7 @@ class RunProgress:
             self.bar.update(self.tasks[label], completed=step, note=note)
         elif step == self.steps or step % max(self.steps // LINES_PER_RUN, 1) == 0:
             print(f"{label}: step {step}/{self.steps}  {note}", file=sys.stderr, flush=True)
+        if lost := record.get("lost"):
+            self.console.print(f"{label}: step {step}: {lost[0]}", highlight=False, soft_wrap=True)
+            if len(lost) > 1:
+                self.console.print(f"  and {len(lost) - 1} other tensors; log.jsonl has them all")

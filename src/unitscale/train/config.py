@@ -143,8 +143,12 @@ class TrainConfig:
         """`lr`, or the default of the recipe's parametrization."""
         if self.lr is not None:
             return self.lr
-        reparametrized = self.numerics.unit_scaled and self.existing is None
-        return UNIT_SCALED_LR if reparametrized else STANDARD_LR
+        return UNIT_SCALED_LR if self.is_written_unit_scaled else STANDARD_LR
+
+    @property
+    def is_written_unit_scaled(self) -> bool:
+        """Whether the model is in the unit-scaled parametrization, with its own learning rates."""
+        return self.existing is None and self.numerics.unit_scaled
 
     @property
     def gives_units(self) -> bool:

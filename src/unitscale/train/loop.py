@@ -115,7 +115,7 @@ def initial_state(config: TrainConfig) -> TrainState:
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """AdamW: torch's own, or with the u-muP rules for a model written unit-scaled."""
     options: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
-    if config.numerics.unit_scaled and config.existing is None:
+    if config.is_written_unit_scaled:
         return optim.AdamW(model, config.peak_lr, **options)
     return torch.optim.AdamW(model.parameters(), config.peak_lr, **options)
 

@@ -116,9 +116,7 @@ def shares_in_range(
     rows = [
         row
         for row in units.measure(model, *inputs)
-        if row.op not in OUTSIDE
-        and row.grad_rms is not None
-        and row.reason != units.INSIDE
+        if row.op not in OUTSIDE and row.grad_rms is not None and row.reason != units.INSIDE
     ]
     return {
         "activations": share_in_range(row.rms for row in rows),

@@ -22,10 +22,18 @@ def plan_runs(
     """One configuration per seed and recipe, all recipes of a seed in a row.
 
     Nothing differs between them but the recipe, the seed, and the learning rate that goes with the
-    recipe's parametrization.
+    recipe's parametrization. An existing model has one parametrization, and so one learning rate.
+
+    Raises:
+        ValueError: `unit_lr` for an existing model.
     """
+    if base.existing is not None and unit_lr is not None:
+        raise ValueError(
+            f"--unit-lr has no meaning for {base.existing}, whose learning rate is the same with "
+            "units; use --lr"
+        )
     return [
-        replace(config, lr=unit_lr if config.numerics.unit_scaled else standard_lr)
+        replace(config, lr=unit_lr if config.is_written_unit_scaled else standard_lr)
         for config in (
             replace(base, recipe=recipe, seed=seed) for seed in seeds for recipe in recipes
         )
