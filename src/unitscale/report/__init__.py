@@ -2,16 +2,24 @@
 
 from unitscale.report.html import write_comparison
 from unitscale.report.plot import Curve, draw_losses
+from unitscale.report.recording import FormatLimits, Recording, group, read_recording
 from unitscale.report.summary import Summary, summarize
 from unitscale.report.table import comparison_table, headline, plain_table
+from unitscale.report.verdict import Verdict, judge
 
 __all__ = [
     "Curve",
+    "FormatLimits",
+    "Recording",
     "Summary",
+    "Verdict",
     "comparison_table",
     "draw_losses",
+    "group",
     "headline",
+    "judge",
     "plain_table",
+    "read_recording",
     "summarize",
     "write_comparison",
 ]

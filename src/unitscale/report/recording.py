@@ -1,0 +1,162 @@
+"""A recording as data: rows of statistics to one series per tensor and direction.
+
+Reads what `numerics.record` leaves (rows, or the JSONL file) and the rows of `us.units`.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+DIRECTIONS = ("value", "gradient", "state")
+
+
+@dataclass(frozen=True)
+class FormatLimits:
+    """The range of a number format."""
+
+    max: float
+    min_normal: float
+    min_subnormal: float
+
+
+E4M3FN = FormatLimits(448.0, 2.0**-6, 2.0**-9)
+E5M2 = FormatLimits(57344.0, 2.0**-14, 2.0**-16)
+DEFAULT_FORMATS = {"E4M3FN": E4M3FN, "E5M2": E5M2}
+"""What rows without formats of their own are drawn against."""
+
+
+@dataclass
+class Series:
+    """One tensor in one direction: its rows in order of step."""
+
+    name: str
+    op: str
+    direction: str
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """How the tensor is called in a sentence."""
+        return self.name if self.direction == "value" else f"{self.name} ({self.direction})"
+
+    @property
+    def layer(self) -> str:
+        """The module that a person would name: the path up to the first number in it."""
+        parts = self.name.split("#")[0].split(":")[0].split(".")
+        for i, part in enumerate(parts):
+            if part.isdigit():
+                return ".".join(parts[: i + 1])
+        return ".".join(parts[:-1]) or self.name
+
+
+@dataclass
+class Recording:
+    """Series in order of first appearance, and the formats that they were judged in."""
+
+    formats: dict[str, FormatLimits]
+    series: list[Series]
+    label: str = ""
+
+    @property
+    def steps(self) -> list[int]:
+        """Every step that has a row."""
+        return sorted({row["step"] for series in self.series for row in series.rows})
+
+    def format_for(self, direction: str) -> str:
+        """The format that a direction is judged in: the first, and for gradients the last."""
+        return list(self.formats)[-1 if direction == "gradient" else 0]
+
+
+def lost_fraction(row: Row, format_name: str) -> float | None:
+    """Share of a tensor's values that a format flushes to zero or saturates; None if unknown."""
+    shares = row.get("formats", {}).get(format_name)
+    if shares is None or shares["flushed"] is None:
+        return None
+    return float(shares["flushed"] + shares["saturated"])
+
+
+def group(rows: Iterable[Any], *, label: str = "") -> Recording:
+    """Rows of any of the known kinds to a recording.
+
+    Raises:
+        TypeError: a row is neither of `numerics.record` nor of `us.units`.
+    """
+    formats: dict[str, FormatLimits] = {}
+    found: dict[tuple[str, str], Series] = {}
+    for given in rows:
+        for row in unfold(given):
+            if "name" not in row:
+                formats = {name: FormatLimits(**limits) for name, limits in row["formats"].items()}
+                continue
+            key = row["name"], row["direction"]
+            series = found.setdefault(key, Series(row["name"], row["op"], row["direction"]))
+            series.rows.append(row)
+    for series in found.values():
+        series.rows.sort(key=lambda row: row["step"])
+    return Recording(formats or DEFAULT_FORMATS, list(found.values()), label)
+
+
+def unfold(given: Any) -> Iterator[Row]:
+    """A row as it is; a unit's row as up to two, its value and its gradient."""
+    if isinstance(given, Mapping):
+        yield given
+        return
+    if not hasattr(given, "grad_rms"):
+        raise TypeError(
+            f"a row is a {type(given).__name__}; expected the rows of numerics.record or us.units"
+        )
+    halves = (
+        ("value", given.rms, given.amax, -math.log2(given.s)),
+        ("gradient", given.grad_rms, given.grad_amax, math.log2(given.phi)),
+    )
+    for direction, rms, amax, held_log2 in halves:
+        if rms is not None:
+            yield {
+                "step": 0,
+                "name": given.name,
+                "op": given.op,
+                "direction": direction,
+                "rms": rms,
+                "amax": amax,
+                "held_log2": held_log2,
+            }
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The whole lines of a JSONL file, one at a time.
+
+    Raises:
+        ValueError: a line is not JSON.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                return  # what a killed process left
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}: line {number} is damaged ({error})") from error
+
+
+def read_recording(path: Path, *, label: str = "") -> Recording:
+    """The recording in a JSONL file."""
+    return group(read_rows(path), label=label)
+
+
+def thin(recording: Recording, max_steps: int, keep: Sequence[int] = ()) -> Recording:
+    """The same with at most about `max_steps` steps, evenly spread: the ends and `keep` stay."""
+    steps = recording.steps
+    if len(steps) <= max_steps:
+        return recording
+    chosen = {steps[round(i * (len(steps) - 1) / max(max_steps - 1, 1))] for i in range(max_steps)}
+    chosen |= {step for step in keep if step in steps}
+    series = [
+        Series(s.name, s.op, s.direction, [row for row in s.rows if row["step"] in chosen])
+        for s in recording.series
+    ]
+    return Recording(recording.formats, [s for s in series if s.rows], recording.label)
