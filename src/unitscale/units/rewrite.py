@@ -158,12 +158,12 @@ def carries_gradient(node: fx.Node) -> bool:
 
 
 def is_foreign(node: fx.Node) -> bool:
-    """Whether a node calls code that is not torch's: a custom autograd.Function, say."""
+    """Whether a node may run a backward that is not torch's: a custom autograd.Function, say."""
     if node.op != "call_function" or node.target in RULES:
         return False
-    if "autograd_function" in str(node.target):
-        return True
     module = getattr(node.target, "__module__", None) or ""
+    if module == "torch.ops.higher_order":  # a Function that was traced, or a hook on a gradient
+        return True
     return module.split(".")[0] not in ("", "torch", "_operator", "builtins", "math")
 
 
@@ -229,6 +229,7 @@ class Writer:
             self.write(node)
         self.graph.lint()
         result = fx.GraphModule(self.module, self.graph)
+        result.meta.update(self.module.meta)  # a checkpointed body has its policy there
         for name, body in self.bodies.items():
             setattr(result, name, body)
         return result

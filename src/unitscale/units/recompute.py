@@ -1,0 +1,32 @@
+"""Checkpoints in a graph that runs as it is, without a compiler."""
+
+from typing import Any
+
+from torch import fx
+from torch.utils.checkpoint import checkpoint
+
+from unitscale.numerics.capture import checkpointed
+
+__all__ = ["recomputing"]
+
+
+def recomputing(module: fx.GraphModule) -> fx.GraphModule:
+    """The module with its checkpoint calls, nested ones too, made those of eager PyTorch.
+
+    Dynamo's own op leaves the random numbers of the recomputed body to a compiler. Run as it is, it
+    draws new dropout masks in backward, and the gradients are those of another function.
+    """
+    for node in module.graph.nodes:
+        body = checkpointed(node)
+        if body is not None:
+            recomputing(body)
+            node.target = recomputed
+    module.recompile()
+    return module
+
+
+def recomputed(body: fx.GraphModule, *args: Any, **options: Any) -> Any:
+    """`torch.utils.checkpoint` with the options that the model's author gave."""
+    if "_checkpoint_context_fn" in body.meta:
+        options["context_fn"] = body.meta["_checkpoint_context_fn"]
+    return checkpoint(body, *args, **options | {"use_reentrant": False})
