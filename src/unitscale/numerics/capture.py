@@ -42,6 +42,11 @@ class TensorNode:
     requires_grad: bool
 
     @property
+    def is_parameter(self) -> bool:
+        """Whether it is a parameter of the model."""
+        return self.op == "parameter"
+
+    @property
     def is_visible(self) -> bool:
         """Whether its values can be read while the graph runs: not those of one lane of a vmap."""
         return self.pinned != TRANSFORMED

@@ -21,6 +21,10 @@ MAX_EXPONENT = 40
 ZERO_RMS = 2.0**-100
 """Below this an RMS is that of a tensor (or gradient) that is zero but for rounding: no unit."""
 
+ROUNDING = 2.0**-24
+"""Half of float32's epsilon: a parameter's gradient so much smaller than the largest parameter's
+is no more than the rounding error of a sum that should be zero."""
+
 FILL = 2.0**64
 """From this magnitude on a value is a fill value, such as a mask's `finfo.min`."""
 
@@ -54,6 +58,14 @@ def assign(rms: float | None, grad_rms: float | None, amax: float | None = None)
     """
     s = exponent(rms)
     return Unit(max(s, 0) if amax is not None and amax >= FILL else s, -exponent(grad_rms))
+
+
+def is_rounding_error(grad_rms: float | None, largest: float) -> bool:
+    """Whether a parameter's gradient is zero but for rounding: a key bias under softmax has one.
+
+    `largest` is the largest RMS among the gradients of all parameters.
+    """
+    return grad_rms is not None and grad_rms < ROUNDING * largest
 
 
 def reason(rms: float | None, grad_rms: float | None, amax: float | None = None) -> str | None:

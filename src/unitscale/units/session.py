@@ -17,7 +17,7 @@ from torch._dynamo import lookup_backend
 from unitscale.numerics.capture import BOUNDARY, TensorNode, drop_idle_calls, tensor_nodes
 from unitscale.numerics.interpret import ObservingInterpreter
 from unitscale.recipes import Recipe
-from unitscale.units.assign import ONE, Unit, assign, reason
+from unitscale.units.assign import ONE, Unit, assign, is_rounding_error, reason
 from unitscale.units.calibrate import Measurement, Reading, Watch
 from unitscale.units.report import UnitRow
 from unitscale.units.rewrite import is_rounded_product, rewrite
@@ -150,8 +150,16 @@ class Session:
         if self.readings or not self.scale:
             self.warn_of_losses(readings)
         self.readings |= readings
+        parameters = {
+            t.name for e in self.executables for t in e.tensors.values() if t.is_parameter
+        }
+        grads = {name: self.readings[name].grad_rms for name in parameters & self.readings.keys()}
+        largest = max((rms for rms in grads.values() if rms is not None), default=0.0)
         for name, reading in readings.items() if self.scale else ():
-            self.units[name] = assign(reading.rms, reading.grad_rms, reading.amax)
+            noise = is_rounding_error(grads.get(name), largest)
+            self.units[name] = assign(
+                reading.rms, None if noise else reading.grad_rms, reading.amax
+            )
         for executable in self.executables:
             executable.update()
 
