@@ -29,7 +29,7 @@ from unitscale.formats.catalogue import (
 from unitscale.formats.format import FloatFormat, Specials
 
 if TYPE_CHECKING:
-    from unitscale.formats.codes import decode, encode
+    from unitscale.formats.codes import decode, encode, widen
     from unitscale.formats.dtypes import torch_dtype
     from unitscale.formats.rounding import round_to
 
@@ -38,6 +38,7 @@ _NEEDS_TORCH = {
     "encode": "codes",
     "round_to": "rounding",
     "torch_dtype": "dtypes",
+    "widen": "codes",
 }
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "parse",
     "round_to",
     "torch_dtype",
+    "widen",
 ]
 
 

@@ -58,6 +58,20 @@ def decode(codes: Tensor, fmt: FloatFormat, dtype: torch.dtype = torch.float32) 
     return torch.tensor(fmt.values(), dtype=dtype, device=codes.device)[codes.long()]
 
 
+def widen(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`, faster where torch's own cast from E4M3FN is slow: in eager code on a CPU.
+
+    The values, shape and strides are those of `x.to(dtype)`. Seen in torch 2.13: the cast of a
+    million elements takes 5 ms, the same values from a table 2 ms.
+    """
+    is_traced = torch.compiler.is_compiling() or type(x) is not Tensor
+    if x.dtype != torch.float8_e4m3fn or x.device.type != "cpu" or is_traced:
+        return x.to(dtype)
+    table = torch.arange(256, dtype=torch.uint8).view(x.dtype).to(dtype)
+    values = torch.empty_like(x, dtype=dtype)
+    return torch.take(table, x.view(torch.uint8).long(), out=values)
+
+
 def _check_width(fmt: FloatFormat, caller: str) -> None:
     if fmt.bits > 8:
         raise ValueError(f"{caller}: {fmt} has {fmt.bits} bits; expected a format of 8 or fewer")

@@ -30,9 +30,8 @@ class AttentionProduct(torch.autograd.Function):
         options: tuple[bool, float | None, bool],
         formats: ProductFormats,
     ) -> Tensor:
-        operands = save(ctx, formats, query, key, value)
+        q, k, v = save(ctx, formats, query, key, value)
         ctx.options, ctx.query_factor, ctx.attn_mask = options, query_factor, attn_mask
-        q, k, v = (x.dequantize(dtype) for x, dtype in zip(operands, ctx.dtypes, strict=True))
         output = attend(q, k, v, query_factor, attn_mask, options)
         return round_value(output, formats.result)
 

@@ -28,10 +28,9 @@ class ConvolutionProduct(torch.autograd.Function):
         geometry: tuple[list[int], list[int], list[int], int],
         formats: ProductFormats,
     ) -> Tensor:
-        x_q, w_q = save(ctx, formats, x, weight)
+        values = save(ctx, formats, x, weight)
         ctx.geometry = geometry
         ctx.bias_size = None if bias is None else list(bias.shape)
-        values = x_q.dequantize(x.dtype), w_q.dequantize(weight.dtype)
         output = convolution(*values, bias, *geometry)
         return round_value(output, formats.result)
 

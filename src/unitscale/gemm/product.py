@@ -15,17 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.gemm.rounded import ProductFormats, Quantized, quantize, round_value, rounded
+from unitscale.gemm.rounded import ProductFormats, Quantized, round_data, round_value, rounded
 
 __all__ = ["addmm", "linear", "matmul"]
 
 
-def save(ctx: Any, formats: ProductFormats, *operands: Tensor) -> list[Quantized]:
-    """Quantize the operands and keep them for backward."""
-    quantized = [quantize(x, formats.forward, current=formats.current) for x in operands]
+def save(ctx: Any, formats: ProductFormats, *operands: Tensor) -> list[Tensor]:
+    """Round the operands, and keep them for backward in the format's own dtype."""
     ctx.formats, ctx.dtypes = formats, [x.dtype for x in operands]
-    ctx.save_for_backward(*(tensor for q in quantized for tensor in q))
-    return quantized
+    if formats.forward is None:
+        ctx.save_for_backward(*(tensor for x in operands for tensor in (x, None)))
+        return list(operands)
+    rounded = [
+        Quantized(*round_data(x, formats.forward, current=formats.current)) for x in operands
+    ]
+    ctx.save_for_backward(*(tensor for q in rounded for tensor in q.narrow(formats.forward)))
+    # The values themselves, not those read back from eight bits: the same, and faster.
+    return [q.dequantize(x.dtype) for q, x in zip(rounded, operands, strict=True)]
 
 
 def restore(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -43,8 +49,8 @@ class LinearProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, formats: ProductFormats
     ) -> Tensor:
-        x_q, w_q = save(ctx, formats, x, weight)
-        output = F.linear(x_q.dequantize(x.dtype), w_q.dequantize(weight.dtype), bias)
+        x, weight = save(ctx, formats, x, weight)
+        output = F.linear(x, weight, bias)
         return round_value(output, formats.result)
 
     @staticmethod
@@ -68,9 +74,9 @@ class MatmulProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, formats: ProductFormats) -> Tensor:
-        a_q, b_q = save(ctx, formats, a, b)
         ctx.shapes = a.shape, b.shape
-        output = torch.matmul(a_q.dequantize(a.dtype), b_q.dequantize(b.dtype))
+        a, b = save(ctx, formats, a, b)
+        output = torch.matmul(a, b)
         return round_value(output, formats.result)
 
     @staticmethod

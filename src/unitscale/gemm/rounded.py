@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unitscale.formats import FORMATS, FloatFormat, round_to, torch_dtype
+from unitscale.formats import FORMATS, FloatFormat, round_to, torch_dtype, widen
 
 __all__ = ["ProductFormats", "Quantized", "quantize", "round_value", "rounded"]
 
@@ -40,8 +40,13 @@ class Quantized(NamedTuple):
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The rounded values in `dtype`, shape of the data."""
-        values = self.data.to(dtype)
+        values = widen(self.data, dtype)
         return values if self.scale is None else values * self.scale.to(dtype)
+
+    def narrow(self, format_name: str) -> "Quantized":
+        """The same with the data in the format's own dtype, an exact cast, if torch has one."""
+        dtype = torch_dtype(FORMATS[format_name])
+        return self if dtype is None else Quantized(self.data.to(dtype), self.scale)
 
 
 def quantize(x: Tensor, format_name: str | None, *, current: bool = False) -> Quantized:
@@ -52,10 +57,7 @@ def quantize(x: Tensor, format_name: str | None, *, current: bool = False) -> Qu
     """
     if format_name is None:
         return Quantized(x, None)
-    values, scale = round_data(x, format_name, current=current)
-    # Two steps, because only round_to rounds once from every dtype; the cast is then exact.
-    dtype = torch_dtype(FORMATS[format_name])
-    return Quantized(values if dtype is None else values.to(dtype), scale)
+    return Quantized(*round_data(x, format_name, current=current)).narrow(format_name)
 
 
 def round_data(x: Tensor, format_name: str, *, current: bool) -> tuple[Tensor, Tensor | None]:
