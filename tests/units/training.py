@@ -49,9 +49,10 @@ def assert_trains_as_plain(
     *batches: tuple[Any, ...],
     steps: int = 3,
     least_units: int = 1,
+    plain: str | None = "eager",
     **options: Any,
 ) -> nn.Module:
-    """A scaled model trains as the plain one compiled by the same inner compiler, bit for bit.
+    """A scaled model trains as the plain one compiled by `plain`, or not at all, bit for bit.
 
     The first step measures, the others run the rewritten graph. At least `least_units` tensors must
     have a unit, so that a model that was not captured cannot pass. Returns the scaled model.
@@ -63,8 +64,8 @@ def assert_trains_as_plain(
         model = make()
         if scale:
             unit_scale(model, "fp32-units", **{"inner": "eager", "remeasure": "once"} | options)
-        else:
-            model.compile(backend="eager")
+        elif plain is not None:
+            model.compile(backend=plain)
         runs.append(train(model, schedule))
         torch._dynamo.reset()
     assert_same_trace(runs[1], runs[0])

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 BOUNDARY = "input of the graph"
 MUTATED = "written to in place"
+EXPOSED = "leaves the graph together with a view of it"
 SUBCLASS = "tensor subclass"
 TRANSFORMED = "inside vmap or another function transform"
 SHARED = "used inside and outside of vmap or another function transform"
@@ -107,7 +108,7 @@ def collect(
     given: dict[fx.Node, TensorNode],
 ) -> None:
     """Add the tensors of one graph to `found`; `given` are those behind its placeholders."""
-    written, inside = written_storages(graph), transformed(graph)
+    pinned, inside = pinned_storages(graph), transformed(graph)
     for node in graph.nodes:
         value = node.meta.get("example_value")
         if is_real_float(value):
@@ -119,7 +120,7 @@ def collect(
                 name=name,
                 at_root=node.op not in ("placeholder", "get_attr") and not module_path(node),
                 op=op,
-                pinned=pin(node, value, written, inside),
+                pinned=pin(node, value, pinned, inside),
                 requires_grad=value.requires_grad,
             )
         body = checkpointed(node)
@@ -162,7 +163,7 @@ def is_real_float(value: Any) -> bool:
 
 
 def pin(
-    node: fx.Node, value: torch.Tensor, written: set[int], inside: dict[fx.Node, fx.Node]
+    node: fx.Node, value: torch.Tensor, pinned: dict[int, str], inside: dict[fx.Node, fx.Node]
 ) -> str | None:
     """Why the tensor of a node keeps the unit (1, 1), or None if it may have one of its own.
 
@@ -178,7 +179,27 @@ def pin(
         return SHARED
     if is_traceable_wrapper_subclass(value):
         return SUBCLASS
-    return MUTATED if storage_id(value) in written else None
+    return pinned.get(storage_id(value))
+
+
+def pinned_storages(graph: fx.Graph) -> dict[int, str]:
+    """The storages whose tensors keep the unit (1, 1), and why."""
+    exposed, written = exposed_storages(graph), written_storages(graph)
+    return dict.fromkeys(exposed, EXPOSED) | dict.fromkeys(written, MUTATED)
+
+
+def exposed_storages(graph: fx.Graph) -> set[int]:
+    """The storages of results that lie in the same memory as another result or an input.
+
+    Code after the graph (after a graph break, say) may write to the one and read the other.
+    """
+    *_, last = graph.nodes
+    inputs = (node for node in graph.nodes if node.op == "placeholder")
+    values = (node.meta.get("example_value") for node in {*inputs, *last.all_input_nodes})
+    counts = Counter(storage_id(value) for value in values if isinstance(value, torch.Tensor))
+    results = (node.meta.get("example_value") for node in last.all_input_nodes)
+    found = {storage_id(value) for value in results if isinstance(value, torch.Tensor)}
+    return {storage for storage in found if counts[storage] > 1} - {0}
 
 
 def written_storages(graph: fx.Graph) -> set[int]:

@@ -39,11 +39,6 @@ class Reading:
     grad_flushed: float | None = None
 
     @property
-    def has_nan(self) -> bool:
-        """Whether the value or the gradient held a NaN."""
-        return any(math.isnan(x) for x in (self.amax, self.grad_amax) if x is not None)
-
-    @property
     def losses(self) -> tuple[float, float]:
         """The larger share saturated and the larger share flushed, of value and gradient."""
         return (
@@ -116,3 +111,15 @@ class Measurement:
 def largest(x: Tensor) -> float:
     """Largest finite magnitude; NaN if there is a NaN."""
     return amax(torch.where(x.isinf(), 0.0, x)).item()
+
+
+def first_nan(readings: dict[str, Reading]) -> str | None:
+    """Where a NaN came up: the first value that holds one, or the last gradient, or None."""
+    values = [f"{name!r}" for name, reading in readings.items() if is_nan(reading.amax)]
+    gradients = [f"the gradient of {name!r}" for name, r in readings.items() if is_nan(r.grad_amax)]
+    return next(iter(values + gradients[::-1]), None)
+
+
+def is_nan(number: float | None) -> bool:
+    """Whether a measured number is NaN."""
+    return number is not None and math.isnan(number)

@@ -18,7 +18,8 @@ from unitscale.numerics.capture import BOUNDARY, TensorNode, drop_idle_calls, te
 from unitscale.numerics.interpret import ObservingInterpreter
 from unitscale.recipes import Recipe
 from unitscale.units.assign import ONE, Unit, assign, is_rounding_error, reason
-from unitscale.units.calibrate import Measurement, Reading, Watch
+from unitscale.units.calibrate import Measurement, Reading, Watch, first_nan
+from unitscale.units.recompute import recomputing
 from unitscale.units.report import UnitRow
 from unitscale.units.rewrite import is_rounded_product, rewrite
 from unitscale.units.rules import INSIDE, is_inside_scaled_op, operands, rule_of
@@ -78,6 +79,7 @@ class Session:
         inner: str | Callable[..., Any] = "inductor",
         factor_dtype: torch.dtype = torch.float32,
     ) -> None:
+        is_due(0, remeasure)  # refuses an unknown word now, not at the first step
         self.recipe, self.scale, self.remeasure, self.inner = recipe, scale, remeasure, inner
         self.factor_dtype = factor_dtype
         self.units: dict[str, Unit] = {}
@@ -140,9 +142,9 @@ class Session:
         Raises:
             ValueError: a NaN in the first step that is measured.
         """
-        broken = next((name for name, reading in readings.items() if reading.has_nan), None)
+        broken = first_nan(readings)
         if broken is not None:
-            message = f"units were not measured: {broken!r} holds NaN; look at the step's inputs."
+            message = f"units were not measured: {broken} holds NaN; look at the step's inputs."
             if not self.readings:
                 raise ValueError(message)
             warnings.warn(message + " The earlier units stay.", stacklevel=2)
@@ -223,7 +225,7 @@ class Executable:
         """Hand the rewritten graph to the inner compiler."""
         inner = self.session.inner
         if inner == "eager":
-            return module.forward
+            return recomputing(module).forward
         compiler = lookup_backend(inner) if isinstance(inner, str) else inner
         return compiler(module, [self.vector, *inputs])
 
@@ -231,6 +233,8 @@ class Executable:
         """One step: measure if it is due, else run the rewritten graph."""
         self.collect()
         if self.is_due():
+            if self.pending is not None:
+                self.pending.close()  # its backward pass never came
             self.pending = Measurement(self.watch())
             self.requested = False
             return ObservingInterpreter(self.module, self.tensors, self.pending.read).run(*args)
@@ -267,7 +271,11 @@ class Executable:
         if not self.training:
             known = self.session.readings
             readings = {name: r for name, r in readings.items() if name not in known}
-        self.session.adopt(readings)
+        try:
+            self.session.adopt(readings)
+        except ValueError:
+            self.requested = True  # these were no units: measure again
+            raise
 
     def update(self) -> None:
         """Write the numbers of the factors under the session's units into a new vector.
