@@ -92,7 +92,8 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "other_linear": lambda m, x: F.linear(x, m.weights[1]),
     "projected": projected,
     "convolved": convolved,
-    "einsum": lambda m, x, y: torch.einsum("btd,bsd,de->bte", x, y, m.weights[1]),
+    # Not of one tensor with itself: autograd sums within einsum in an order of its own.
+    "einsum": lambda m, x, y: torch.einsum("btd,bsd,de->bte", x, -y, m.weights[1]),
     "bmm": lambda m, x, y: torch.bmm(torch.bmm(x, y.mT), y),
     "add": lambda m, x, y: x + y,
     "doubled": lambda m, x: x + x,
@@ -116,7 +117,7 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "centered": lambda m, x: x - x.mean(dim=1, keepdim=True),
     "pooled": lambda m, x: x.sum(dim=1, keepdim=True).expand(-1, LENGTH, -1),
     "cumsum": lambda m, x: x.cumsum(dim=1),
-    "norm": lambda m, x: x / x.norm(),
+    "norm": lambda m, x: x / (1.0 + x.norm()),
     "rotated": lambda m, x: torch.cat((-x[..., 2:], x[..., :2]), dim=-1),
     "transposed": lambda m, x: x.transpose(0, 2).contiguous().permute(2, 1, 0),
     "detached": lambda m, x, y: x + y.detach(),
