@@ -1,5 +1,7 @@
 """A comparison as results.json holds it."""
 
+import random
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -27,3 +29,59 @@ RUNS = [
 ]
 
 RESULTS = {"data": "a<b>.txt", "model": "attention", "steps": 20, "runs": RUNS, "config": {"x": 1}}
+
+LIMITS = {
+    "E4M3FN": {"max": 448.0, "min_normal": 2.0**-6, "min_subnormal": 2.0**-9},
+    "E5M2": {"max": 57344.0, "min_normal": 2.0**-14, "min_subnormal": 2.0**-16},
+}
+
+
+def recording_rows(
+    *,
+    steps: Iterable[int],
+    layers: int = 4,
+    fault_at: int | None = None,
+    layer: int = 0,
+    noise: bool = False,
+) -> list[dict[str, Any]]:
+    """What `numerics.record` gives of some layers, each with a linear and an add, both directions.
+
+    From `fault_at` on the gradients of one layer's linear are 2**-20 of what they were. With
+    `noise` no two numbers are alike, the worst case for the size of a file.
+    """
+    draw = random.Random(0).random
+    rows: list[dict[str, Any]] = [{"formats": LIMITS, "every": 50}]
+    for step in steps:
+        for index in range(layers):
+            for op in ("linear", "add"):
+                for direction in ("value", "gradient"):
+                    is_gradient = direction == "gradient"
+                    is_fault = fault_at is not None and step >= fault_at and index == layer
+                    lost = is_fault and is_gradient and op == "linear"
+                    size = 2.0 ** (-10 * is_gradient - 20 * lost + (8 * draw() if noise else 0))
+                    share = draw() ** 4 / 3 if noise else float(lost)
+                    rows.append(
+                        {
+                            "step": step,
+                            "name": f"layers.{index}.{op}",
+                            "op": op,
+                            "direction": direction,
+                            "held_log2": 0,
+                            "rms": size,
+                            "amax": 4 * size * (1 + draw() * noise),
+                            "mean": 0.0,
+                            "kurtosis": 3.0 + 50 * draw() * noise,
+                            "drift": 1.0,
+                            "histogram": [-12, [1, 2, 3]],
+                            "formats": {
+                                name: {
+                                    "flushed": share,
+                                    "subnormal": draw() * noise,
+                                    "saturated": share**2 * noise,
+                                    "sqnr_db": 30.0 - 20 * draw() * noise,
+                                }
+                                for name in LIMITS
+                            },
+                        }
+                    )
+    return rows

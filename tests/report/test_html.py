@@ -1,26 +1,55 @@
 """report.html: one file, with nothing to fetch and nothing unescaped."""
 
 import base64
+import gzip
+import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from report.sample import RESULTS
-from unitscale.report import write_comparison
+from report.sample import RESULTS, recording_rows
+from unitscale.report import Curve, group, write_html
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def embedded(page: str, name: str) -> str:
+    """The text that the page unpacks."""
+    (packed,) = re.findall(rf'<script type="text/plain" id="{name}">([^<]*)</script>', page)
+    return gzip.decompress(base64.b64decode(packed)).decode()
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    (tmp_path / "loss.png").write_bytes(b"a picture")
-    write_comparison(RESULTS, tmp_path / "loss.png", tmp_path / "report.html")
-    return (tmp_path / "report.html").read_text()
+    rows = recording_rows(fault_at=100, layer=2, steps=range(0, 200, 50))
+    curve = Curve(recipe="fp8", losses=[3.0, 2.0, 1.0], diverged=False, unit_scaled=True)
+    write_html(
+        rows,
+        tmp_path / "report.html",
+        curves=[curve],
+        results=RESULTS,
+        products={"fp8": [("output", "E4M3FN", "E4M3FN", "as is")]},
+        configuration={"x": "<1>"},
+    )
+    return read(tmp_path / "report.html")
 
 
-def test_page_holds_table_plot_and_configuration(page: str) -> None:
+def test_first_paragraph_names_the_fault(page: str) -> None:
+    (first, *_) = re.findall(r"<p>(.*?)</p>", page)
+    assert "At step 100 the gradients of layers.2 fell by 2^20" in first
+    assert "layers.1" not in first
+
+
+def test_page_holds_tables_products_and_configuration(page: str) -> None:
     assert "<td>+0.150 ± 0.071</td>" in page
-    assert base64.b64encode(b"a picture").decode() in page
-    assert "&quot;x&quot;: 1" in page
+    assert "<td>fp8</td><td>output</td><td>E4M3FN</td>" in page
+    assert "&quot;x&quot;: &quot;&lt;1&gt;&quot;" in page
+    assert "<td>layers.2.linear (gradient)</td><td>E5M2</td><td>100 %</td>" in page
 
 
 def test_diverged_rows_are_marked(page: str) -> None:
@@ -30,5 +59,70 @@ def test_diverged_rows_are_marked(page: str) -> None:
 
 def test_page_fetches_nothing_and_escapes_names(page: str) -> None:
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
+    assert "default-src 'none'" in page
     assert "a&lt;b&gt;.txt" in page
     assert "a<b>" not in page
+
+
+def test_data_are_those_of_the_rows(page: str) -> None:
+    data = json.loads(embedded(page, "data"))
+    (recording,) = data["recordings"]
+    assert recording["steps"] == [0, 50, 100, 150]
+    at = recording["tensors"].index(["layers.2.linear", "linear", "gradient"])
+    assert recording["rms"][at] == [-10.0, -10.0, -30.0, -30.0]
+    assert recording["shares"]["E5M2"]["flushed"][at] == [0.0, 0.0, 1.0, 1.0]
+    assert recording["histograms"][at][0] == [-12, [1, 2, 3]]
+    assert recording["formats"]["E4M3FN"] == [-9.0, -6.0, 8.8]
+    assert data["curves"][0]["losses"][-1] == pytest.approx(1.0, abs=1.0)
+
+
+def test_plotly_is_inside(page: str) -> None:
+    assert "plotly.js" in embedded(page, "plotly")[:200]
+
+
+def test_nothing_recorded_needs_no_plotly(tmp_path: Path) -> None:
+    write_html([], tmp_path / "report.html", results=RESULTS)
+    assert len(read(tmp_path / "report.html")) < 40_000
+
+
+def test_rows_of_units_say_before_and_after(tmp_path: Path) -> None:
+    unit: dict[str, Any] = {"op": "linear", "amax": None, "grad_amax": None, "phi": 2.0**9}
+    rows = [
+        SimpleNamespace(name=f"layers.{i}", s=2.0**-5, rms=2.0**-5, grad_rms=2.0**-9, **unit)
+        for i in range(3)
+    ]
+    write_html(rows, tmp_path / "report.html")
+    page = read(tmp_path / "report.html")
+    assert "0 of 6 tensors have an RMS between 1/2 and 2" in page
+    assert "and 6 as they are held at their units" in page
+
+
+def test_row_of_no_kind_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="a row is a int"):
+        write_html([1], tmp_path / "report.html")
+
+
+def test_several_recordings_are_named(tmp_path: Path) -> None:
+    recordings = [group(recording_rows(steps=[0]), label=label) for label in ("fp8", "fp8-none")]
+    write_html(recordings, tmp_path / "report.html")
+    page = read(tmp_path / "report.html")
+    assert "<b>fp8-none</b>: None of 8 tensors loses" in page
+    labels = [r["label"] for r in json.loads(embedded(page, "data"))["recordings"]]
+    assert labels == ["fp8", "fp8-none"]
+
+
+def test_500_tensors_at_200_steps_stay_under_5_megabytes(tmp_path: Path) -> None:
+    rows = recording_rows(layers=125, steps=range(0, 10_000, 50), noise=True)
+    write_html(rows, tmp_path / "report.html")
+    page = read(tmp_path / "report.html")
+    (recording,) = json.loads(embedded(page, "data"))["recordings"]
+    assert (len(recording["tensors"]), len(recording["steps"])) == (500, 200)
+    assert len(page.encode()) < 5_000_000
+
+
+def test_more_steps_are_thinned_and_the_fault_stays(tmp_path: Path) -> None:
+    rows = recording_rows(layers=125, steps=range(900), fault_at=413, layer=3)
+    write_html(rows, tmp_path / "report.html")
+    (recording,) = json.loads(embedded(read(tmp_path / "report.html"), "data"))["recordings"]
+    assert {0, 413, 899} <= set(recording["steps"])
+    assert len(recording["steps"]) <= 221

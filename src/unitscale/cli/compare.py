@@ -100,7 +100,8 @@ def run(
     configs: list["TrainConfig"], corpus: "Corpus", out: Path, *, resume: bool
 ) -> dict[str, Any]:
     """Make the runs and write their results; if stopped, those of the finished runs."""
-    from unitscale.report import draw_losses, headline, write_comparison
+    from unitscale.recipes import parse
+    from unitscale.report import draw_losses, headline, write_report
     from unitscale.train import compare as compare_runs
     from unitscale.train.comparison import loss_curves
     from unitscale.train.folder import write_json
@@ -120,7 +121,7 @@ def run(
         if results:
             curves = loss_curves(out, configs, results["runs"])
             draw_losses(curves, out / "loss.png", title=headline(results))
-            write_comparison(results, out / "loss.png", out / "report.html")
+            write_report(out, products_of=lambda recipe: parse(recipe).products())
     return results
 
 

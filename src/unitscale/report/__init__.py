@@ -1,6 +1,7 @@
 """Rows to tables, figures and one HTML file. Imports no torch."""
 
-from unitscale.report.html import write_comparison
+from unitscale.report.folder import write_report
+from unitscale.report.html import write_html
 from unitscale.report.plot import Curve, draw_losses
 from unitscale.report.recording import FormatLimits, Recording, group, read_recording
 from unitscale.report.summary import Summary, summarize
@@ -21,5 +22,6 @@ __all__ = [
     "plain_table",
     "read_recording",
     "summarize",
-    "write_comparison",
+    "write_html",
+    "write_report",
 ]

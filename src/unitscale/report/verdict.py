@@ -40,7 +40,10 @@ class Jump:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What is wrong, the worst first; `paragraph` says it in words."""
+    """What is wrong, the worst first; `paragraph` says it in words.
+
+    Losses are of values and gradients: optimizer moments have a sentence of their own.
+    """
 
     losses: Sequence[Loss]
     jumps: Sequence[Jump]
@@ -55,13 +58,20 @@ class Verdict:
 
 def judge(recording: Recording) -> Verdict:
     """The verdict on a recording."""
-    judged = [found for series in recording.series if (found := worst(series, recording))]
+    found = [loss for series in recording.series if (loss := worst(series, recording))]
+    judged = [loss for loss in found if loss.series.direction != "state"]
+    states = [loss for loss in found if loss.series.direction == "state"]
     losses = sorted((x for x in judged if x.share > WORTH_NAMING), key=lambda x: -x.share)
     jumps = sorted(
         (jump for series in recording.series if (jump := largest_jump(series))),
         key=lambda jump: (jump.step, -abs(jump.octaves)),
     )
     sentences = [*fault_sentences(jumps), *loss_sentences(losses, judged)]
+    if losing := [loss for loss in states if loss.share > WORTH_NAMING]:
+        sentences.append(
+            f"Of the optimizer's moments, {len(losing)} of {len(states)} would lose more than 1 % "
+            f"in {losing[0].format}."
+        )
     if not judged:
         sentences += unit_sentences(recording)
     return Verdict(losses=losses, jumps=jumps, judged=len(judged), sentences=sentences)

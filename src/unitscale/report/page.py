@@ -1,0 +1,118 @@
+"""What the page's script draws: recordings and loss curves as compact JSON.
+
+Numbers are rounded to what a screen can show: tenths of an octave or decibel, and two digits of a
+share. So a hundred thousand samples of a tensor (500 tensors at 200 steps) fit in two megabytes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from unitscale.report.plot import Curve
+from unitscale.report.recording import Recording, Row, Series, thin
+from unitscale.report.verdict import Jump, Loss, Verdict, judge
+
+MAX_SAMPLES = 100_000
+"""Of all recordings together: tensors times steps."""
+
+MAX_HISTOGRAM_STEPS = 6
+MAX_CURVE_POINTS = 500
+
+SHARES = ("flushed", "subnormal", "saturated")
+
+
+def page_data(recordings: Sequence[Recording], curves: Sequence[Curve]) -> dict[str, Any]:
+    """Everything that the script needs."""
+    return {
+        "recordings": [
+            recording_data(recording, judge(recording), MAX_SAMPLES // len(recordings))
+            for recording in recordings
+        ],
+        "curves": [curve_data(curve) for curve in curves],
+    }
+
+
+def recording_data(recording: Recording, verdict: Verdict, max_samples: int) -> dict[str, Any]:
+    """One recording: a matrix of tensors by steps for every quantity, and some histograms."""
+    events: list[Jump | Loss] = [*verdict.jumps, *verdict.losses]
+    eventful = [event.step for event in events[:20]]
+    recording = thin(recording, max(max_samples // max(len(recording.series), 1), 2), eventful)
+    steps = recording.steps
+    histogram_steps = pick(steps, [*eventful[:1], steps[-1]] if steps else [])
+
+    aligned = [rows_at(series, steps) for series in recording.series]
+
+    def matrix(value: Callable[[Row], float | None]) -> list[list[float | None]]:
+        return [[None if row is None else value(row) for row in rows] for rows in aligned]
+
+    def share(name: str, kind: str) -> Callable[[Row], float | None]:
+        return lambda row: two_digits(row.get("formats", {}).get(name, {}).get(kind))
+
+    focus = [(e.series.name, e.series.direction) for e in events[:1]]
+    names = [(s.name, s.direction) for s in recording.series]
+    return {
+        "label": recording.label,
+        "focus": names.index(focus[0]) if focus else 0,
+        "formats": {
+            name: [octaves(x) for x in (limits.min_subnormal, limits.min_normal, limits.max)]
+            for name, limits in recording.formats.items()
+        },
+        "steps": steps,
+        "tensors": [[s.name, s.op, s.direction] for s in recording.series],
+        "held": matrix(lambda row: row.get("held_log2", 0)),
+        "rms": matrix(lambda row: octaves(row.get("rms"))),
+        "amax": matrix(lambda row: octaves(row.get("amax"))),
+        "kurtosis": matrix(lambda row: two_digits(row.get("kurtosis"))),
+        "shares": {
+            name: {kind: matrix(share(name, kind)) for kind in SHARES}
+            | {"sqnr": matrix(lambda row, name=name: decibels(row, name))}  # type: ignore[misc]
+            for name in recording.formats
+        },
+        "histogramSteps": histogram_steps,
+        "histograms": [
+            [row.get("histogram") if row else None for row in rows_at(series, histogram_steps)]
+            for series in recording.series
+        ],
+    }
+
+
+def rows_at(series: Series, steps: Sequence[int]) -> list[Row | None]:
+    """The rows of some steps, None where there is none."""
+    by_step = {row["step"]: row for row in series.rows}
+    return [by_step.get(step) for step in steps]
+
+
+def pick(steps: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """A few steps, evenly spread, with those that are wanted."""
+    count = min(MAX_HISTOGRAM_STEPS, len(steps))
+    even = {steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)}
+    return sorted(even | set(wanted))
+
+
+def curve_data(curve: Curve) -> dict[str, Any]:
+    """A loss curve of at most MAX_CURVE_POINTS points, smoothed."""
+    stride = max(1, math.ceil(len(curve.losses) / MAX_CURVE_POINTS))
+    values = [round(x, 4) if math.isfinite(x) else None for x in curve.smoothed[::stride]]
+    return {
+        "recipe": curve.recipe,
+        "stride": stride,
+        "losses": values,
+        "diverged": curve.diverged,
+        "unitScaled": curve.unit_scaled,
+    }
+
+
+def octaves(x: float | None) -> float | None:
+    """log2 to a tenth; None for what has none."""
+    return round(math.log2(x), 1) if x and x > 0 and math.isfinite(x) else None
+
+
+def decibels(row: Row, name: str) -> float | None:
+    """The SQNR to a decibel."""
+    found = row.get("formats", {}).get(name, {}).get("sqnr_db")
+    return None if found is None else round(found)
+
+
+def two_digits(x: float | None) -> float | None:
+    """Two significant digits."""
+    return None if x is None else float(f"{x:.2g}")
