@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import fx
+from torch._ops import OpOverload, OpOverloadPacket
 
 from unitscale.numerics.capture import is_real_float
 from unitscale.scaling import scaled
@@ -185,6 +186,16 @@ RULES: dict[Callable[..., Any] | str, Rule] = {
 }
 
 
+GROUPED = Rule(
+    kind="linear", operands=((0, "input"), (1, "weight")), additive=(3, "bias"), product=True
+)
+
+RULES_BY_NAME: dict[str, Rule] = {
+    "_grouped_mm": GROUPED,
+    "transformers.grouped_mm_fallback": GROUPED,
+}
+"""Private functions and custom operators, which need not exist: the products of experts."""
+
 # Ops that may write into their input, and the position of the argument that says so.
 INPLACE_FLAG: dict[Any, int] = {F.relu: 1, F.leaky_relu: 2, F.dropout: 3}
 
@@ -196,7 +207,11 @@ def rule_of(node: fx.Node) -> Rule:
     view as another dtype and an op that writes into its input are general, although their ops are
     in the table (a product of a tensor with itself is still a product).
     """
-    rule = RULES.get(node.target, GENERAL) if node.op.startswith("call_") else GENERAL
+    if not node.op.startswith("call_"):
+        return GENERAL
+    is_operator = isinstance(node.target, OpOverload | OpOverloadPacket)
+    name = str(node.target) if is_operator else getattr(node.target, "__name__", "")
+    rule = RULES.get(node.target) or RULES_BY_NAME.get(name.removesuffix(".default"), GENERAL)
     if rule.kind == "general":
         return GENERAL
     slots = [argument(node, slot) for slot in rule.operands] or list(node.args)
