@@ -8,7 +8,9 @@ import typer
 
 from unitscale.cli.compare import compare
 from unitscale.cli.exit import WRONG_ARGUMENTS, fail
+from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
+from unitscale.cli.report import report
 from unitscale.cli.train import train
 
 # typer exports one of its usage errors, but not the class that they have in common.
@@ -24,6 +26,8 @@ app = typer.Typer(
 )
 app.command()(compare)
 app.command()(train)
+app.command()(report)
+app.command()(figure)
 app.command()(formats)
 
 

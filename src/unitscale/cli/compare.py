@@ -10,6 +10,7 @@ from unitscale.cli import option
 from unitscale.cli.exit import checking_arguments, running
 from unitscale.cli.output import show
 from unitscale.cli.progress import RunProgress
+from unitscale.cli.report import products_of
 
 if TYPE_CHECKING:
     from unitscale.data import Corpus
@@ -100,7 +101,6 @@ def run(
     configs: list["TrainConfig"], corpus: "Corpus", out: Path, *, resume: bool
 ) -> dict[str, Any]:
     """Make the runs and write their results; if stopped, those of the finished runs."""
-    from unitscale.recipes import parse
     from unitscale.report import draw_losses, headline, write_report
     from unitscale.train import compare as compare_runs
     from unitscale.train.comparison import loss_curves
@@ -121,7 +121,7 @@ def run(
         if results:
             curves = loss_curves(out, configs, results["runs"])
             draw_losses(curves, out / "loss.png", title=headline(results))
-            write_report(out, products_of=lambda recipe: parse(recipe).products())
+            write_report(out, products_of=products_of)
     return results
 
 

@@ -36,6 +36,7 @@ class RunProgress:
             else None
         )
         self.tasks: dict[str, TaskID] = {}
+        self.numerics: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         if self.bar:
@@ -57,6 +58,12 @@ class RunProgress:
             return
         step = record["step"]
         note = f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
+        if numerics := record.get("numerics"):
+            self.numerics[label] = (
+                f"  {numerics['losing_fraction']:.0%} of tensors lose over 1 %, "
+                f"most {numerics['worst']}: {numerics['worst_lost_fraction']:.1%}"
+            )
+        note += self.numerics.get(label, "")
         if self.bar:
             if label not in self.tasks:
                 self.tasks[label] = self.bar.add_task(label, total=self.steps, note="")

@@ -11,6 +11,7 @@ from unitscale.cli import option
 from unitscale.cli.exit import checking_arguments, running
 from unitscale.cli.output import show
 from unitscale.cli.progress import RunProgress
+from unitscale.cli.report import products_of
 
 
 def train(
@@ -47,7 +48,7 @@ def train(
     """Train one character language model with one recipe.
 
     The folder gets config.json, log.jsonl (one line a step), checkpoint.safetensors and, at the
-    end, result.json. Ctrl-C finishes the step and leaves a checkpoint of it.
+    end, result.json and report.html. Ctrl-C finishes the step and leaves a checkpoint of it.
     """
     from unitscale.data import open_corpus
     from unitscale.train.folder import claim_folder
@@ -70,6 +71,7 @@ def train(
         claim_folder(out, config, corpus, resume=resume)
     with running():
         from unitscale import train as training
+        from unitscale.report import write_report
 
         with RunProgress(steps=config.steps) as progress:
             result = training.train(
@@ -79,6 +81,7 @@ def train(
                 resume=True,  # the folder was claimed above
                 on_record=lambda record: progress.show(recipe, record),
             )
+        write_report(out, products_of=products_of)
         if json:
             print(json_module.dumps(asdict(result), indent=2))
             return

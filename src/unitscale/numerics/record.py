@@ -230,13 +230,17 @@ class Recorder:
         numbers = digest(x, self.formats, held_log2=held_log2, sample=self.sample)
         self.pending[tensor.name, tensor.op, direction] = held_log2, numbers
 
-    def collect(self) -> None:
-        """Write the rows of the last sampled step; a no-op if that is done.
+    def request(self) -> None:
+        """Sample the next training call, whatever its number."""
+        self.is_late = True
+
+    def collect(self) -> list[Row]:
+        """Write the rows of the last sampled step and return them; none if that is done.
 
         Call it after the backward pass to have the rows at once: else the next training call does.
         """
         if self.pending_step is None:
-            return
+            return []
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
@@ -246,6 +250,7 @@ class Recorder:
         self.pending.clear()
         self.pending_step = None
         self.sink.write(self.latest)
+        return self.latest
 
     def digest_moments(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the statistics of Adam's moments."""

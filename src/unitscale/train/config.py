@@ -67,6 +67,7 @@ RULES = {
     "seed": integer(0),
     "eval_windows": integer(1),
     "eval_every": integer(1),
+    "record_every": integer(1),
     "checkpoint_every": integer(1),
     "inner": Rule("'eager' or 'inductor'", lambda value: value in ("eager", "inductor")),
     "existing": Rule(
@@ -78,7 +79,7 @@ RULES = {
         lambda value: value in ("geometric", "drift", "once", "never"),
     ),
 }
-OPTIONAL = frozenset({"lr", "clip_norm", "eval_every", "existing"})
+OPTIONAL = frozenset({"lr", "clip_norm", "eval_every", "record_every", "existing"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,8 @@ class TrainConfig:
         clip_norm: largest norm of the gradient of all parameters; None leaves it as it is.
         eval_windows: number of fixed validation windows.
         eval_every: steps between validations; None validates after the last step only.
+        record_every: steps between recordings of every tensor's statistics (numerics.jsonl, see
+            `numerics.record`); a recorded step is in full precision. None records nothing.
         checkpoint_every: steps between checkpoints; the last step always writes one.
         inner: the compiler that runs the rewritten graph, "eager" or "inductor".
         remeasure: when the units of an existing model are measured, see `units.unit_scale`.
@@ -124,6 +127,7 @@ class TrainConfig:
     seed: int = 0
     eval_windows: int = 256
     eval_every: int | None = None
+    record_every: int | None = None
     checkpoint_every: int = 500
     inner: str = "eager"
     remeasure: str = "geometric"

@@ -3,6 +3,7 @@
 config.json             what the run computes, and on which text
 log.jsonl               one record a line: the first step's measurements, steps, validations
 checkpoint.safetensors  everything needed to go on after its step
+numerics.jsonl          statistics of every tensor, at the steps that were recorded
 result.json             present once the run is finished
 """
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from unitscale import optim
 from unitscale.data import Corpus, fixed_windows, sample_windows
+from unitscale.formats import E4M3FN, E5M2
 from unitscale.models import CharLM
 from unitscale.models.next_byte import build
+from unitscale.numerics import Recorder, record
+from unitscale.report.verdict import latest_state
 from unitscale.train.checkpoint import (
     TrainState,
     load_checkpoint,
@@ -134,6 +137,7 @@ class Run:
     ) -> None:
         self.config, self.corpus, self.folder = config, corpus, folder
         self.state, self.log, self.on_record = state, log, on_record
+        self.recorder: Recorder | None = None
         self.losses = log.losses()
         if len(self.losses) != state.step:
             raise CheckpointError(
@@ -147,7 +151,7 @@ class Run:
         if state.step == 0:
             self.record({"step": 0} | first_look(config, state.model, self.batch(0)))
         apply_numerics(config, state.model, state.units)
-        with deferred_interrupt() as stop:
+        with deferred_interrupt() as stop, self.recording() as self.recorder:
             while state.step < config.steps and not self.has_exploded():
                 self.step()
                 if config.eval_every and state.step % config.eval_every == 0:
@@ -167,6 +171,8 @@ class Run:
         begin = time.perf_counter()
         lr = config.lr_at(state.step)
         ids, targets = self.batch(state.step)
+        if self.recorder and state.step == 1:  # the first step is left to others who measure it
+            self.recorder.request()
         watches = state.step == 0 and not config.gives_units  # else `first_look` has
         with saved_for_backward(state.model) if watches else nullcontext() as saved:
             loss = state.model(ids, targets)
@@ -180,6 +186,8 @@ class Run:
                 record["measured"] = True
                 if lost := take_measurement(state.model):
                     record["lost"] = lost
+        if self.recorder and (rows := self.recorder.collect()):
+            record["numerics"] = latest_state(rows, [fmt.name for fmt in self.recorder.formats])
         if config.numerics.loss_scale is not None:
             record["loss_scale"] = state.loss_scale.scale
         record["tokens_per_s"] = ids.numel() / (time.perf_counter() - begin)
@@ -201,6 +209,20 @@ class Run:
                 group["lr"] = lr * group.get("lr_factor", 1.0)
             state.optimizer.step()
         state.loss_scale.update(is_finite=is_finite)
+
+    def recording(self) -> AbstractContextManager[Recorder | None]:
+        """Record every tensor in the formats of the recipe, if the configuration says so."""
+        config, state = self.config, self.state
+        if config.record_every is None:
+            return nullcontext()
+        return record(
+            state.model,
+            (config.numerics.forward or E4M3FN, config.numerics.backward or E5M2),
+            every=config.record_every,
+            path=self.folder / "numerics.jsonl",
+            optimizer=state.optimizer,
+            first_step=state.step + 1,
+        )
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of one step, a pure function of the seed and the step."""

@@ -1,0 +1,193 @@
+"""Figures for papers, as PNG, SVG or PDF by the name of the file: exponents, SNR, depth."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from unitscale.report.page import octaves
+from unitscale.report.recording import FormatLimits, Recording, Row, Series
+
+KINDS = {"value": "values", "gradient": "gradients"}
+LABELLED = 48
+"""Tensors up to which their names fit below a figure."""
+
+Points = Sequence[tuple[float, float]]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure that any backend can draw."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure in the format that the file's name says.
+
+    Raises:
+        ValueError: matplotlib has no such format.
+    """
+    # Text stays text in an SVG, and no date makes two files of one figure differ.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "unitscale"}):
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, metadata=metadata)
+
+
+def draw_exponents(recording: Recording, path: Path, *, step: int | None = None) -> None:
+    """A column per tensor, dark where its exponents are; lines are the limits of the formats.
+
+    Above the values, below the gradients; right of each as they are held, if units hold them.
+
+    Args:
+        step: which sample; the last unless given.
+    Raises:
+        ValueError: no histogram at that step.
+    """
+    step = recording.steps[-1] if step is None and recording.steps else step
+    found = {kind: histograms(recording, kind, step) for kind in KINDS}
+    if not any(found.values()):
+        raise ValueError(
+            f"no histogram at step {step}; the recorded steps are {recording.steps[:20]}"
+        )
+    kinds = [kind for kind in KINDS if found[kind]]
+    is_held = any(row["held_log2"] for kind in kinds for _, row in found[kind])
+    figure = new_figure(12 if is_held else 8, 3.6 * len(kinds) + 0.6)
+    grid = figure.subplots(len(kinds), 1 + is_held, squeeze=False)
+    for axes_row, kind in zip(grid, kinds, strict=True):
+        for axes, held in zip(axes_row, (False, True), strict=False):
+            name = recording.format_for(kind)
+            draw_columns(axes, found[kind], recording.formats[name], held=held)
+            axes.set_title(
+                f"{KINDS[kind]}{' as held' if held else ''}, limits of {name}",
+                loc="left",
+                fontsize="small",
+            )
+    figure.suptitle(f"Exponents at step {step}", x=0.01, ha="left", fontsize="medium")
+    save(figure, path)
+
+
+def histograms(recording: Recording, direction: str, step: int | None) -> list[tuple[Series, Row]]:
+    """The rows of one direction that have a histogram at a step."""
+    return [
+        (series, row)
+        for series in recording.series
+        if series.direction == direction
+        for row in series.rows
+        if row["step"] == step and row.get("histogram", [0, []])[1]
+    ]
+
+
+def draw_columns(
+    axes: Any, rows: Sequence[tuple[Series, Row]], limits: FormatLimits, *, held: bool
+) -> None:
+    """Histograms side by side, as shares of each tensor's values."""
+    shifts = [int(row["held_log2"]) if held else 0 for _, row in rows]
+    lows = [row["histogram"][0] + s for (_, row), s in zip(rows, shifts, strict=True)]
+    tops = [low + len(row["histogram"][1]) for low, (_, row) in zip(lows, rows, strict=True)]
+    bottom, top = min(lows), max(tops)
+    grid = np.zeros((top - bottom, len(rows)))
+    for column, (low, (_, row)) in enumerate(zip(lows, rows, strict=True)):
+        counts = np.array(row["histogram"][1])
+        grid[low - bottom : low - bottom + len(counts), column] = counts / counts.sum()
+    grid[grid == 0] = np.nan
+    axes.pcolormesh(
+        np.arange(len(rows) + 1),
+        np.arange(bottom, top + 1),
+        grid,
+        cmap="viridis_r",
+        rasterized=True,
+    )
+    mark_limits(axes, limits)
+    axes.set_ylabel("log2 |x|")
+    if len(rows) <= LABELLED:
+        axes.set_xticks(np.arange(len(rows)) + 0.5, [s.name for s, _ in rows], rotation=90)
+        axes.tick_params(axis="x", labelsize=6)
+    else:
+        axes.set_xlabel("tensor, in the order of the model")
+
+
+def mark_limits(axes: Any, limits: FormatLimits) -> None:
+    """Lines at the smallest value, the smallest normal and the largest."""
+    for limit, style in (
+        (limits.min_subnormal, "--"),
+        (limits.min_normal, ":"),
+        (limits.max, "--"),
+    ):
+        axes.axhline(octaves(limit), color="crimson", linestyle=style, linewidth=0.9)
+
+
+def draw_depth(recording: Recording, path: Path, *, step: int | None = None) -> None:
+    """RMS of every tensor in the order of the model: as computed, and as held where units hold it.
+
+    Raises:
+        ValueError: nothing was recorded at that step.
+    """
+    step = recording.steps[-1] if step is None and recording.steps else step
+    figure = new_figure(9, 4.2)
+    axes = figure.subplots()
+    is_empty = True
+    for direction, color in (("value", "tab:blue"), ("gradient", "tab:orange")):
+        rows = [
+            row
+            for series in recording.series
+            if series.direction == direction
+            for row in series.rows
+            if row["step"] == step and row.get("rms")
+        ]
+        if not rows:
+            continue
+        is_empty = False
+        scales = [octaves(row["rms"]) or 0.0 for row in rows]
+        held = [x + row.get("held_log2", 0) for x, row in zip(scales, rows, strict=True)]
+        is_held = held != scales
+        label = KINDS[direction]
+        if is_held:
+            axes.plot(held, "o", color=color, markersize=3, label=f"{label}, as held")
+        axes.plot(
+            scales,
+            "o",
+            color=color,
+            markersize=3,
+            fillstyle="none" if is_held else "full",
+            alpha=0.6 if is_held else 1,
+            label=label,
+        )
+    if is_empty:
+        raise ValueError(f"nothing at step {step}; the recorded steps are {recording.steps[:20]}")
+    mark_limits(axes, recording.formats[recording.format_for("value")])
+    axes.set_xlabel("tensor, in the order of the model")
+    axes.set_ylabel("log2 RMS")
+    axes.set_title(
+        f"Scale at step {step}, limits of {recording.format_for('value')}",
+        loc="left",
+        fontsize="medium",
+    )
+    axes.legend(frameon=False, ncols=4, loc="best")
+    save(figure, path)
+
+
+def draw_snr(measured: Mapping[str, Points], expected: Mapping[str, Points], path: Path) -> None:
+    """SNR of Gaussian data against its scale: measured (dots) over the closed form (lines)."""
+    figure = new_figure(8, 4.2)
+    axes = figure.subplots()
+    for index, (name, points) in enumerate(expected.items()):
+        color = f"C{index}"
+        axes.plot(*zip(*points, strict=True), color=color, linewidth=1.3, label=name)
+        axes.plot(*zip(*measured[name], strict=True), ".", color=color, markersize=3)
+    axes.axvline(0, color="gray", linewidth=0.8, linestyle=":")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("log2 of the standard deviation")
+    axes.set_ylabel("signal to noise, dB")
+    axes.set_title(
+        "Gaussian data rounded to each format: measured (dots), closed form (lines)",
+        loc="left",
+        fontsize="medium",
+    )
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    save(figure, path)

@@ -1,0 +1,57 @@
+"""A run that records its numerics: the file, the log, resuming, and the same bits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from train.tiny import text_corpus, tiny_config
+from unitscale.report import read_recording
+from unitscale.train import train
+
+
+def test_recorded_run_leaves_a_recording_and_the_same_bits(tmp_path: Path) -> None:
+    corpus, records = text_corpus(tmp_path), []
+    result = train(tiny_config(record_every=3), corpus, tmp_path / "a", on_record=records.append)
+    other = train(tiny_config(), corpus, tmp_path / "b")
+    assert result.valid_loss == other.valid_loss
+    kept = [load_file(tmp_path / run / "checkpoint.safetensors") for run in "ab"]
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[1])
+    recording = read_recording(tmp_path / "a" / "numerics.jsonl")
+    assert recording.steps == [2, 3, 6]
+    assert {series.direction for series in recording.series} == {"value", "gradient", "state"}
+    found = {r["step"]: r["numerics"] for r in records if "numerics" in r}
+    assert list(found) == [2, 3, 6]
+    assert found[6]["worst"]
+    assert not (tmp_path / "b" / "numerics.jsonl").exists()
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "fp8-none", "fp16-loss-dynamic"])
+def test_every_kind_of_recipe_is_recorded_in_its_formats(tmp_path: Path, recipe: str) -> None:
+    config = tiny_config(recipe=recipe, steps=4, record_every=2)
+    train(config, text_corpus(tmp_path), tmp_path / "run")
+    recording = read_recording(tmp_path / "run" / "numerics.jsonl")
+    expected = ["E4M3FN", "E5M2"] if "fp8" in recipe else ["FP16"]
+    assert list(recording.formats) == expected
+    assert recording.steps == [2, 4]
+
+
+def test_resumed_run_ends_with_the_same_recording(tmp_path: Path) -> None:
+    corpus = text_corpus(tmp_path)
+    config = tiny_config(record_every=2, checkpoint_every=3)
+
+    def stop(record: dict) -> None:
+        if record["step"] == 5:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, corpus, tmp_path / "a", on_record=stop)
+    train(config, corpus, tmp_path / "a", resume=True)
+    train(config, corpus, tmp_path / "b")
+    rows = [(tmp_path / run / "numerics.jsonl").read_text().splitlines() for run in "ab"]
+    a, b = (read_recording(tmp_path / run / "numerics.jsonl") for run in "ab")
+    assert a.steps == b.steps == [2, 4, 6, 8]
+    assert len(rows[0]) == len(rows[1])
+    for mine, other in zip(a.series, b.series, strict=True):
+        assert [r["rms"] for r in mine.rows] == [r["rms"] for r in other.rows]
