@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from unitscale.cli.analyse import analyse
 from unitscale.cli.compare import compare
 from unitscale.cli.exit import WRONG_ARGUMENTS, fail
 from unitscale.cli.figure import figure
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(compare)
 app.command()(train)
+app.command()(analyse)
 app.command()(report)
 app.command()(figure)
 app.command()(formats)

@@ -56,7 +56,7 @@ def range_rows(results: Mapping[str, Any]) -> list[Row]:
 
 def loss_rows(results: Mapping[str, Any]) -> list[Row]:
     """Share of all elements that each format flushes to zero and saturates, before and after."""
-    rows = []
+    rows: list[Row] = []
     for kind, key in (("values", "value_loss"), ("gradients", "grad_loss")):
         tensors = [tensor for tensor in results["tensors"] if tensor[key]]
         total = sum(tensor["elements"] for tensor in tensors)

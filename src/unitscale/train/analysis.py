@@ -1,0 +1,219 @@
+"""What one training step says about a model: every tensor's scale, before and after units.
+
+Two passes over the same inputs and random numbers: the first measures the units, the second shows
+every value to an observer that knows its unit.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unitscale import units
+from unitscale.formats import E4M3FN, E5M2, FP16, FloatFormat
+from unitscale.numerics import flushed_fraction, saturated_fraction
+from unitscale.numerics.capture import TensorNode
+from unitscale.numerics.interpret import ObservingInterpreter
+from unitscale.train.measure import OUTSIDE, held, held_grad, share_in_range
+from unitscale.units.model import session_of
+from unitscale.units.session import Executable
+
+VALUE_FORMATS = (E4M3FN, FP16)
+GRAD_FORMATS = (E5M2, FP16)
+"""What the recipes round values and gradients to."""
+
+
+class AnalysisError(RuntimeError):
+    """The model did not make a training step that could be measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Shares of a tensor's elements that a format loses, as it is and as it is held."""
+
+    flushed_before: float
+    flushed_after: float
+    saturated_before: float
+    saturated_after: float
+
+
+@dataclass
+class Losses:
+    """What the formats lose of one tensor and of its gradient, by the format's name."""
+
+    elements: int = 0
+    value: dict[str, Loss] = field(default_factory=dict)
+    grad: dict[str, Loss] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model, the inputs of one step, and what makes a loss of its output (None: it is one)."""
+
+    model: nn.Module
+    arguments: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = field(default_factory=dict)
+    loss_fn: Callable[[Any], Any] | None = None
+
+    def loss(self) -> Tensor:
+        """The scalar loss of the inputs.
+
+        Raises:
+            AnalysisError: it is something else.
+        """
+        output = self.model(*self.arguments, **self.keywords)
+        if self.loss_fn is not None:
+            output = self.loss_fn(output)
+        loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", output)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            got = (
+                f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss)
+            )
+            raise AnalysisError(
+                f"the loss is {got}; expected a scalar tensor that requires a gradient, or an "
+                "object that has it as .loss; else return a loss function as well"
+            )
+        return loss.sum()
+
+
+def subject_of(made: Any, inputs_of: Callable[[Any], tuple[Any, Any]]) -> Subject:
+    """The subject in what a factory returned.
+
+    `model, inputs` or `model, inputs, loss_fn`: the inputs are a tuple of positional arguments, a
+    dict of keyword arguments, or one argument. A model alone is a language model over bytes;
+    `inputs_of` gives it, as a model of the loss, and its inputs.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(made, nn.Module):
+        model, arguments = inputs_of(made)
+        return Subject(model=model, arguments=arguments)
+    if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], nn.Module):
+        got = type(made).__name__
+        if isinstance(made, tuple):
+            got += f" of {', '.join(type(item).__name__ for item in made)}"
+        raise ValueError(f"the factory returned a {got}; expected model, inputs[, loss function]")
+    model, inputs, loss_fn = (*made, None)[:3]
+    if isinstance(inputs, tuple):
+        return Subject(model=model, arguments=inputs, loss_fn=loss_fn)
+    # transformers' BatchEncoding and others have keys without being a dict.
+    if hasattr(inputs, "keys"):
+        return Subject(model=model, keywords=dict(inputs), loss_fn=loss_fn)
+    return Subject(model=model, arguments=(inputs,), loss_fn=loss_fn)
+
+
+def analyse(subject: Subject) -> dict[str, Any]:
+    """Run the step, and say of every tensor what it is before and after units, as JSON holds it.
+
+    The model is in training mode, and compiled, afterwards.
+
+    Raises:
+        AnalysisError: the model fails, its loss is no scalar, or a NaN turns up.
+        ValueError: it is scaled or compiled already.
+    """
+    model = subject.model.train()
+    with failing("the model failed on its inputs"), torch.random.fork_rng():
+        subject.loss()
+    units.unit_scale(model, "fp32-units", inner="eager", remeasure="once")
+    session = session_of(model)
+    assert session is not None
+    with failing("the model failed under torch.compile"):
+        with torch.random.fork_rng():
+            loss = subject.loss()
+            loss.backward()
+        rows = units.rows(model)  # takes the readings, and refuses a NaN in them
+        found = {row.name: Losses() for row in rows}
+        by_name = {row.name: row for row in rows}
+        for executable in session.executables:
+            show_to(executable, partial(observe, by_name, found))
+        subject.loss().backward()
+    if not rows:
+        raise AnalysisError("torch.compile captured no graph of this model")
+    return {
+        "model": type(model).__name__,
+        "loss": loss.item(),
+        "graphs": len(session.executables),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "share_in_range": shares(rows),
+        "tensors": [describe(row, found[row.name]) for row in rows],
+    }
+
+
+@contextmanager
+def failing(what: str) -> Any:
+    """Turn whatever a user's model raises into one line."""
+    try:
+        yield
+    except AnalysisError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise AnalysisError(f"{what}: {type(error).__name__}: {lines[0]}") from error
+
+
+def show_to(executable: Executable, observer: Callable[[TensorNode, Tensor], None]) -> None:
+    """Make every later step of a graph the plain one, with an observer."""
+    interpreter = ObservingInterpreter(executable.module, executable.tensors, observer)
+    executable.run = lambda vector, *args: interpreter.run(*args)
+
+
+def observe(
+    rows: dict[str, units.UnitRow], found: dict[str, Losses], tensor: TensorNode, value: Tensor
+) -> None:
+    """Note what the formats lose of a value now, and of its gradient when it comes."""
+    row, losses = rows[tensor.name], found[tensor.name]
+    plain = value.detach()
+    losses.elements = plain.numel()
+    losses.value = {f.name: loss_in(f, plain, plain / row.s) for f in VALUE_FORMATS}
+
+    def observe_grad(grad: Tensor) -> None:
+        losses.grad = {f.name: loss_in(f, grad, grad * row.phi) for f in GRAD_FORMATS}
+
+    if value.requires_grad:
+        value.register_hook(observe_grad)
+
+
+def loss_in(fmt: FloatFormat, before: Tensor, after: Tensor) -> Loss:
+    """The shares that a format loses of a tensor as it is and as it is held."""
+    return Loss(
+        flushed_before=flushed_fraction(before, fmt).item(),
+        flushed_after=flushed_fraction(after, fmt).item(),
+        saturated_before=saturated_fraction(before, fmt).item(),
+        saturated_after=saturated_fraction(after, fmt).item(),
+    )
+
+
+def shares(rows: Sequence[units.UnitRow]) -> dict[str, dict[str, float | None]]:
+    """Share of tensors with RMS in [1/2, 2] before and after, zeros left out."""
+    inner = [row for row in rows if row.op not in OUTSIDE and row.grad_rms is not None]
+    weights = [row for row in rows if row.op == "parameter"]
+
+    def both(before: Iterable[Any], after: Iterable[Any]) -> dict[str, float | None]:
+        return {"before": share_in_range(before), "after": share_in_range(after)}
+
+    return {
+        "activations": both((row.rms for row in inner), map(held, inner)),
+        "gradients": both((row.grad_rms for row in inner), map(held_grad, inner)),
+        "weights": both((row.rms for row in weights), map(held, weights)),
+    }
+
+
+def describe(row: units.UnitRow, losses: Losses) -> dict[str, Any]:
+    """One tensor as JSON holds it."""
+    return {
+        "name": row.name,
+        "op": row.op,
+        "elements": losses.elements,
+        "s": row.s,
+        "phi": row.phi,
+        "reason": row.reason,
+        "rms": {"before": row.rms, "after": held(row)},
+        "grad_rms": {"before": row.grad_rms, "after": held_grad(row)},
+        "value_loss": {name: asdict(loss) for name, loss in losses.value.items()},
+        "grad_loss": {name: asdict(loss) for name, loss in losses.grad.items()},
+    }

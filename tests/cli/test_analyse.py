@@ -1,0 +1,154 @@
+"""`unitscale analyse`: what it finds in a user's model, and one line for what goes wrong."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unitscale.cli import main
+
+MODELS = """
+import torch
+from torch import nn
+
+class Parts(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+    def forward(self, x):
+        return self.layers(x)
+
+def parts():
+    model = Parts(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4))
+    for p in model.parameters():
+        p.data.mul_(2.0**-12)
+    return model, torch.randn(64, 16), lambda y: y.square().mean()
+
+class WithLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+    def forward(self, x, scale=1.0):
+        y = self.linear(x)
+        y.relu_()
+        return {"loss": (y * scale).sum()}
+
+def keywords():
+    return WithLoss(), {"x": torch.randn(4, 8), "scale": 2.0}
+def positional():
+    return WithLoss(), (torch.randn(4, 8), 2.0)
+def language_model():
+    return nn.Sequential(nn.Embedding(256, 8), nn.Linear(8, 256))
+def not_scalar():
+    return nn.Linear(4, 4), torch.randn(2, 4)
+def no_gradient():
+    return nn.ReLU(), torch.tensor(3.0)
+def wrong_shape():
+    return nn.Linear(4, 4), torch.randn(2, 5), lambda y: y.sum()
+def nan():
+    x = torch.randn(2, 4)
+    x[0, 0] = float("nan")
+    return Parts(nn.Linear(4, 4)), x, lambda y: y.sum()
+def number():
+    return 3
+def pair():
+    return 3, 4
+def fails():
+    raise KeyError("weights.bin")
+def scaled():
+    import unitscale as us
+    model, x, loss = parts()
+    return us.unit_scale(model, inner="eager"), x, loss
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "models_of_test.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("models_of_test", None)
+    return tmp_path
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: Any
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `unitscale analyse`."""
+    monkeypatch.setattr(sys, "argv", ["unitscale", "analyse", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code or 0, *capsys.readouterr()
+
+
+def test_tensors_before_and_after(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(monkeypatch, capsys, "models_of_test:parts", "--json", "--out", "report")
+    assert code == 0, err
+    results = json.loads(out)
+    assert json.loads((folder / "report" / "results.json").read_text()) == results
+    assert results["model"] == "models_of_test:parts"
+    assert results["share_in_range"]["activations"] == {"before": 0.0, "after": 1.0}
+    by_name = {tensor["name"]: tensor for tensor in results["tensors"]}
+    hidden = by_name["layers.1.gelu"]
+    assert hidden["rms"]["before"] < 2.0**-12
+    assert 0.7 < hidden["rms"]["after"] < 1.42
+    assert hidden["rms"]["after"] == hidden["rms"]["before"] / hidden["s"]
+    assert hidden["grad_rms"]["after"] == hidden["grad_rms"]["before"] * hidden["phi"]
+    loss = hidden["value_loss"]["E4M3FN"]
+    assert loss["flushed_before"] > 0.9  # half of E4M3FN's smallest value is 2**-10
+    assert loss["flushed_after"] < 0.02
+    assert loss["saturated_after"] == 0.0
+    assert set(hidden["grad_loss"]) == {"E5M2", "FP16"}
+    assert by_name["layers.0.weight"]["reason"] == "input of the graph"
+    page = (folder / "report" / "report.html").read_text()
+    assert "layers.1.gelu" in page
+    assert "input of the graph" in page
+
+
+@pytest.mark.parametrize("factory", ["keywords", "positional", "language_model"])
+def test_inputs_of_every_kind(
+    factory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(monkeypatch, capsys, f"models_of_test:{factory}", "--rows", 3)
+    assert code == 0, err
+    assert f"models_of_test:{factory}: " in " ".join(out.split())
+    assert "the 3 tensors furthest from 1" in out
+    assert ("written to in place" in out) == (factory != "language_model")
+
+
+@pytest.mark.parametrize(
+    ("factory", "code", "message"),
+    [
+        ("not_scalar", 1, "the loss is a tensor of shape [2, 4]; expected a scalar tensor"),
+        ("no_gradient", 1, "expected a scalar tensor that requires a gradient"),
+        ("wrong_shape", 1, "the model failed on its inputs: RuntimeError: mat1 and mat2 shapes"),
+        ("nan", 1, "holds NaN"),
+        ("fails", 1, "models_of_test:fails failed: KeyError: 'weights.bin'"),
+        ("number", 2, "returned a int; expected model, inputs[, loss function]"),
+        ("pair", 2, "returned a tuple of int, int; expected model, inputs[, loss function]"),
+        ("scaled", 2, "this Parts is already scaled"),
+        ("part", 2, "has no 'part'; did you mean 'parts'?"),
+    ],
+)
+def test_failure_is_one_line(
+    factory: str,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    got, out, err = run(monkeypatch, capsys, f"models_of_test:{factory}")
+    assert (got, out, err.count("\n")) == (code, "", 1), err
+    assert message in err
+
+
+def test_missing_module_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(monkeypatch, capsys, "no_module_of_test:parts")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "there is no module 'no_module_of_test'" in err
