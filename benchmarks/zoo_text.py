@@ -14,6 +14,7 @@ from zoo_entry import (
     continued,
     detected,
     masked,
+    short,
     transformers_model,
 )
 
@@ -38,7 +39,8 @@ GROUPED = SHAPE | {"num_key_value_heads": 2}
 def decoder(name: str, stem: str, family: str = "decoder", **settings: Any) -> Entry:
     """A causal model that `transformers` names `<stem>ForCausalLM`."""
     build = transformers_model(f"{stem}ForCausalLM", f"{stem}Config", use_cache=False, **settings)
-    return Entry(name=name, family=family, build=build, batch=causal)
+    batch = short if stem in ("Mamba", "Rwkv") else causal
+    return Entry(name=name, family=family, build=build, batch=batch)
 
 
 DECODERS = [
