@@ -328,7 +328,15 @@ class Writer:
         extra: dict[str, Any] = {"formats": formats}
         if rule.kind == "general" or not fits_gemm(node):
             taken = operands(node, rule)
-            copy = self.copy(node, lambda x: self.edge(x, plan, formats if x in taken else None))
+            is_general = rule.kind == "general"
+            copy = self.copy(
+                node,
+                lambda x: (
+                    self.operand(x, plan, formats, is_general) if x in taken else self.edge(x, plan)
+                ),
+            )
+            copy = self.hold(copy, plan.after, plan.after_backward)
+            plan.after = plan.after_backward = Monomial()
             current = (False, formats.current)
             return self.rounding(copy, formats.result, formats.backward, current)
         if rule.kind == "attention":
@@ -338,19 +346,33 @@ class Writer:
         copy.kwargs = {**copy.kwargs, **extra}
         return copy
 
-    def edge(self, x: fx.Node, plan: NodePlan, formats: ProductFormats | None = None) -> fx.Node:
-        """An operand on its way into an op: brought to its unit, rounded, multiplied."""
-        edge, one = self.copies[x], Monomial()
+    def edge(self, x: fx.Node, plan: NodePlan) -> fx.Node:
+        """A tensor on its way into an op, with its factors."""
         if x not in self.symbols.tensors:
-            return edge
-        before, inside = plan.before.get(x, one), plan.inside.get(x, one)
-        backward = plan.backward.get(x, one) if self.symbols.tensors[x].requires_grad else one
-        if formats is None:
-            return self.hold(edge, before * inside, backward)
-        edge = self.hold(edge, before, one)
+            return self.copies[x]
+        before, inside, backward = self.factors_of(x, plan)
+        return self.hold(self.copies[x], before * inside, backward)
+
+    def operand(
+        self, x: fx.Node, plan: NodePlan, formats: ProductFormats, is_general: bool
+    ) -> fx.Node:
+        """An operand on its way into a product: brought to its unit, rounded, multiplied."""
+        if x not in self.symbols.tensors:
+            return self.copies[x]
+        before, inside, backward = self.factors_of(x, plan)
+        # Its gradient is rounded as the product gives it, before it becomes that of a parameter,
+        # say. A general product sees true values: there the gradient is at its unit afterwards.
+        last = backward if is_general else inside
+        edge = self.hold(self.copies[x], before, backward / last)
         current = (formats.current, False)
         edge = self.rounding(edge, formats.forward, formats.result, current)
-        return self.hold(edge, inside, backward)
+        return self.hold(edge, inside, last)
+
+    def factors_of(self, x: fx.Node, plan: NodePlan) -> tuple[Monomial, Monomial, Monomial]:
+        """The factors before and after the rounding of a tensor, and on its gradient."""
+        one = Monomial()
+        backward = plan.backward.get(x, one) if self.symbols.tensors[x].requires_grad else one
+        return plan.before.get(x, one), plan.inside.get(x, one), backward
 
     def rounding(
         self, x: fx.Node, fwd: str | None, bwd: str | None, current: tuple[bool, bool]

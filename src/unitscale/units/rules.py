@@ -203,9 +203,9 @@ INPLACE_FLAG: dict[Any, int] = {F.relu: 1, F.leaky_relu: 2, F.dropout: 3}
 def rule_of(node: fx.Node) -> Rule:
     """The rule for a node of a captured graph; `general` where the table has none that fits.
 
-    A sum with a number or an integer tensor, one tensor in two slots, a division that rounds, a
-    view as another dtype and an op that writes into its input are general, although their ops are
-    in the table (a product of a tensor with itself is still a product).
+    A sum with a number or an integer tensor, a call that takes one tensor twice, a division that
+    rounds, a view as another dtype and an op that writes into its input are general, although their
+    ops are in the table (a product of a tensor with itself is still a product).
     """
     if not node.op.startswith("call_"):
         return GENERAL
@@ -218,7 +218,7 @@ def rule_of(node: fx.Node) -> Rule:
     if rule.kind == "sum" and not is_real(slots):
         return GENERAL
     occurrences: list[fx.Node] = []
-    fx.node.map_arg(slots, occurrences.append)
+    fx.node.map_arg((node.args, node.kwargs), occurrences.append)
     if rule.kind != "sum" and len(set(occurrences)) != len(occurrences):
         return replace(rule, kind="general")
     if rule.kind == "view" and any(isinstance(x, torch.dtype) for x in node.args):

@@ -1,0 +1,148 @@
+"""Attention that is captured as one op is written out, and computes the same to the bit."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from units.training import assert_trains_as_plain
+from unitscale.units import unit_scale
+from unitscale.units.model import session_of
+
+LENGTH, BATCH, WIDTH, HEADS = 5, 3, 8, 2
+
+
+def draw(length: int = LENGTH, batch: int = BATCH) -> Tensor:
+    source = torch.Generator().manual_seed(length + batch)
+    return torch.randn(length, batch, WIDTH, generator=source)
+
+
+class Attention(nn.Module):
+    """Calls nn.MultiheadAttention in some way; the loss is far from unit scale."""
+
+    def __init__(self, call, **settings) -> None:
+        super().__init__()
+        self.before = nn.Linear(WIDTH, WIDTH)
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, **settings)
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, weights = self.call(self.attention, self.before(x) * 20, x)
+        loss = output.square().mean() * 1e-3
+        return loss if weights is None else loss + weights.square().mean()
+
+
+def itself(attention, x, y):
+    return attention(x, x, x, need_weights=False)
+
+
+def itself_with_weights(attention, x, y):
+    return attention(x, x, x)
+
+
+def weights_of_each_head(attention, x, y):
+    return attention(x, x, x, average_attn_weights=False)
+
+
+def from_another(attention, x, y):
+    return attention(x, y, y, need_weights=False)
+
+
+def from_two_others(attention, x, y):
+    return attention(x, y, x + y, need_weights=False)
+
+
+def causal(attention, x, y):
+    mask = nn.Transformer.generate_square_subsequent_mask(len(x))
+    return attention(x, x, x, attn_mask=mask, is_causal=True, need_weights=False)
+
+
+def causal_with_weights(attention, x, y):
+    mask = nn.Transformer.generate_square_subsequent_mask(len(x))
+    return attention(x, x, x, attn_mask=mask, is_causal=True)
+
+
+def padded(attention, x, y):
+    padding = torch.arange(x.shape[1])[:, None] + torch.arange(len(x)) > 5
+    return attention(x, x, x, key_padding_mask=padding, need_weights=False)
+
+
+def padded_and_masked(attention, x, y):
+    padding = torch.arange(x.shape[1])[:, None] + torch.arange(len(x)) > 5
+    mask = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
+    return attention(x, x, x, key_padding_mask=padding, attn_mask=mask)
+
+
+def mask_for_each_head(attention, x, y):
+    mask = torch.linspace(-1, 0, x.shape[1] * HEADS * len(x) ** 2)
+    mask = mask.view(x.shape[1] * HEADS, len(x), len(x))
+    return attention(x, x, x, attn_mask=mask, need_weights=False)
+
+
+def checkpointed(attention, x, y):
+    def body(x: Tensor) -> Tensor:
+        return attention(x, x, x, need_weights=False)[0]
+
+    return checkpoint(body, x, use_reentrant=False), None
+
+
+CALLS = [
+    itself,
+    itself_with_weights,
+    weights_of_each_head,
+    from_another,
+    from_two_others,
+    causal,
+    causal_with_weights,
+    padded,
+    padded_and_masked,
+    mask_for_each_head,
+    checkpointed,
+]
+SETTINGS = {
+    "usual": {},
+    "no bias": {"bias": False},
+    "dropout": {"dropout": 0.25},
+}
+
+
+def products(model: nn.Module) -> set[str]:
+    return {
+        executable.tensors[node].name
+        for executable in session_of(model).executables
+        for node in executable.watch().outputs
+    }
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_training_is_bit_identical(call, settings) -> None:
+    model = assert_trains_as_plain(
+        lambda: Attention(call, **settings), (draw(),), (draw(6, 4),), least_units=4
+    )
+    targets = {
+        getattr(node.target, "__name__", "")
+        for executable in session_of(model).executables
+        for node in executable.module.graph.nodes
+    }
+    assert "multi_head_attention_forward" not in targets
+
+
+UNUSUAL = {
+    "bias of keys": {"add_bias_kv": True},
+    "zero attention": {"add_zero_attn": True},
+    "other widths": {"kdim": WIDTH, "vdim": WIDTH},
+}
+
+
+@pytest.mark.parametrize("settings", UNUSUAL.values(), ids=UNUSUAL.keys())
+def test_unusual_attention_stays_one_op(settings) -> None:
+    assert_trains_as_plain(lambda: Attention(itself, **settings), (draw(),), least_units=2)
+
+
+def test_products_of_an_encoder_layer_are_rounded() -> None:
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 16, dropout=0.0)
+    unit_scale(layer, "fp8", inner="eager")
+    layer(draw()).square().mean().backward()
+    assert len(products(layer)) == 5
+    assert {"self_attn.linear", "self_attn.scaled_dot_product_attention"} <= products(layer)
