@@ -253,11 +253,12 @@ def strip(expression: str) -> str:
     """Turn Dynamo's expression for an attribute into the dotted path a user knows.
 
     L['self']._modules['layers']._modules['0']._parameters['weight'] -> layers.0.weight
+    L['args'][0], an input, -> args.0; L['kwargs']['input_ids'] -> input_ids
     """
     dotted = re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", expression)
     parts = [p for p in dotted.split(".") if p not in ("_modules", "_parameters", "_buffers")]
-    while parts and parts[0] in ("L", "G", "self", "args", ""):
-        head = parts.pop(0)
-        if head == "args" and parts:
-            parts.pop(0)  # L['args'][0] is `self` behind a decorator
+    while parts and parts[0] in ("L", "G", "self", "kwargs", ""):
+        parts.pop(0)
+    if len(parts) > 2 and parts[0] == "args":
+        parts = parts[2:]  # L['args'][0] is `self` behind a decorator
     return ".".join(parts)

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from difflib import get_close_matches
@@ -16,6 +16,7 @@ from torch import fx, nn
 from unitscale.formats import FloatFormat
 from unitscale.recipes import Recipe, parse
 from unitscale.units.assign import Unit
+from unitscale.units.compiled import compile_in_place
 from unitscale.units.report import UnitRow
 from unitscale.units.session import Remeasure, Session
 
@@ -98,7 +99,7 @@ def compile_with(
     session = Session(
         replace(recipe, skip=(*recipe.skip, *skip)), scale=scale, remeasure=remeasure, inner=inner
     )
-    model.compile(backend=session)
+    compile_in_place(model, session)
     model.__dict__[ATTRIBUTE] = session
     return model
 
@@ -199,11 +200,13 @@ def measure(model: nn.Module, *inputs: Any) -> list[UnitRow]:
     state = torch.get_rng_state()
     for parameter, _ in kept:
         parameter.grad = None
-    with measured(model) as found:
-        model(*inputs).backward()
-    torch.set_rng_state(state)
-    for parameter, grad in kept:
-        parameter.grad = grad
+    try:
+        with measured(model) as found:
+            model(*inputs).backward()
+    finally:
+        torch.set_rng_state(state)
+        for parameter, grad in kept:
+            parameter.grad = grad
     return found
 
 
@@ -212,6 +215,7 @@ def save_units(model: nn.Module, path: str | Path) -> None:
     session = require_session(model, "save_units")
     session.collect()
     content = {
+        "parameters": [name for name, _ in model.named_parameters()],
         "steps": session.steps,
         "units": {name: asdict(unit) for name, unit in session.units.items()},
     }
@@ -225,21 +229,27 @@ def load_units(model: nn.Module, path: str | Path) -> None:
     """Read units from a file of `save_units` into a scaled model, and where its schedule stood.
 
     Raises:
-        ValueError: the file is of another model (its keys are compared with the graphs captured so
-            far, if there are any).
+        ValueError: the file is of another model: its parameters are others, or its tensors are not
+            those of the graphs captured so far, if there are any.
     """
     session = require_session(model, "load_units")
     content = json.loads(Path(path).read_text())
     units = {name: Unit(**unit) for name, unit in content["units"].items()}
-    tensors = [t for e in session.executables for t in e.tensors.values()]
-    captured = {t.name for t in tensors if t.is_visible}
-    missing, extra = captured - units.keys(), units.keys() - captured
-    if captured and (missing or extra):
-        raise ValueError(
-            f"load_units: {path} is of another model; missing {sorted(missing)[:5]} "
-            f"({len(missing)} in all), extra {sorted(extra)[:5]} ({len(extra)} in all)."
-        )
+    check_keys(path, {name for name, _ in model.named_parameters()}, set(content["parameters"]))
+    captured = {t.name for e in session.executables for t in e.tensors.values()}
+    if captured:
+        check_keys(path, captured, units.keys())
     session.restore(units, content["steps"])
+
+
+def check_keys(path: str | Path, wanted: Set[str], found: Set[str]) -> None:
+    """Refuse a file of units whose keys are not those of the model."""
+    missing, extra = sorted(wanted - found), sorted(found - wanted)
+    if missing or extra:
+        raise ValueError(
+            f"load_units: {path} is of another model; missing {missing[:5]} ({len(missing)} in "
+            f"all), extra {extra[:5]} ({len(extra)} in all)."
+        )
 
 
 def backend(
@@ -247,15 +257,11 @@ def backend(
 ) -> Callable[..., Any]:
     """The torch.compile backend "unitscale": `torch.compile(model, backend="unitscale")`.
 
-    `options`: recipe (default "fp8"), inner, remeasure and skip, as for `unit_scale`. Each graph
-    has units of its own; to read or save them use `unit_scale`.
+    `options`: recipe (default "fp8"), inner, remeasure and skip, as for `unit_scale`; a recipe
+    without units measures only if told to. Each graph has units of its own; to read or save them
+    use `unit_scale`.
     """
-    given: dict[str, Any] = {
-        "recipe": "fp8",
-        "inner": "inductor",
-        "remeasure": "geometric",
-        "skip": (),
-    }
+    given: dict[str, Any] = {"recipe": "fp8", "inner": "inductor", "remeasure": None, "skip": ()}
     unknown = (options or {}).keys() - given.keys()
     if unknown:
         raise ValueError(
@@ -267,7 +273,7 @@ def backend(
     session = Session(
         recipe,
         scale=recipe.unit_scaled,
-        remeasure=given["remeasure"],
+        remeasure=given["remeasure"] or ("geometric" if recipe.unit_scaled else "never"),
         inner=given["inner"],
     )
     return session(module, example_inputs)

@@ -1,0 +1,44 @@
+"""Compile a model in place so that nothing of it can be left out in silence.
+
+`Module.compile()` alone would leave out two things. It captures nothing of a model whose own class
+is one of torch.nn's (an nn.Sequential, say). And Dynamo compiles a function for eight situations at
+most, counted over all models of a class; from then on it runs the function as it is, and logs.
+"""
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo import config
+from torch._dynamo.exc import FailOnRecompileLimitHit
+
+
+def compile_in_place(model: nn.Module, backend: Callable[..., Any]) -> None:
+    """`model.compile(backend=backend)`; RuntimeError at calls that Dynamo would not compile."""
+    model.compile(backend=backend)  # sets what makes copies and pickles of a model plain
+    compiled = torch.compile(entry(model), backend=backend)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with config.patch(fail_on_recompile_limit_hit=True):
+                return compiled(*args, **kwargs)
+        except FailOnRecompileLimitHit as error:
+            raise RuntimeError(
+                f"torch.compile has compiled {type(model).__name__} {config.recompile_limit} times "
+                "and would run it from now on without its recipe; call torch.compiler.reset() "
+                "before you build the next model, or raise torch._dynamo.config.recompile_limit."
+            ) from error
+
+    model._compiled_call_impl = call
+
+
+def entry(self: nn.Module) -> Callable[..., Any]:
+    """A function that calls a model, with code of its own, so that Dynamo counts it apart."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return self._call_impl(*args, **kwargs)
+
+    own = call.__code__.replace(co_name=type(self).__name__)
+    return FunctionType(own, call.__globals__, own.co_name, None, call.__closure__)
