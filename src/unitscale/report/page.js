@@ -350,10 +350,11 @@ function drawDepth() {
   for (const [direction, tone] of [["value", "#2b8cbe"], ["gradient", "#d94801"]]) {
     const found = run.tensors.map((_, t) => t).filter((t) => run.tensors[t][2] === direction && run.rms[t][last] !== null);
     const common = { x: found, text: found.map(label), mode: "markers", hovertemplate: "%{text}: 2^%{y:.1f}<extra></extra>" };
-    if (found.some((t) => run.held[t][last])) {
+    const isHeld = found.some((t) => run.held[t][last]);
+    if (isHeld) {
       traces.push({ ...common, y: found.map((t) => run.rms[t][last]), name: `${direction}, before units`, marker: { color: tone, symbol: "circle-open", size: 5, opacity: 0.7 } });
     }
-    traces.push({ ...common, y: found.map((t) => held(t, last)), name: traces.length % 2 ? `${direction}, as held` : direction, marker: { color: tone, size: 5 } });
+    traces.push({ ...common, y: found.map((t) => held(t, last)), name: isHeld ? `${direction}, as held` : direction, marker: { color: tone, size: 5 } });
     for (const t of found) {
       inRange.all += 1;
       inRange.before += Math.abs(run.rms[t][last]) <= 1;

@@ -206,11 +206,13 @@ def plural(count: int, noun: str) -> str:
 def latest_state(rows: Iterable[Row], formats: Sequence[str]) -> dict[str, object] | None:
     """For a progress line: the worst tensor of one step, and the share of tensors that lose much.
 
-    Values are judged in the first format and gradients in the last; None if there are no rows.
+    Values are judged in the first format and gradients in the last, optimizer moments not at all;
+    None if there are no rows.
     """
     found = [
         (lost_fraction(row, formats[-1 if row["direction"] == "gradient" else 0]) or 0.0, row)
         for row in rows
+        if row["direction"] != "state"
     ]
     if not found:
         return None
