@@ -270,10 +270,11 @@ def backend(
     given |= options or {}
     recipe = parse(given["recipe"])
     recipe = replace(recipe, skip=(*recipe.skip, *given["skip"]))
+    default: Remeasure = "geometric" if recipe.unit_scaled else "never"
     session = Session(
         recipe,
         scale=recipe.unit_scaled,
-        remeasure=given["remeasure"] or ("geometric" if recipe.unit_scaled else "never"),
+        remeasure=default if given["remeasure"] is None else given["remeasure"],
         inner=given["inner"],
     )
     return session(module, example_inputs)
