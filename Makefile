@@ -3,14 +3,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-DEMO_STEPS ?= 300
+LLAMA_STEPS ?= 100
+DEMO_STEPS ?= 200
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test lint bench clean
 
 demo: $(INSTALLED)
-	$(BIN)/unitscale compare --steps $(DEMO_STEPS) --out demo --resume
+	$(BIN)/unitscale compare --steps $(DEMO_STEPS) --width 64 --depth 2 --out demo --resume
+	$(BIN)/unitscale compare --model llama --width 64 --depth 2 --steps $(LLAMA_STEPS) \
+	  --recipes fp32,fp8-none,fp8 --out demo/llama --resume
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
