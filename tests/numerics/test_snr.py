@@ -38,7 +38,9 @@ def test_lower_knee_is_where_subnormal_noise_equals_the_plateaus(fmt):
     )
     assert knees(fmt)[0] == pytest.approx(simple, abs=0.5)
     low = knees(fmt)[0]
-    assert expected_snr(fmt, low - 2.5) - expected_snr(fmt, low - 3.5) == pytest.approx(6.02, abs=0.1)
+    assert expected_snr(fmt, low - 2.5) - expected_snr(fmt, low - 3.5) == pytest.approx(
+        6.02, abs=0.1
+    )
 
 
 def test_two_e4m3_differ_by_an_octave_above():
