@@ -228,7 +228,9 @@ WRONG: list[tuple[Any, Rule, Arguments]] = [
 ]
 
 
-@pytest.mark.parametrize(("target", "rule", "args"), WRONG, ids=lambda x: str(x)[:30])
+@pytest.mark.parametrize(
+    ("target", "rule", "args"), WRONG, ids=[f"{label(t)}-{r.kind}" for t, r, _ in WRONG]
+)
 def test_wrong_row_is_seen(target, rule, args):
     with pytest.raises((AssertionError, RuntimeError)):
         assert_rule_holds(target, rule, args)
