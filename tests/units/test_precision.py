@@ -153,6 +153,7 @@ def test_apply_recipe_leaves_a_recipe_that_rounds_nothing_alone():
     assert torch.equal(apply_recipe(model, "fp32", inner="eager")(x), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:.*went to zero")  # of what apply_recipe casts as it is
 @pytest.mark.parametrize("scaler", [unit_scale, apply_recipe])
 def test_skipped_products_stay_in_full_precision(scaler):
     x = torch.randn(8, 16)
@@ -168,7 +169,7 @@ def test_skipped_products_stay_in_full_precision(scaler):
     assert len({losses[()], losses[("first",)], losses[("second",)], 1.0}) == 4
 
 
-@pytest.mark.parametrize(("recipe", "size"), [("fp8", 1), ("fp16", 2), ("fp32-units", 4)])
+@pytest.mark.parametrize(("recipe", "size"), [("fp8", 1), ("fp16", 2)])
 def test_operands_are_saved_for_backward_in_the_recipes_bytes(recipe, size):
     """Input, hidden and two weights in the format; the square's input as it is."""
     model, x = Linears(), torch.randn(8, 16)
