@@ -17,6 +17,7 @@ LAYOUTS = {
     "half of a chunk": torch.randn(4, 6, 128).chunk(2, -1)[1],
     "an axis of one": torch.randn(5, 1, 6)[..., ::2],
     "expanded": torch.randn(4, 1, 8).expand(4, 6, 8),
+    "empty": torch.randn(4, 6, 8)[:0],
 }
 
 
@@ -39,3 +40,47 @@ def test_gradient_is_multiplied_by_the_other_factor() -> None:
     x = torch.randn(3, requires_grad=True)
     hold(x, TWO, HALF).sum().backward()
     assert torch.equal(x.grad, torch.full((3,), 0.5))
+
+
+@pytest.mark.parametrize("fwd", [None, 4.0, 0.125])
+@pytest.mark.parametrize("bwd", [None, 2.0, 0.5])
+def test_value_and_gradient_have_factors_of_their_own(fwd, bwd):
+    x = torch.randn(3, 4, requires_grad=True)
+    y = hold(x, *(None if f is None else torch.tensor(f) for f in (fwd, bwd)))
+    grad = torch.randn(3, 4)
+    y.backward(grad)
+    assert torch.equal(y, x * (fwd or 1.0))
+    assert torch.equal(x.grad, grad * (bwd or 1.0))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtype_stays_whatever_the_factor_is(dtype, shape):
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    y = hold(x, torch.tensor(2.0), torch.tensor(4.0))
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == dtype
+    assert torch.equal(y, x * 2)
+
+
+@pytest.mark.parametrize("power", [-40, -3, 0, 17, 40])
+def test_power_of_two_and_back_is_exact(power):
+    x = torch.randn(1000)
+    there = hold(x, torch.tensor(2.0**power))
+    assert torch.equal(hold(there, torch.tensor(2.0**-power)), x)
+
+
+def test_special_values_go_through():
+    x = torch.tensor([0.0, -0.0, float("inf"), float("nan")])
+    y = hold(x, torch.tensor(8.0))
+    assert y[:3].tolist() == [0.0, 0.0, float("inf")]
+    assert torch.signbit(y[1])
+    assert y[3].isnan()
+
+
+def test_second_derivative_is_refused():
+    x = torch.randn(3, requires_grad=True)
+    y = hold(x, torch.tensor(2.0), torch.tensor(2.0)).square().sum()
+    (grad,) = torch.autograd.grad(y, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

@@ -154,6 +154,7 @@ def test_apply_recipe_leaves_a_recipe_that_rounds_nothing_alone():
 
 
 @pytest.mark.filterwarnings("ignore:.*went to zero")  # of what apply_recipe casts as it is
+@pytest.mark.filterwarnings("ignore:fp8-e4m3. of 'first.linear' or its gradient")
 @pytest.mark.parametrize("scaler", [unit_scale, apply_recipe])
 def test_skipped_products_stay_in_full_precision(scaler):
     x = torch.randn(8, 16)
@@ -162,7 +163,7 @@ def test_skipped_products_stay_in_full_precision(scaler):
         torch.manual_seed(0)
         model = Linears()
         exact = model(x)
-        scaler(model, "fp8-e4m3", inner="eager", remeasure="once", skip=skip)
+        scaler(model, "fp8-e4m3", inner="eager", remeasure=[0], skip=skip)
         model(x).backward()
         losses[skip] = (model(x) / exact).item()
     assert losses[("*",)] == losses[("f*", "*d")] == 1.0
@@ -172,7 +173,7 @@ def test_skipped_products_stay_in_full_precision(scaler):
 @pytest.mark.parametrize(("recipe", "size"), [("fp8", 1), ("fp16", 2)])
 def test_operands_are_saved_for_backward_in_the_recipes_bytes(recipe, size):
     """Input, hidden and two weights in the format; the square's input as it is."""
-    model, x = Linears(), torch.randn(8, 16)
+    model, x = Linears(), torch.randn(8, 16, requires_grad=True)
     unit_scale(model, recipe, inner="eager", remeasure="once")
     model(x).backward()
     kept = saved_bytes(lambda: model(x))
