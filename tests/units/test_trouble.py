@@ -81,6 +81,24 @@ def test_nan_later_warns_and_keeps_the_units():
     model(torch.randn(4, 8)).backward()
 
 
+def test_what_was_in_the_memory_before_is_not_a_value():
+    class Filled(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.empty_like(x)
+            with torch.no_grad():
+                hidden.fill_(1.0)
+            return super().forward(x + hidden)
+
+    model = unit_scale(Filled(), "fp32-units", inner="eager")
+    torch.use_deterministic_algorithms(True)  # fills it with NaN
+    try:
+        model(torch.randn(4, 8)).backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert named(model)["empty_like"].rms is None
+    assert named(model)["fill_"].rms == 1.0
+
+
 def test_infinite_values_leave_a_reason():
     class Masked(Model):
         def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unitscale.gemm.product import restore, save
-from unitscale.gemm.rounded import ProductFormats, round_value
+from unitscale.gemm.rounded import ProductFormats, round_grad_weight, round_value
 
 __all__ = ["conv1d", "conv2d", "conv3d"]
 
@@ -48,7 +48,7 @@ class ConvolutionProduct(torch.autograd.Function):
         if grad_x is not None:
             grad_x = round_value(grad_x, result).to(ctx.dtypes[0])
         if grad_weight is not None:
-            grad_weight = round_value(grad_weight, result).to(ctx.dtypes[1])
+            grad_weight = round_grad_weight(grad_weight, ctx.formats).to(ctx.dtypes[1])
         # The bias is added, not multiplied: its gradient is the sum of the gradient as it came.
         axes = [axis for axis in range(grad.dim()) if axis != 1]
         grad_bias = grad.sum(axes) if ctx.needs_input_grad[3] else None

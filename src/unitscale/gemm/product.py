@@ -15,7 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.gemm.rounded import ProductFormats, Quantized, round_data, round_value, rounded
+from unitscale.gemm.rounded import (
+    ProductFormats,
+    Quantized,
+    round_data,
+    round_grad_weight,
+    round_value,
+    rounded,
+)
 
 __all__ = ["addmm", "linear", "matmul"]
 
@@ -62,7 +69,7 @@ class LinearProduct(torch.autograd.Function):
             grad_x = round_value(g @ weight, ctx.formats.result).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
             product = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-            grad_weight = round_value(product, ctx.formats.result).to(ctx.dtypes[1])
+            grad_weight = round_grad_weight(product, ctx.formats).to(ctx.dtypes[1])
         if ctx.needs_input_grad[2]:
             # The bias is added, not multiplied: its gradient is the sum of the gradient as it came.
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
@@ -89,7 +96,7 @@ class MatmulProduct(torch.autograd.Function):
             grad_a = round_value(product, ctx.formats.result).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
             product = (a.mT @ g).sum_to_size(ctx.shapes[1])
-            grad_b = round_value(product, ctx.formats.result).to(ctx.dtypes[1])
+            grad_b = round_grad_weight(product, ctx.formats).to(ctx.dtypes[1])
         return grad_a, grad_b, None
 
 

@@ -18,11 +18,17 @@ SMALLEST_AMAX = 1e-12
 """An all-zero tensor has no scale of its own; this keeps `amax / max` away from zero."""
 
 
+SUM_OVER_ROWS = 2.0**-6
+"""Stands for rows^-1/2 of 4,096 rows; without it FP16 overflows where gradients are correlated."""
+
+
 class ProductFormats(NamedTuple):
     """Formats of one low-precision product, by name; None leaves a tensor as it is.
 
     `forward` rounds both operands of the output product, `backward` the output gradient, `result`
     each of output, grad_input and grad_weight. With `current`, an operand's scale is its amax now.
+    With `unit`, operands are at unit scale and grad_weight, a sum over all rows, is rounded
+    `SUM_OVER_ROWS` smaller: the factor rows^-1/2 that a fused product applies before it rounds.
     Names and not `FloatFormat`s, so that a printed graph can be read (and re-executed).
     """
 
@@ -30,6 +36,7 @@ class ProductFormats(NamedTuple):
     backward: str | None = None
     result: str | None = None
     current: bool = False
+    unit: bool = False
 
 
 class Quantized(NamedTuple):
@@ -81,6 +88,13 @@ def round_value(x: Tensor, format_name: str | None, *, current: bool = False) ->
         return x
     values, scale = round_data(x, format_name, current=current)
     return values if scale is None else values * scale.to(x.dtype)
+
+
+def round_grad_weight(grad: Tensor, formats: ProductFormats) -> Tensor:
+    """A product over rows, rounded to `formats.result`."""
+    if formats.result is None or not formats.unit:
+        return round_value(grad, formats.result)
+    return round_value(grad * SUM_OVER_ROWS, formats.result) / SUM_OVER_ROWS
 
 
 class Rounded(torch.autograd.Function):

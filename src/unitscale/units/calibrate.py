@@ -17,6 +17,9 @@ from unitscale.numerics import amax, flushed_fraction, rms, saturated_fraction
 from unitscale.numerics.capture import TensorNode
 from unitscale.units.assign import ONE, Unit
 
+UNINITIALIZED = ("empty", "empty_like", "empty_strided")
+"""Ops whose result holds whatever was in the memory before, a NaN perhaps."""
+
 
 @dataclass
 class Reading:
@@ -69,6 +72,8 @@ class Measurement:
     def read(self, tensor: TensorNode, value: Tensor) -> None:
         """Record a value now, and its gradient when it comes."""
         reading = self.readings.setdefault(tensor.name, Reading())
+        if tensor.op.removeprefix("new_") in UNINITIALIZED:
+            return
         unit = self.watch.units.get(tensor.name, ONE)
         plain = value.detach()
         reading.rms, reading.amax = rms(plain, skip_fill=True).item(), largest(plain)

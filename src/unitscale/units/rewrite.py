@@ -172,7 +172,8 @@ def formats_of(recipe: Recipe) -> ProductFormats:
     forward, backward, result = (
         f.name if f else None for f in (recipe.forward, recipe.backward, recipe.result)
     )
-    return ProductFormats(forward, backward, result, recipe.source == "current")
+    current, unit = recipe.source == "current", recipe.unit_scaled
+    return ProductFormats(forward, backward, result, current, unit)
 
 
 def is_rounded_product(node: fx.Node, recipe: Recipe) -> bool:

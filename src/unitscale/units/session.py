@@ -19,6 +19,7 @@ from unitscale.numerics.interpret import ObservingInterpreter
 from unitscale.recipes import Recipe
 from unitscale.units.assign import ONE, Unit, assign, is_rounding_error, reason
 from unitscale.units.calibrate import Measurement, Reading, Watch, first_nan
+from unitscale.units.expand import expand
 from unitscale.units.recompute import recomputing
 from unitscale.units.report import UnitRow
 from unitscale.units.rewrite import is_rounded_product, rewrite
@@ -206,6 +207,7 @@ class Executable:
         self, session: Session, module: fx.GraphModule, example_inputs: Sequence[Any]
     ) -> None:
         self.session, self.module = session, module
+        expand(module.graph)
         drop_idle_calls(module.graph)
         self.tensors = session.distinguish(tensor_nodes(module.graph))
         self.training = torch.is_grad_enabled() and any(
