@@ -190,3 +190,19 @@ def test_watched_shares_are_those_of_the_products():
     assert found["first.weight"].saturated is not None
     assert found["first.bias"].saturated is None
     assert found["square"].saturated is None
+
+
+@pytest.mark.parametrize("recipe", ["fp32-units", "fp8"])
+def test_weights_are_multiplied_only_where_they_are_rounded(recipe):
+    """Without rounding the products take the parameters themselves, and save no copy of them."""
+    model, x = Linears(), torch.randn(8, 16, requires_grad=True)
+    unit_scale(model, recipe, inner="eager", remeasure="once")
+    model(x).backward()
+    saved: set[int] = set()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.add(t.untyped_storage().data_ptr()) or t, lambda t: t
+    ):
+        loss = model(x)
+    memory = {w.untyped_storage().data_ptr() for w in (model.first.weight, model.second.weight)}
+    assert (memory <= saved) == (recipe == "fp32-units")
+    loss.backward()

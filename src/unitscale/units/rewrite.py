@@ -107,11 +107,11 @@ class Symbols:
         return Monomial({("phi", self.phi[node]): 1}) if node in self.phi else Monomial()
 
     def operand(self, node: fx.Node) -> Monomial:
-        """The unit at which a product takes an operand: of a pinned tensor too."""
+        """The unit at which an operand is rounded: of a pinned tensor too."""
         return self.unit(node) if node in self.s else Monomial({("s", self.tensors[node].name): 1})
 
 
-def plan_node(node: fx.Node, symbols: Symbols) -> NodePlan:
+def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
     """The factors around one op; see the module's docstring of `rules` for the kinds."""
     tensors = symbols.tensors
     inputs = [x for x in node.all_input_nodes if x in tensors]
@@ -120,7 +120,7 @@ def plan_node(node: fx.Node, symbols: Symbols) -> NodePlan:
     if not symbols.scale:
         return plan
     taken = [x for x in operands(node, rule) if x in tensors] if rule.kind != "general" else []
-    at = {x: symbols.operand(x) if rule.product else symbols.unit(x) for x in taken}
+    at = {x: symbols.operand(x) if is_rounded else symbols.unit(x) for x in taken}
     plan.before = {x: symbols.unit(x) / at[x] for x in taken}
     outside = Monomial()
     if rule.kind in ("linear", "view"):
@@ -258,8 +258,9 @@ class Writer:
         if node in self.transformed:
             self.write_transformed(node)
             return
-        plan = plan_node(node, self.symbols)
-        copy = self.product(node, plan) if self.is_rounded(node) else self.plain(node, plan)
+        is_rounded = self.is_rounded(node)
+        plan = plan_node(node, self.symbols, is_rounded=is_rounded)
+        copy = self.product(node, plan) if is_rounded else self.plain(node, plan)
         if node.op == "output":
             return
         copy = self.hold(copy, plan.after, plan.after_backward)
