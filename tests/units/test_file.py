@@ -86,6 +86,35 @@ def test_resumed_run_goes_on_bit_identically(tmp_path: Path, recipe, stop):
     )
 
 
+class WithoutTarget(Model):
+    """Another graph in evaluation, whose tensors outside of submodules have names of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x) * 3
+        return y if self.training else y.exp()
+
+
+def test_names_do_not_depend_on_which_graph_comes_first_after_a_resume(tmp_path: Path):
+    models = [unit_scale(WithoutTarget(), "fp32-units", inner="eager") for _ in range(2)]
+    x = batches(1)[0][0]
+    for step, (model, order) in enumerate(zip(models, ("te", "et"), strict=True)):
+        if step == 1:
+            load_units(model, tmp_path / "units.json")
+        for mode in order:
+            model.train(mode == "t")
+            with torch.set_grad_enabled(mode == "t"):
+                loss = model(x)
+            if mode == "t":
+                loss.backward()
+        save_units(model, tmp_path / "units.json")
+    names = [units(model).keys() for model in models]
+    assert names[0] == names[1]
+    assert "mul#1" in names[0]
+    assert "graph1.exp" in names[0]
+    (steps,) = json.loads((tmp_path / "units.json").read_text())["steps"].values()
+    assert steps == 2
+
+
 def continued(model: nn.Module, data: list[tuple[Tensor]], random_state: Tensor):
     """`train`, from a random state instead of a seed."""
     kept = torch.manual_seed

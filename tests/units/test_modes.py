@@ -81,6 +81,24 @@ def test_evaluation_uses_the_units_of_training_and_measures_nothing():
         assert after[name] == before[name]
 
 
+def test_evaluation_measures_its_own_tensors_again_after_training_did():
+    """The mean over time is outside of every submodule, so evaluation has one of its own."""
+    _, scaled = pair_of_models(remeasure=[0, 2])
+    x, target = batch()
+    seen = []
+    for step in range(4):
+        scaled.train()
+        scaled(x * 10**step, target).backward()
+        scaled.eval()
+        with torch.no_grad():
+            for scale in (1.0, 2.0):
+                scaled(x * scale * 10**step)
+        seen.append(named(scaled)["graph1.mean"].rms)
+    # Measured after steps 0 and 2 of training, each time in the first evaluation.
+    assert seen[0] == seen[1]
+    assert seen[2] == seen[3] != seen[0]
+
+
 def test_evaluation_before_training_measures_values_once():
     plain, scaled = pair_of_models()
     plain.eval()

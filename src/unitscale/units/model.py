@@ -216,6 +216,7 @@ def save_units(model: nn.Module, path: str | Path) -> None:
     session.collect()
     content = {
         "parameters": [name for name, _ in model.named_parameters()],
+        "graphs": list(session.signatures),
         "steps": session.steps,
         "units": {name: asdict(unit) for name, unit in session.units.items()},
     }
@@ -239,7 +240,7 @@ def load_units(model: nn.Module, path: str | Path) -> None:
     captured = {t.name for e in session.executables for t in e.tensors.values()}
     if captured:
         check_keys(path, captured, units.keys())
-    session.restore(units, content["steps"])
+    session.restore(units, content["steps"], map(tuple, content["graphs"]))
 
 
 def check_keys(path: str | Path, wanted: Set[str], found: Set[str]) -> None:

@@ -88,6 +88,8 @@ class Session:
         self.steps: dict[str, int] = {}
         self.warned: set[str] = set()
         self.signatures: dict[tuple[str, ...], int] = {}
+        self.evaluated: set[str] = set()  # tensors that only graphs of evaluation have
+        self.stale: set[str] = set()  # those of them last measured before training was
         self.executables: list[Executable] = []
         self.measure_next = False
 
@@ -128,16 +130,30 @@ class Session:
         for executable in self.executables:
             executable.collect()
 
-    def restore(self, units: dict[str, Unit], steps: dict[str, int]) -> None:
+    def restore(
+        self,
+        units: dict[str, Unit],
+        steps: dict[str, int],
+        signatures: Iterable[tuple[str, ...]],
+    ) -> None:
         """Take units from a file, as if they had been measured, and go on with the schedule."""
         self.units |= units
         self.steps |= steps
+        for signature in signatures:
+            self.signatures.setdefault(signature, len(self.signatures))
         for name in units:
             self.readings.setdefault(name, Reading())
         for executable in self.executables:
             executable.update()
 
-    def adopt(self, readings: dict[str, Reading]) -> None:
+    def lacks(self, name: str) -> bool:
+        """Whether evaluation is to measure this tensor: it never was, or training has been since.
+
+        What training measures is its own to measure.
+        """
+        return name not in self.readings or name in self.stale
+
+    def adopt(self, readings: dict[str, Reading], *, training: bool) -> None:
         """Keep readings, and set units by them; those of a step with a NaN are not kept.
 
         Raises:
@@ -150,6 +166,13 @@ class Session:
                 raise ValueError(message)
             warnings.warn(message + " The earlier units stay.", stacklevel=2)
             return
+        if training:
+            self.evaluated -= readings.keys()
+            self.stale = set(self.evaluated)
+        else:
+            readings = {name: r for name, r in readings.items() if self.lacks(name)}
+            self.evaluated |= readings.keys()
+            self.stale -= readings.keys()
         if self.readings or not self.scale:
             self.warn_of_losses(readings)
         self.readings |= readings
@@ -233,7 +256,10 @@ class Executable:
 
     def __call__(self, *args: Any) -> Any:
         """One step: measure if it is due, else run the rewritten graph."""
-        self.collect()
+        if self.training:
+            self.collect()  # of this graph alone: others may be in the middle of a backward pass
+        else:
+            self.session.collect()
         if self.is_due():
             if self.pending is not None:
                 self.pending.close()  # its backward pass never came
@@ -251,17 +277,17 @@ class Executable:
     def is_due(self) -> bool:
         """Whether the next step measures: the schedule or a request says so.
 
-        A graph that runs without gradients (evaluation) uses the units of the training graphs, and
-        measures its values once if it has a tensor that none of them has.
+        A graph that runs without gradients (evaluation) uses the units of the training graphs. If
+        it has a tensor that none of them has, it measures its values once after each time that
+        training did.
         """
         if self.requested or self.pending is not None:
             return True
         if self.training:
             return is_due(self.session.steps.get(self.key, 0), self.session.remeasure)
-        known = self.session.readings
         wants = self.session.scale and self.session.remeasure != "never"
         visible = (tensor.name for tensor in self.tensors.values() if tensor.is_visible)
-        return wants and any(name not in known for name in visible)
+        return wants and any(map(self.session.lacks, visible))
 
     def collect(self) -> None:
         """Take over a finished measurement; one whose backward pass never came is taken again."""
@@ -270,11 +296,8 @@ class Executable:
         readings = self.pending.close()
         self.pending = None
         self.count_step()
-        if not self.training:
-            known = self.session.readings
-            readings = {name: r for name, r in readings.items() if name not in known}
         try:
-            self.session.adopt(readings)
+            self.session.adopt(readings, training=self.training)
         except ValueError:
             self.requested = True  # these were no units: measure again
             raise
