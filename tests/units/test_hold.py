@@ -25,6 +25,7 @@ LAYOUTS = {
 def test_a_factor_multiplies_and_keeps_what_gelu_makes_of_the_layout(x: torch.Tensor) -> None:
     held = hold(x, TWO)
     assert torch.equal(held, 2 * x)
+    assert [stride == 0 for stride in held.stride()] == [stride == 0 for stride in x.stride()]
     if 0 not in x.stride():
         assert held.is_contiguous() == x.is_contiguous()
         assert torch.equal(F.gelu(hold(held, HALF)), F.gelu(x))

@@ -266,9 +266,17 @@ def gram_matrix(model: nn.Module, x: Tensor) -> Tensor:
     return torch.einsum("bti,bsi->bts", x, x) @ x
 
 
-def test_einsum_of_a_tensor_with_itself_is_equal_to_rounding():
-    """Autograd sums the parts of its gradient within einsum in an order that no graph shows."""
-    make = type("Model", (Structure,), {"between": gram_matrix})
+def normalized(model: nn.Module, x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1) + x
+
+
+@pytest.mark.parametrize("function", [gram_matrix, normalized])
+def test_one_op_that_reads_a_tensor_twice_is_equal_to_rounding(function):
+    """The parts of its gradient are summed within the op before they meet those of others.
+
+    In the plain model autograd sums all parts one by one, in an order that no graph shows.
+    """
+    make = type("Model", (Structure,), {"between": function})
     gradients = []
     for scale in (False, True):
         torch.manual_seed(3)

@@ -91,7 +91,7 @@ class Measurement:
         watch = self.watch
 
         def record(grad: Tensor) -> None:
-            plain = grad.detach()
+            plain = grad.detach().to_dense()  # an embedding's may be sparse
             reading.grad_rms, reading.grad_amax = rms(plain).item(), largest(plain)
             if tensor.node in watch.outputs and watch.backward is not None:
                 held = plain * 2.0**unit.phi

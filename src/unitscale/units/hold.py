@@ -30,15 +30,20 @@ class Hold(torch.autograd.Function):
 def times(x: Tensor, factor: Tensor) -> Tensor:
     """`x * factor` in the dtype of x; the factor is a scalar tensor, a power of two in practice.
 
-    Outside of a compiler the result has gaps where `x` has some: torch's kernels may round
-    differently on contiguous memory (gelu does, which it hands to another library).
+    Outside of a compiler the result lies in memory as `x` does, gaps and repetitions included:
+    torch's kernels may round differently on contiguous memory (gelu does, which it hands to another
+    library, and a sum goes through its terms in another order).
     """
+    if torch.compiler.is_compiling() or x.is_sparse:
+        return (x * factor).to(x.dtype)
+    size = x.size()
+    shared = [axis for axis, stride in enumerate(x.stride()) if stride == 0 and x.size(axis) > 1]
+    for axis in shared:
+        x = x.narrow(axis, 0, 1)
     y = (x * factor).to(x.dtype)  # `to`: two scalar tensors would promote to float32
-    if x.is_contiguous() or y.stride() == x.stride() or torch.compiler.is_compiling():
-        return y
-    if 0 in x.stride():  # expanded: its elements lie on each other
-        return y
-    return torch.empty_strided(x.size(), gapped(x), dtype=x.dtype, device=x.device).copy_(y)
+    if not x.is_contiguous() and y.stride() != x.stride():
+        y = torch.empty_strided(x.size(), gapped(x), dtype=x.dtype, device=x.device).copy_(y)
+    return y.expand(size) if shared else y
 
 
 def gapped(x: Tensor) -> list[int]:

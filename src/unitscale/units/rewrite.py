@@ -1,14 +1,12 @@
 """Rewrite a captured graph: every tensor held at its unit, products in low precision.
 
-For each op, `plan_node` says by which factor each operand is multiplied on its way in and the
-output on its way out; `rewrite` writes the plan down as `hold` nodes around a copy of the op.
-Factors stay symbolic (`assign.Monomial`): the graph depends on the structure alone, the numbers
-come later.
+`plan` says by which factor each operand is multiplied on its way into an op and the output on its
+way out; here that is written down, as `hold` nodes around a copy of the op.
 """
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -26,9 +24,10 @@ from unitscale.numerics.capture import (
     transformed,
 )
 from unitscale.recipes import Recipe
-from unitscale.units.assign import Monomial, product
+from unitscale.units.assign import Monomial
 from unitscale.units.hold import hold
-from unitscale.units.rules import RULES, Rule, argument, operands, rule_of
+from unitscale.units.plan import NodePlan, Symbols, plan_node
+from unitscale.units.rules import operands, rule_of
 
 # Products that `gemm` computes itself, with operands held in eight bits; the others are rounded
 # at their edges.
@@ -49,122 +48,6 @@ GEMM: dict[Callable[..., Any] | str, Callable[..., Tensor]] = {
     torch.addmm: gemm.addmm,
     "addmm": gemm.addmm,
 }
-
-
-@dataclass(kw_only=True)
-class NodePlan:
-    """The factors around one op.
-
-    Args:
-        before: per operand, the factor that brings it to its unit (products of a pinned tensor).
-        inside: per operand, the factor it is multiplied by before the op, after any rounding.
-        backward: per operand, the factor on its gradient.
-        after: the factor on the output.
-        after_backward: the factor on the output's gradient.
-    """
-
-    before: dict[fx.Node, Monomial] = field(default_factory=dict)
-    inside: dict[fx.Node, Monomial] = field(default_factory=dict)
-    backward: dict[fx.Node, Monomial] = field(default_factory=dict)
-    after: Monomial = field(default_factory=Monomial)
-    after_backward: Monomial = field(default_factory=Monomial)
-
-    def fold_query(self, node: fx.Node) -> Monomial:
-        """Take the query's factor out of the plan, for attention that multiplies by it itself."""
-        query = node.args[0]
-        assert isinstance(query, fx.Node)
-        factor = self.inside.pop(query)
-        self.backward[query] = self.backward.get(query, Monomial()) / factor
-        return factor
-
-
-class Symbols:
-    """The symbolic unit of every tensor: which share one, and which are 1 for good."""
-
-    def __init__(self, tensors: dict[fx.Node, TensorNode], *, scale: bool) -> None:
-        self.tensors, self.scale = tensors, scale
-        self.s: dict[fx.Node, str] = {}
-        self.phi: dict[fx.Node, str] = {}
-        for node, tensor in tensors.items():
-            if tensor.pinned is not None or not scale:
-                continue
-            self.s[node] = tensor.name
-            if tensor.requires_grad:
-                self.phi[node] = tensor.name
-            rule = rule_of(node)
-            base = operands(node, rule)[0] if rule.kind == "view" else None
-            if base in self.s:
-                self.s[node] = self.s[base]
-                if rule.bijective and len(base.users) == 1 and {base, node} <= self.phi.keys():
-                    self.phi[node] = self.phi[base]
-
-    def unit(self, node: fx.Node) -> Monomial:
-        """s of a tensor."""
-        return Monomial({("s", self.s[node]): 1}) if node in self.s else Monomial()
-
-    def gradient(self, node: fx.Node) -> Monomial:
-        """phi of a tensor."""
-        return Monomial({("phi", self.phi[node]): 1}) if node in self.phi else Monomial()
-
-    def operand(self, node: fx.Node) -> Monomial:
-        """The unit at which an operand is rounded: of a pinned tensor too."""
-        return self.unit(node) if node in self.s else Monomial({("s", self.tensors[node].name): 1})
-
-
-def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
-    """The factors around one op; see the module's docstring of `rules` for the kinds."""
-    tensors = symbols.tensors
-    inputs = [x for x in node.all_input_nodes if x in tensors]
-    rule = rule_of(node) if node in tensors else Rule(kind="general")
-    plan = NodePlan(inside={x: symbols.unit(x) for x in inputs})
-    if not symbols.scale:
-        return plan
-    taken = [x for x in operands(node, rule) if x in tensors] if rule.kind != "general" else []
-    at = {x: symbols.operand(x) if is_rounded else symbols.unit(x) for x in taken}
-    plan.before = {x: symbols.unit(x) / at[x] for x in taken}
-    outside = Monomial()
-    if rule.kind in ("linear", "view"):
-        plan.inside |= dict.fromkeys(taken, Monomial())
-        outside = product(at.values())
-        bias = argument(node, rule.additive) if rule.additive else None
-        if bias in tensors:
-            plan.inside[bias] = symbols.unit(bias) / outside
-    elif rule.kind == "sum":
-        outside = symbols.unit(node)
-        plan.inside |= {x: symbols.unit(x) / outside for x in taken}
-        plan.before = {}
-    elif rule.kind == "attention":
-        query, key, value = taken[:3]
-        plan.inside |= {query: at[query] * at[key], key: Monomial(), value: Monomial()}
-        outside = at[value]
-    phi = symbols.gradient(node)
-    unitless = [x for x in node.all_input_nodes if x not in tensors and carries_gradient(x)]
-    if unitless or is_foreign(node):
-        # A tuple or a complex tensor has no unit: what flows back into it must be the true
-        # gradient. And so must what a backward written by hand gets, which need not be linear.
-        plan.after_backward, phi = Monomial() / phi, Monomial()
-    plan.after = outside / symbols.unit(node) if node in tensors else Monomial()
-    for x in inputs:
-        factor = plan.inside[x] * plan.before.get(x, Monomial())
-        plan.backward[x] = symbols.gradient(x) / phi * outside * factor / symbols.unit(x)
-    return plan
-
-
-def carries_gradient(node: fx.Node) -> bool:
-    """Whether a gradient reaches a node's value: a tensor, or a tuple or list that holds some."""
-    value = node.meta.get("example_value")
-    parts = value if isinstance(value, tuple | list) else (value,)
-    return any(isinstance(part, Tensor) and part.requires_grad for part in parts)
-
-
-def is_foreign(node: fx.Node) -> bool:
-    """Whether a node may run a backward that is not torch's: a custom autograd.Function, say."""
-    if node.op != "call_function" or node.target in RULES:
-        return False
-    module = getattr(node.target, "__module__", None) or ""
-    if module == "torch.ops.higher_order":  # a Function that was traced, or a hook on a gradient
-        return True
-    return module.split(".")[0] not in ("", "torch", "_operator", "builtins", "math")
 
 
 def formats_of(recipe: Recipe) -> ProductFormats:

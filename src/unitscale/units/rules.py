@@ -196,8 +196,19 @@ RULES_BY_NAME: dict[str, Rule] = {
 }
 """Private functions and custom operators, which need not exist: the products of experts."""
 
-# Ops that may write into their input, and the position of the argument that says so.
-INPLACE_FLAG: dict[Any, int] = {F.relu: 1, F.leaky_relu: 2, F.dropout: 3}
+# Ops that may write into their input, and the argument that says so.
+WRITES: dict[Any, tuple[int, str]] = {
+    F.relu: (1, "inplace"),
+    F.leaky_relu: (2, "inplace"),
+    F.dropout: (3, "inplace"),
+    F.embedding: (3, "max_norm"),
+}
+
+
+def writes_input(node: fx.Node) -> bool:
+    """Whether a call is told by an argument to write into its input."""
+    slot = WRITES.get(node.target)
+    return bool(node.kwargs.get("inplace") or (slot and argument(node, slot)))
 
 
 def rule_of(node: fx.Node) -> Rule:
@@ -223,12 +234,7 @@ def rule_of(node: fx.Node) -> Rule:
         return replace(rule, kind="general")
     if rule.kind == "view" and any(isinstance(x, torch.dtype) for x in node.args):
         return GENERAL  # x.view(dtype) reads the bits as another format
-    inplace = INPLACE_FLAG.get(node.target)
-    if node.kwargs.get("inplace") or (
-        inplace is not None and node.args[inplace : inplace + 1] == (True,)
-    ):
-        return GENERAL
-    return GENERAL if node.kwargs.get("rounding_mode") else rule
+    return GENERAL if writes_input(node) or node.kwargs.get("rounding_mode") else rule
 
 
 def is_real(value: Any) -> bool:

@@ -1,0 +1,135 @@
+"""What the factors around each op of a captured graph are: the rule of the design, op by op.
+
+For each op, `plan_node` says by which factor each operand is multiplied on its way in and the
+output on its way out, whatever the units are. Factors stay symbolic (`assign.Monomial`): a plan
+depends on the structure of the graph alone, the numbers come later.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx
+
+from unitscale.numerics.capture import TensorNode
+from unitscale.units.assign import Monomial, product
+from unitscale.units.rules import RULES, Rule, argument, operands, rule_of, writes_input
+
+
+@dataclass(kw_only=True)
+class NodePlan:
+    """The factors around one op.
+
+    Args:
+        before: per operand, the factor that brings it to its unit (products of a pinned tensor).
+        inside: per operand, the factor it is multiplied by before the op, after any rounding.
+        backward: per operand, the factor on its gradient.
+        after: the factor on the output.
+        after_backward: the factor on the output's gradient.
+    """
+
+    before: dict[fx.Node, Monomial] = field(default_factory=dict)
+    inside: dict[fx.Node, Monomial] = field(default_factory=dict)
+    backward: dict[fx.Node, Monomial] = field(default_factory=dict)
+    after: Monomial = field(default_factory=Monomial)
+    after_backward: Monomial = field(default_factory=Monomial)
+
+    def fold_query(self, node: fx.Node) -> Monomial:
+        """Take the query's factor out of the plan, for attention that multiplies by it itself."""
+        query = node.args[0]
+        assert isinstance(query, fx.Node)
+        factor = self.inside.pop(query)
+        self.backward[query] = self.backward.get(query, Monomial()) / factor
+        return factor
+
+
+class Symbols:
+    """The symbolic unit of every tensor: which share one, and which are 1 for good."""
+
+    def __init__(self, tensors: dict[fx.Node, TensorNode], *, scale: bool) -> None:
+        self.tensors, self.scale = tensors, scale
+        self.s: dict[fx.Node, str] = {}
+        self.phi: dict[fx.Node, str] = {}
+        for node, tensor in tensors.items():
+            if tensor.pinned is not None or not scale:
+                continue
+            self.s[node] = tensor.name
+            if tensor.requires_grad:
+                self.phi[node] = tensor.name
+            rule = rule_of(node)
+            base = operands(node, rule)[0] if rule.kind == "view" else None
+            if base in self.s:
+                self.s[node] = self.s[base]
+                if rule.bijective and len(base.users) == 1 and {base, node} <= self.phi.keys():
+                    self.phi[node] = self.phi[base]
+
+    def unit(self, node: fx.Node) -> Monomial:
+        """s of a tensor."""
+        return Monomial({("s", self.s[node]): 1}) if node in self.s else Monomial()
+
+    def gradient(self, node: fx.Node) -> Monomial:
+        """phi of a tensor."""
+        return Monomial({("phi", self.phi[node]): 1}) if node in self.phi else Monomial()
+
+    def operand(self, node: fx.Node) -> Monomial:
+        """The unit at which an operand is rounded: of a pinned tensor too."""
+        return self.unit(node) if node in self.s else Monomial({("s", self.tensors[node].name): 1})
+
+
+def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
+    """The factors around one op; see the module's docstring of `rules` for the kinds."""
+    tensors = symbols.tensors
+    inputs = [x for x in node.all_input_nodes if x in tensors]
+    rule = rule_of(node) if node in tensors else Rule(kind="general")
+    plan = NodePlan(inside={x: symbols.unit(x) for x in inputs})
+    if not symbols.scale:
+        return plan
+    taken = [x for x in operands(node, rule) if x in tensors] if rule.kind != "general" else []
+    at = {x: symbols.operand(x) if is_rounded else symbols.unit(x) for x in taken}
+    plan.before = {x: symbols.unit(x) / at[x] for x in taken}
+    outside = Monomial()
+    if rule.kind in ("linear", "view"):
+        plan.inside |= dict.fromkeys(taken, Monomial())
+        outside = product(at.values())
+        bias = argument(node, rule.additive) if rule.additive else None
+        if bias in tensors:
+            plan.inside[bias] = symbols.unit(bias) / outside
+    elif rule.kind == "sum":
+        outside = symbols.unit(node)
+        plan.inside |= {x: symbols.unit(x) / outside for x in taken}
+        plan.before = {}
+    elif rule.kind == "attention":
+        query, key, value = taken[:3]
+        plan.inside |= {query: at[query] * at[key], key: Monomial(), value: Monomial()}
+        outside = at[value]
+    phi = symbols.gradient(node)
+    unitless = [x for x in node.all_input_nodes if x not in tensors and carries_gradient(x)]
+    if unitless or is_foreign(node):
+        # A tuple or a complex tensor has no unit: what flows back into it must be the true
+        # gradient. And so must what a backward written by hand gets, which need not be linear.
+        plan.after_backward, phi = Monomial() / phi, Monomial()
+    plan.after = outside / symbols.unit(node) if node in tensors else Monomial()
+    for x in inputs:
+        factor = plan.inside[x] * plan.before.get(x, Monomial())
+        plan.backward[x] = symbols.gradient(x) / phi * outside * factor / symbols.unit(x)
+    return plan
+
+
+def carries_gradient(node: fx.Node) -> bool:
+    """Whether a gradient reaches a node's value: a tensor, or a tuple or list that holds some."""
+    value = node.meta.get("example_value")
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(part, Tensor) and part.requires_grad for part in parts)
+
+
+def is_foreign(node: fx.Node) -> bool:
+    """Whether a node may run a backward that is not torch's: a custom autograd.Function, say.
+
+    So is an op that writes into its input: nothing may come between the two.
+    """
+    if writes_input(node):
+        return True
+    if node.op != "call_function" or node.target in RULES:
+        return False
+    module = getattr(node.target, "__module__", None) or ""
+    if module == "torch.ops.higher_order":  # a Function that was traced, or a hook on a gradient
+        return True
+    return module.split(".")[0] not in ("", "torch", "_operator", "builtins", "math")
