@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 from units.training import assert_trains_as_plain
+from unitscale.units import apply_recipe, rows, unit_scale
 
 # 2026-11-24: torch 2.13's Dynamo reads `.grad` of what crosses a graph break, and instantiates the
 # Functions that it traces.
@@ -180,3 +182,26 @@ def test_training_is_bit_identical_with(function):
 def test_recomputed_dropout_is_that_of_the_forward_pass():
     """As in eager PyTorch; `torch.compile(backend="eager")` draws new masks in backward."""
     assert_trains_as_plain(with_between(checkpointed_dropout), batch(), plain=None)
+
+
+class Jagged(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x).values().square().mean()
+
+
+def test_nested_tensor_is_refused_and_named():
+    x = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)], layout=torch.jagged)
+    with pytest.raises(Exception, match=r"'args\.0' is a nested tensor.*pad it to a rectangle"):
+        unit_scale(Jagged(), inner="eager")(x)
+    torch._dynamo.reset()
+    apply_recipe(Jagged(), "fp32", inner="eager")(x).backward()  # which changes nothing
+
+
+def test_wrapper_subclass_keeps_one_and_says_so():
+    """A DTensor, say; here two tensors in one."""
+    x = TwoTensor(torch.randn(4, 8), torch.randn(4, 8))
+    model = unit_scale(Layers(), "fp32-units", inner="eager")
+    model(x).backward()
+    inner = [row for row in rows(model) if row.op not in ("parameter", "input")]
+    assert all(row.reason == "tensor subclass" for row in inner)
+    assert all((row.s, row.phi) == (1.0, 1.0) for row in inner)

@@ -223,6 +223,16 @@ class Session:
         return UnitRow.of(tensor.name, tensor.op, unit, reading, why)
 
 
+def refuse_nested(tensors: Iterable[TensorNode]) -> None:
+    """Say which tensor can neither be measured nor rounded."""
+    for tensor in tensors:
+        if tensor.node.meta["example_value"].is_nested:
+            raise TypeError(
+                f"unit_scale: {tensor.name!r} is a nested tensor, which has neither an RMS nor a "
+                "rounding; pad it to a rectangle, or leave the model that takes it unscaled."
+            )
+
+
 class Executable:
     """One captured graph: measured at some steps, run as rewritten at the others."""
 
@@ -233,6 +243,8 @@ class Executable:
         expand(module.graph)
         drop_idle_calls(module.graph)
         self.tensors = session.distinguish(tensor_nodes(module.graph))
+        if session.scale or session.recipe.rounds:
+            refuse_nested(self.tensors.values())
         self.training = torch.is_grad_enabled() and any(
             isinstance(x, Tensor) and x.requires_grad for x in example_inputs
         )
