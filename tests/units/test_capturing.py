@@ -184,6 +184,34 @@ def test_recomputed_dropout_is_that_of_the_forward_pass():
     assert_trains_as_plain(with_between(checkpointed_dropout), batch(), plain=None)
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x) * 3
+        torch._dynamo.graph_break()
+        return self.down(y.tanh()) + x
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x) * 2
+        return x.square().mean()
+
+
+@pytest.mark.parametrize("remeasure", ["once", "geometric"])
+def test_blocks_that_break_share_graphs_and_train_as_plain(remeasure):
+    """Dynamo runs the same two graphs for every block, so the blocks share units too."""
+    assert_trains_as_plain(Blocks, batch(), steps=4, remeasure=remeasure)
+
+
 class Jagged(Layers):
     def forward(self, x: Tensor) -> Tensor:
         return self.first(x).values().square().mean()

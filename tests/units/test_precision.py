@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import unitscale.functional as U
 from gemm.edges import assert_on_grid, saved_bytes
+from unitscale import nn as unn
 from unitscale.formats import E4M3FN, FP16, round_to
 from unitscale.gemm import rounded
 from unitscale.units import apply_recipe, measure, rows, unit_scale
@@ -145,6 +147,31 @@ def test_apply_recipe_casts_operands_as_they_are():
         hidden = F.linear(q(x), q(model.first.weight), model.first.bias)
         output = F.linear(q(hidden), q(model.second.weight), model.second.bias)
         assert torch.equal(apply_recipe(model, "fp8", inner="eager")(x), output.square().mean())
+
+
+class WrittenUnitScaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = unn.Linear(16, 64), unn.Linear(64, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return U.mse_loss(self.second(U.gelu(self.first(x))), x)
+
+
+def test_model_written_unit_scaled_is_cast_as_it_is_and_stays_in_range():
+    """The products see the unit-scaled tensors: hardly a value is lost, without any unit."""
+    model, x = WrittenUnitScaled(), torch.randn(64, 16)
+    q = lambda t: round_to(t, E4M3FN)
+    with torch.no_grad():
+        hidden = U.gelu(U.linear(q(x), q(model.first.weight), model.first.bias))
+        output = U.linear(q(hidden), q(model.second.weight), model.second.bias)
+        wanted = U.mse_loss(output, x)
+    apply_recipe(model, "fp8", inner="eager")
+    assert torch.equal(model(x), wanted)
+    products = [row for row in measure(model, x) if row.saturated is not None]
+    assert len(products) >= 4
+    assert all((row.s, row.phi) == (1.0, 1.0) for row in products)
+    assert all(row.saturated == 0.0 and row.flushed < 0.01 for row in products)
 
 
 def test_apply_recipe_leaves_a_recipe_that_rounds_nothing_alone():
