@@ -31,12 +31,16 @@ def product_at_edges(op: Product, formats: ProductFormats, *operands: Tensor) ->
     return rounded(op(*taken), formats.result, formats.backward, current=(False, formats.current))
 
 
-def values_and_gradients(product: Product, operands: list[Tensor]) -> list[Tensor]:
-    """The output and the gradient of every operand, for one random output gradient."""
+def values_and_gradients(
+    product: Product, operands: list[Tensor], grad: Tensor | None = None
+) -> list[Tensor]:
+    """The output and every operand's gradient, for `grad` or a random gradient of the output."""
     leaves = [x.detach().requires_grad_() for x in operands]
     output = product(*leaves)
-    generator = torch.Generator().manual_seed(1)
-    output.backward(torch.randn(output.shape, generator=generator).to(output.dtype))
+    if grad is None:
+        generator = torch.Generator().manual_seed(1)
+        grad = torch.randn(output.shape, generator=generator).to(output.dtype)
+    output.backward(grad)
     return [output.detach(), *(x.grad for x in leaves)]
 
 

@@ -1,7 +1,6 @@
 """The units of a run: given at its start, kept in its checkpoints, watched on the way."""
 
 import warnings
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -26,8 +25,7 @@ def apply_numerics(config: TrainConfig, model: torch.nn.Module, kept: Kept | Non
         if kept is not None:
             session = session_of(model)
             assert session is not None
-            found = {name: units.Unit(**unit) for name, unit in kept["units"].items()}
-            session.restore(found, kept["steps"])
+            session.load_state_dict(kept)
     elif recipe.rounds:
         units.apply_recipe(model, recipe, inner=inner)
 
@@ -37,11 +35,7 @@ def units_to_keep(model: torch.nn.Module) -> Kept | None:
     session = session_of(model)
     if session is None or not session.scale:
         return None
-    session.collect()
-    return {
-        "units": {name: asdict(unit) for name, unit in session.units.items()},
-        "steps": dict(session.steps),
-    }
+    return session.state_dict()
 
 
 def is_measuring(model: torch.nn.Module) -> bool:

@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +15,6 @@ from torch import fx, nn
 
 from unitscale.formats import FloatFormat
 from unitscale.recipes import Recipe, parse
-from unitscale.units.assign import Unit
 from unitscale.units.compiled import compile_in_place
 from unitscale.units.report import UnitRow
 from unitscale.units.session import Remeasure, Session
@@ -213,12 +212,9 @@ def measure(model: nn.Module, *inputs: Any) -> list[UnitRow]:
 def save_units(model: nn.Module, path: str | Path) -> None:
     """Write a scaled model's units to a JSON file, to resume with (`load_units`)."""
     session = require_session(model, "save_units")
-    session.collect()
     content = {
         "parameters": [name for name, _ in model.named_parameters()],
-        "graphs": list(session.signatures),
-        "steps": session.steps,
-        "units": {name: asdict(unit) for name, unit in session.units.items()},
+        **session.state_dict(),
     }
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -235,12 +231,11 @@ def load_units(model: nn.Module, path: str | Path) -> None:
     """
     session = require_session(model, "load_units")
     content = json.loads(Path(path).read_text())
-    units = {name: Unit(**unit) for name, unit in content["units"].items()}
     check_keys(path, {name for name, _ in model.named_parameters()}, set(content["parameters"]))
     captured = {t.name for e in session.executables for t in e.tensors.values()}
     if captured:
-        check_keys(path, captured, units.keys())
-    session.restore(units, content["steps"], map(tuple, content["graphs"]))
+        check_keys(path, captured, content["units"].keys())
+    session.load_state_dict(content)
 
 
 def check_keys(path: str | Path, wanted: Set[str], found: Set[str]) -> None:

@@ -7,7 +7,7 @@ which measures at the steps of the schedule and otherwise runs the rewritten gra
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -130,18 +130,22 @@ class Session:
         for executable in self.executables:
             executable.collect()
 
-    def restore(
-        self,
-        units: dict[str, Unit],
-        steps: dict[str, int],
-        signatures: Iterable[tuple[str, ...]],
-    ) -> None:
-        """Take units from a file, as if they had been measured, and go on with the schedule."""
-        self.units |= units
-        self.steps |= steps
-        for signature in signatures:
+    def state_dict(self) -> dict[str, Any]:
+        """The units, the graphs that name them and the place in the schedule, as JSON has them."""
+        self.collect()
+        return {
+            "graphs": list(self.signatures),
+            "steps": dict(self.steps),
+            "units": {name: asdict(unit) for name, unit in self.units.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the units of a `state_dict` as if they had been measured here."""
+        self.units |= {name: Unit(**unit) for name, unit in state["units"].items()}
+        self.steps |= state["steps"]
+        for signature in map(tuple, state["graphs"]):
             self.signatures.setdefault(signature, len(self.signatures))
-        for name in units:
+        for name in state["units"]:
             self.readings.setdefault(name, Reading())
         for executable in self.executables:
             executable.update()
