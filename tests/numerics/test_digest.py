@@ -17,7 +17,7 @@ from unitscale.numerics import (
     sqnr_db,
     subnormal_fraction,
 )
-from unitscale.numerics.digest import stride_of
+from unitscale.numerics.digest import read, stride_of
 
 FORMATS = (E4M3FN, E5M2)
 
@@ -88,3 +88,23 @@ def test_sampled_share_is_within_five_standard_errors():
     row = digest(x, [E4M3FN]).row()
     tolerance = 5 * math.sqrt(share * (1 - share) / row["sampled"])
     assert abs(row["formats"]["E4M3FN"]["flushed"] - share) < tolerance
+
+
+def test_many_tensors_read_together_are_as_each_alone():
+    draw = torch.Generator().manual_seed(3)
+    tensors = [torch.randn(n, generator=draw) for n in (5, 4096, 0, 5, 70_000, 4096, 1)]
+    tensors += [torch.tril(tensors[1].view(64, 64)) + torch.full((64, 64), -math.inf).triu(1)]
+    tensors += [tensors[1].half() * 2.0**-8, tensors[1].double() * 2.0**80]
+    shifts = [0, 3, 1, -4, 0, 5, 2, 0, 0, -80]
+    found = [digest(x, FORMATS, held_log2=k) for x, k in zip(tensors, shifts, strict=True)]
+    rows = read(found)
+    assert rows == [one.row() for one in found]
+    assert [row["sampled"] for row in rows][:4] == [5, 4096, 0, 5]
+    assert (rows[7]["sampled"], rows[7]["data_fraction"]) == (64 * 65 // 2, pytest.approx(0.507812))
+
+
+def test_digest_is_of_the_tensor_as_it_was():
+    x = torch.randn(300)
+    found, expected = digest(x, FORMATS), digest(x.clone(), FORMATS).row()
+    x.zero_()
+    assert found.row() == expected

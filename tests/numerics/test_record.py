@@ -99,6 +99,26 @@ def test_recording_a_plain_run_changes_no_bit():
     assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
+def test_sparse_gradient_is_recorded_as_the_dense_one():
+    class Lookup(nn.Module):
+        def __init__(self, sparse):
+            super().__init__()
+            torch.manual_seed(0)
+            self.table = nn.Embedding(10, 4, sparse=sparse)
+
+        def forward(self, ids):
+            return self.table(ids).square().sum()
+
+    found = []
+    for sparse in (True, False):
+        model = Lookup(sparse)
+        with record(model) as recorder:
+            model(torch.tensor([1, 2, 2])).backward()
+        found.append(recorder.rows)
+    assert found[0] == found[1]
+    assert ("table.weight", "gradient") in keys(found[0])
+
+
 def test_model_is_as_before_afterwards():
     model = Model()
     with record(model):

@@ -1,13 +1,14 @@
-"""All statistics of one tensor in one go, cheap enough to take of every tensor of a step.
+"""All statistics of one tensor, cheap enough to take of every tensor of a step.
 
-RMS and amax are of the whole tensor. The rest is of a sample of it, in float32: every k-th element,
-with k coprime to the number of elements, so that the sample visits every row and channel alike.
-A share p estimated from n elements is off by `sqrt(p (1 - p) / n)`: at n = 4,096 a share of 1 %
-by 0.16 %.
+RMS and amax are of the whole tensor and taken at once. The rest is of a sample of it, in float32:
+every k-th element, with k coprime to the number of elements, so that the sample visits every row
+and channel alike. Samples are kept until the step is over and then looked at together, many
+tensors in one operation. A share p estimated from n elements is off by `sqrt(p (1 - p) / n)`: at
+n = 4,096 a share of 1 % by 0.16 %.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,49 +26,32 @@ LOWEST = -127
 BINS = 256
 """Exponents from LOWEST + 1 to 127, and bin 0 for zero and the subnormals."""
 
+TOGETHER = 1 << 17
+"""Sampled elements that are looked at together: half a megabyte, which stays in a CPU's cache."""
+
 SHARES = ("flushed", "subnormal", "saturated")
 
 
 @dataclass(frozen=True)
 class Digest:
-    """Statistics of one tensor, still on its device until they are read.
+    """One tensor, looked at: still on its device until `read` turns many of them into rows.
 
-    `numbers` is float64: rms, amax, data fraction, mean, kurtosis, RMS of the sample as held; then
-    for each format, element counts of the three losses and the norm of the rounding error.
-    `histogram` counts the sample's elements by exponent.
+    `whole` is float64: rms, amax, number of elements that are data. `sample` is float32 and may
+    hold what is no data.
     """
 
     formats: tuple[FloatFormat, ...]
-    sampled: int
-    numbers: Tensor
-    histogram: Tensor
+    held_log2: int
+    size: int
+    whole: Tensor
+    sample: Tensor
 
     def row(self) -> dict[str, Any]:
         """The statistics under their names, as Python numbers; NaN and infinities are None."""
-        rms, amax, data_fraction, mean, kurtosis, size, *rest = self.numbers.tolist()
-        counts, noises = rest[: -len(self.formats)], rest[-len(self.formats) :]
-        kinds = [counts[i :: len(self.formats)] for i in range(len(self.formats))]
-        return {
-            "rms": short(rms),
-            "amax": short(amax),
-            "mean": short(mean),
-            "kurtosis": short(kurtosis),
-            "data_fraction": short(data_fraction),
-            "sampled": self.sampled,
-            "histogram": trim(self.histogram.tolist()),
-            "formats": {
-                fmt.name: {
-                    **{
-                        k: short(n / max(self.sampled, 1))
-                        for k, n in zip(SHARES, kind, strict=True)
-                    },
-                    "sqnr_db": short(20 * math.log10(size / noise)) if size and noise else None,
-                }
-                for fmt, kind, noise in zip(self.formats, kinds, noises, strict=True)
-            },
-        }
+        return read([self])[0]
 
 
+@torch.no_grad()
 def digest(
     x: Tensor, formats: Sequence[FloatFormat], *, held_log2: int = 0, sample: int = SAMPLE
 ) -> Digest:
@@ -82,26 +66,26 @@ def digest(
         held_log2: exponent of the factor at which the tensor is held.
         sample: elements to look at for everything but RMS and amax; all of them if there are fewer.
     """
-    x = x.detach()
-    count, amax = x.numel(), largest(x)
-    if not float(amax) < FILL:  # NaN too
-        x = x[(x.float() if x.dtype == torch.float16 else x).abs() < FILL]
-        amax = largest(x)
-    data_fraction = amax.new_tensor(x.numel() / max(count, 1), dtype=torch.float64)
-    rms = quick_rms(x, float(amax))
-    values = x.reshape(-1)[:: stride_of(x.numel(), sample)].float().contiguous()
-    held = values * 2.0**held_log2
-    size = torch.linalg.vector_norm(held, dtype=torch.float64)
-    numbers = torch.stack([n.double() for n in (rms, amax, data_fraction, *moments(values), size)])
-    packed = torch.cat([numbers, losses(held, formats)])
-    return Digest(tuple(formats), values.numel(), packed, count_exponents(values))
+    x = x.to_dense()  # an embedding's gradient may be sparse
+    values = x.reshape(-1)[:: stride_of(x.numel(), sample)]
+    # A copy: the tensor may be freed, or written to in place, before it is read.
+    kept = torch.empty_like(values, dtype=torch.float32, memory_format=torch.contiguous_format)
+    return Digest(tuple(formats), held_log2, x.numel(), look(x), kept.copy_(values))
 
 
-def quick_rms(x: Tensor, amax: float) -> Tensor:
-    """The RMS in float32, in which squares are safe from 2**-40 to 2**40; else in float64."""
-    exact = amax and not 2.0**-40 < amax < 2.0**40
-    dtype = torch.float64 if exact or x.dtype == torch.float64 else torch.float32
-    return torch.linalg.vector_norm(x, dtype=dtype) / math.sqrt(max(x.numel(), 1))
+def look(x: Tensor) -> Tensor:
+    """RMS, amax and number of the elements that are data, in float64."""
+    amax = largest(x)
+    # Squares are safe in float32 within 2**-40 to 2**40. Not asked of a GPU: it would wait for it.
+    if x.is_cpu and 2.0**-40 < float(amax) < 2.0**40:
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        norm = torch.linalg.vector_norm(x, dtype=dtype)
+        count = x.numel()
+        return torch.tensor((float(norm) / math.sqrt(count), amax, count), dtype=torch.float64)
+    is_data = (x.float() if x.dtype == torch.float16 else x).abs() < FILL
+    x, found = torch.where(is_data, x, 0.0), is_data.sum().double()
+    norm = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return torch.stack([norm / found.clamp(min=1).sqrt(), largest(x).double(), found])
 
 
 def stride_of(count: int, sample: int) -> int:
@@ -120,45 +104,104 @@ def largest(x: Tensor) -> Tensor:
     return torch.maximum(high, -low)
 
 
-def moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and kurtosis."""
-    count = max(values.numel(), 1)
-    mean = values.sum(dtype=torch.float64) / count
-    squares = (values.double() - mean).square()
-    return mean, count * squares.square().sum() / squares.sum().square()
+@torch.no_grad()
+def read(digests: Sequence[Digest]) -> list[dict[str, Any]]:
+    """The rows of many tensors, in their order; samples of one length are looked at together."""
+    rows: dict[int, dict[str, Any]] = {}
+    for batch in batches(digests):
+        rows |= zip(batch, read_batch([digests[i] for i in batch]), strict=True)
+    return [rows[i] for i in range(len(digests))]
 
 
-def losses(held: Tensor, formats: Sequence[FloatFormat]) -> Tensor:
-    """What formats do to the elements: how many become zero, subnormal, and saturated; the noise.
+def batches(digests: Sequence[Digest]) -> Iterator[list[int]]:
+    """Which digests go together: equal in formats, sampled length and device, and not too many."""
+    alike: dict[Any, list[int]] = {}
+    for i, found in enumerate(digests):
+        key = found.formats, found.sample.numel(), found.sample.device
+        alike.setdefault(key, []).append(i)
+    for (_, length, _), members in alike.items():
+        count = max(TOGETHER // max(length, 1), 1)
+        yield from (members[i : i + count] for i in range(0, len(members), count))
 
-    Four numbers per format, each kind for all formats in a row; noise is the norm of the error.
+
+def read_batch(digests: Sequence[Digest]) -> Iterator[dict[str, Any]]:
+    """The rows of tensors whose samples have one length."""
+    formats = digests[0].formats
+    values = torch.stack([found.sample for found in digests])
+    is_data = values.abs() < FILL
+    values = torch.where(is_data, values, 0.0)
+    held = values * values.new_tensor([2.0**found.held_log2 for found in digests]).unsqueeze(1)
+    size = torch.linalg.vector_norm(held, dim=1, dtype=torch.float64)
+    counts = is_data.sum(1).double()
+    numbers = [counts, *moments(values, is_data, counts), size, *losses(held, formats)]
+    whole = torch.stack([found.whole for found in digests])
+    table = torch.cat([whole, torch.stack(numbers, 1)], 1).tolist()
+    histograms = count_exponents(values).tolist()
+    for found, line, histogram in zip(digests, table, histograms, strict=True):
+        yield to_row(found, line, histogram)
+
+
+def moments(values: Tensor, is_data: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and kurtosis of each line's data; what is no data is 0."""
+    means = values.sum(1, dtype=torch.float64) / counts.clamp(min=1)
+    squares = (values.double() - means.unsqueeze(1)).square_().mul_(is_data)
+    return means, counts * squares.square().sum(1) / squares.sum(1).square()
+
+
+def losses(held: Tensor, formats: Sequence[FloatFormat]) -> Iterator[Tensor]:
+    """Of each format: how many elements of a line become zero, subnormal, saturated; the noise.
+
+    Noise is the norm of the rounding error.
     """
     magnitude = held.abs()
-    rounded = torch.stack([round_to(magnitude, fmt) for fmt in formats])
-    min_normal, largest = held.new_tensor([[f.min_normal, f.max] for f in formats]).T.unsqueeze(2)
-    zero, is_subnormal = rounded == 0, rounded < min_normal
-    counts = torch.cat(
-        [
-            (zero & (magnitude != 0)).sum(1),
-            (is_subnormal & ~zero).sum(1),
-            (magnitude > largest).sum(1),
-        ]
-    )
-    noise = torch.linalg.vector_norm(magnitude - rounded, dim=1, dtype=torch.float64)
-    return torch.cat([counts.double(), noise])
+    is_zero = magnitude == 0
+    for fmt in formats:
+        rounded = round_to(magnitude, fmt)
+        zero = (rounded == 0).sum(1)
+        yield (zero - is_zero.sum(1)).double()
+        yield ((rounded < fmt.min_normal).sum(1) - zero).double()
+        yield (magnitude > fmt.max).sum(1).double()
+        yield torch.linalg.vector_norm(magnitude - rounded, dim=1, dtype=torch.float64)
 
 
 def count_exponents(values: Tensor) -> Tensor:
-    """How many elements have each exponent of float32."""
-    exponents = (values.view(torch.int32) >> 23 & 0xFF).long()
+    """How many elements of each line have each exponent of float32."""
+    lines = torch.arange(len(values), device=values.device).unsqueeze(1) * BINS
+    exponents = ((values.view(torch.int32) >> 23 & 0xFF) + lines).reshape(-1)
     ones = torch.ones_like(exponents, dtype=torch.int32)
-    return exponents.new_zeros(BINS, dtype=torch.int32).scatter_add_(0, exponents, ones)
+    counts = exponents.new_zeros(len(values) * BINS, dtype=torch.int32)
+    return counts.scatter_add_(0, exponents, ones).view(-1, BINS)
+
+
+def to_row(found: Digest, line: Sequence[float], histogram: list[int]) -> dict[str, Any]:
+    """The numbers of one tensor under their names."""
+    rms, amax, data, sampled, mean, kurtosis, size, *rest = line
+    shares = {}
+    for i, fmt in enumerate(found.formats):
+        *counts, noise = rest[4 * i : 4 * i + 4]
+        shares[fmt.name] = {
+            **{k: short(n / max(sampled, 1)) for k, n in zip(SHARES, counts, strict=True)},
+            "sqnr_db": short(20 * math.log10(size / noise)) if size and noise else None,
+        }
+    return {
+        "rms": short(rms),
+        "amax": short(amax),
+        "mean": short(mean),
+        "kurtosis": short(kurtosis),
+        "data_fraction": short(data / max(found.size, 1)),
+        "sampled": round(sampled),
+        "histogram": trim(histogram),
+        "formats": shares,
+    }
 
 
 def trim(counts: list[int]) -> list[Any]:
     """[lowest exponent, counts from there on] without empty ends; zero is not counted."""
-    used = [i for i, count in enumerate(counts) if count and i > 0]
-    return [LOWEST + used[0], counts[used[0] : used[-1] + 1]] if used else [0, []]
+    if not any(counts[1:]):
+        return [0, []]
+    low = next(i for i in range(1, BINS) if counts[i])
+    top = next(i for i in range(BINS - 1, 0, -1) if counts[i])
+    return [LOWEST + low, counts[low : top + 1]]
 
 
 def short(x: float) -> float | None:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from unitscale.formats import E4M3FN, E5M2, FloatFormat
 from unitscale.numerics.capture import TensorNode, drop_idle_calls, storage_id, tensor_nodes
-from unitscale.numerics.digest import SAMPLE, Digest, digest
+from unitscale.numerics.digest import SAMPLE, Digest, digest, read
 from unitscale.numerics.interpret import ObservingInterpreter
 from unitscale.report import FormatLimits
 
@@ -154,7 +154,7 @@ class Recorder:
         self.step, self.sample = 0, SAMPLE
         self.is_late = False
         self.signatures: dict[tuple[str, ...], int] = {}
-        self.pending: dict[tuple[str, str, str], tuple[int, Digest]] = {}
+        self.pending: dict[tuple[str, str, str], Digest] = {}
         self.pending_step: int | None = None
         self.handles: list[Any] = []
         self.first_rms: dict[tuple[str, str], float] = {}
@@ -224,11 +224,11 @@ class Recorder:
                 value.register_hook(lambda g: self.digest(tensor, "gradient", g, held_log2))
             )
 
-    @torch.no_grad()
     def digest(self, tensor: TensorNode, direction: str, x: Tensor, held_log2: int) -> None:
         """Take the statistics of one value or gradient."""
-        numbers = digest(x, self.formats, held_log2=held_log2, sample=self.sample)
-        self.pending[tensor.name, tensor.op, direction] = held_log2, numbers
+        self.pending[tensor.name, tensor.op, direction] = digest(
+            x, self.formats, held_log2=held_log2, sample=self.sample
+        )
 
     def request(self) -> None:
         """Sample the next training call, whatever its number."""
@@ -246,7 +246,11 @@ class Recorder:
         self.handles.clear()
         if self.optimizer is not None:
             self.digest_moments(self.optimizer)
-        self.latest = [self.row(*key, *found) for key, found in self.pending.items()]
+        rows = read(list(self.pending.values()))
+        self.latest = [
+            self.row(*key, found.held_log2, row)
+            for (key, found), row in zip(self.pending.items(), rows, strict=True)
+        ]
         self.pending.clear()
         self.pending_step = None
         self.sink.write(self.latest)
@@ -258,18 +262,18 @@ class Recorder:
             for moment in MOMENTS:
                 x = optimizer.state.get(parameter, {}).get(moment)
                 if isinstance(x, Tensor) and x.is_floating_point() and x.itemsize > 1:
-                    numbers = digest(x, self.formats, sample=self.sample)
-                    self.pending[f"{name}:{moment}", "moment", "state"] = 0, numbers
+                    found = digest(x, self.formats, sample=self.sample)
+                    self.pending[f"{name}:{moment}", "moment", "state"] = found
 
-    def row(self, name: str, op: str, direction: str, held_log2: int, found: Digest) -> Row:
-        """One row, as Python numbers."""
+    def row(self, name: str, op: str, direction: str, held_log2: int, found: Row) -> Row:
+        """One row: what it is of, its statistics, and its drift."""
         row = {
             "step": self.pending_step,
             "name": name,
             "op": op,
             "direction": direction,
             "held_log2": held_log2,
-            **found.row(),
+            **found,
         }
         rms = row["rms"]
         if rms:
