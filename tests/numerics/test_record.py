@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,67 @@ def test_resumed_file_replaces_what_is_beyond_the_checkpoint(tmp_path: Path):
         train(model, 4)
     assert read_recording(path).steps == [0, 2, 4, 6]
     assert path.read_text().count('"every"') == 1
+
+
+def test_drift_of_a_resumed_recording_is_from_the_first_sample(tmp_path: Path):
+    path, model = tmp_path / "numerics.jsonl", Model()
+    with record(model, path=path):
+        model(torch.ones(8, 16)).backward()
+    with torch.no_grad():
+        model.blocks[0].inner.weight.mul_(4)
+    with record(model, every=1, path=path, first_step=1) as recorder:
+        model(torch.ones(8, 16)).backward()
+    row = next(r for r in recorder.latest if r["name"] == "blocks.0.inner.weight")
+    assert row["drift"] == 4.0
+
+
+def test_parquet_file_holds_the_rows_of_the_jsonl_file(tmp_path: Path):
+    for name in ("numerics.jsonl", "numerics.parquet"):
+        model = Model()
+        optimizer = torch.optim.AdamW(model.parameters())
+        with record(model, every=2, path=tmp_path / name, optimizer=optimizer) as recorder:
+            for _ in range(5):
+                optimizer.zero_grad()
+                model(torch.ones(8, 16)).backward()
+                optimizer.step()
+        assert recorder.rows == []
+    expected, found = (read_recording(tmp_path / f"numerics.{end}") for end in ("jsonl", "parquet"))
+    assert found == expected
+    assert found.steps == [0, 2, 4]
+    assert any(row["kurtosis"] is None for series in found.series for row in series.rows)
+
+
+def test_parquet_file_is_not_continued(tmp_path: Path):
+    path, model = tmp_path / "numerics.parquet", Model()
+    with record(model, path=path):
+        train(model, 1)
+    with (
+        pytest.raises(ValueError, match="first_step is 3 and") as refused,
+        record(model, path=path, first_step=3),
+    ):
+        pass
+    assert "cannot be continued" in str(refused.value)
+
+
+def test_half_a_parquet_file_is_refused(tmp_path: Path):
+    path, model = tmp_path / "numerics.parquet", Model()
+    with record(model, path=path):
+        train(model, 1)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"numerics\.parquet is not a whole Parquet recording"):
+        read_recording(path)
+
+
+def test_missing_pyarrow_is_named_before_anything_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    path = tmp_path / "numerics.parquet"
+    with (
+        pytest.raises(ValueError, match=r"pip install 'unitscale\[parquet\]'"),
+        record(Model(), path=path),
+    ):
+        pass
+    with pytest.raises(ValueError, match=r"pip install 'unitscale\[parquet\]'"):
+        read_recording(path)
 
 
 def test_memory_is_bounded_and_says_so():

@@ -58,6 +58,7 @@ def compare(
     inner: option.Inner = "eager",
     threads: option.Threads = None,
     settings: option.Settings = None,
+    tensorboard: option.Tensorboard = False,
     json: option.Json = False,
 ) -> None:
     """Train the same model on the same text under several recipes, and compare them.
@@ -69,6 +70,7 @@ def compare(
     """
     from unitscale.data import open_corpus
     from unitscale.train.plan import claim_comparison, plan_runs
+    from unitscale.train.tensorboard import writer_class
 
     with checking_arguments():
         base = option.build_config(
@@ -86,9 +88,11 @@ def compare(
         corpus = open_corpus(data)
         corpus.require(batch_size=base.batch_size, length=base.sequence_length + 1)
         option.set_threads(threads)
+        if tensorboard:
+            writer_class()  # before anything is computed: it may not be installed
         claim_comparison(out, configs, corpus, resume=resume)
     with running():
-        results = run(configs, corpus, out, resume=resume)
+        results = run(configs, corpus, out, resume=resume, tensorboard=tensorboard)
         if json:
             print(json_module.dumps(results, indent=2))
             return
@@ -98,7 +102,7 @@ def compare(
 
 
 def run(
-    configs: list["TrainConfig"], corpus: "Corpus", out: Path, *, resume: bool
+    configs: list["TrainConfig"], corpus: "Corpus", out: Path, *, resume: bool, tensorboard: bool
 ) -> dict[str, Any]:
     """Make the runs and write their results; if stopped, those of the finished runs."""
     from unitscale.report import draw_losses, headline, write_report
@@ -115,6 +119,7 @@ def run(
                 out,
                 resume=resume,
                 on_record=lambda config, record: progress.show(label(config, configs), record),
+                tensorboard=tensorboard,
             ):
                 write_json(out / "results.json", results)
     finally:

@@ -45,6 +45,14 @@ Threads = Annotated[
         help="CPU threads. Default: torch's choice.", rich_help_panel=RUN, show_default=False
     ),
 ]
+Tensorboard = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard",
+        help="Write event files for TensorBoard as well; `tensorboard --logdir OUT` shows them.",
+        rich_help_panel=RUN,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Settings = Annotated[
     list[str] | None,

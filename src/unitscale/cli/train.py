@@ -43,6 +43,7 @@ def train(
     inner: option.Inner = "eager",
     threads: option.Threads = None,
     settings: option.Settings = None,
+    tensorboard: option.Tensorboard = False,
     json: option.Json = False,
 ) -> None:
     """Train one character language model with one recipe.
@@ -52,6 +53,7 @@ def train(
     """
     from unitscale.data import open_corpus
     from unitscale.train.folder import claim_folder
+    from unitscale.train.tensorboard import writer_class
 
     with checking_arguments():
         config = option.build_config(
@@ -68,6 +70,8 @@ def train(
         corpus = open_corpus(data)
         corpus.require(batch_size=config.batch_size, length=config.sequence_length + 1)
         option.set_threads(threads)
+        if tensorboard:
+            writer_class()  # before anything is computed: it may not be installed
         claim_folder(out, config, corpus, resume=resume)
     with running():
         from unitscale import train as training
@@ -80,6 +84,7 @@ def train(
                 out,
                 resume=True,  # the folder was claimed above
                 on_record=lambda record: progress.show(recipe, record),
+                tensorboard=tensorboard,
             )
         write_report(out, products_of=products_of)
         if json:

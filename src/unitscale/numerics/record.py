@@ -5,14 +5,11 @@ node, in full precision and in the order of the plain model, and digests each va
 gradient when it comes. All other calls go to the model as it was: eager, compiled or unit-scaled.
 """
 
-import json
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,9 +18,7 @@ from unitscale.formats import E4M3FN, E5M2, FloatFormat
 from unitscale.numerics.capture import TensorNode, drop_idle_calls, storage_id, tensor_nodes
 from unitscale.numerics.digest import SAMPLE, Digest, digest, read
 from unitscale.numerics.interpret import ObservingInterpreter
-from unitscale.report import FormatLimits
-
-Row = dict[str, Any]
+from unitscale.numerics.sink import Row, Sink
 
 SESSION = "unitscale_session"
 """Attribute of a scaled model: an object with `units`, a map of tensor names to (s, phi)."""
@@ -56,14 +51,17 @@ def record(
 
     Args:
         formats: what the values are judged in (the first) and the gradients (the last).
-        path: a JSONL file to stream to, a row a line after a line with the formats; rows from
-            `first_step` on are replaced. Only the last step is then kept in memory.
+        path: a file to stream to; only the last step is then kept in memory. JSONL: a row a line
+            after a line with the formats, readable at any moment; rows from `first_step` on are
+            replaced. A name that ends in .parquet: a row group a step, readable once the recording
+            ends; it cannot be continued, and needs pyarrow.
         optimizer: record Adam's two moments of each parameter as well.
         first_step: number of the first call, for a run that is resumed.
         limit: rows to keep in memory without a path; the oldest are dropped, with a warning.
         sample: elements of a tensor to look at, see `digest`.
     Raises:
-        ValueError: `every` below 1, no formats, or a second recording of the same model.
+        ValueError: `every` below 1, no formats, a second recording of the same model, or a Parquet
+            file without pyarrow or to be continued.
     """
     if every < 1:
         raise ValueError(f"record: every is {every}; expected at least 1")
@@ -71,7 +69,8 @@ def record(
         raise ValueError("record: formats is empty; name at least one, such as (E4M3FN, E5M2)")
     if isinstance(model._compiled_call_impl, Recorder):
         raise ValueError(f"record: this {type(model).__name__} is being recorded already")
-    recorder = Recorder(model, tuple(formats), every, Sink(path, formats, every, first_step, limit))
+    sink = Sink(None if path is None else Path(path), formats, every, first_step, limit)
+    recorder = Recorder(model, tuple(formats), every, sink)
     recorder.optimizer, recorder.step, recorder.sample = optimizer, first_step, sample
     original = model.__dict__.get("_compiled_call_impl")
     # In the instance's dict: a module compiled by torch.compile passes other attributes on.
@@ -82,62 +81,6 @@ def record(
         model.__dict__["_compiled_call_impl"] = original
         recorder.collect()
         recorder.sink.close()
-
-
-class Sink:
-    """Where rows go: a file, or a bounded list."""
-
-    def __init__(
-        self,
-        path: str | Path | None,
-        formats: Sequence[FloatFormat],
-        every: int,
-        first_step: int,
-        limit: int,
-    ) -> None:
-        limits = {
-            f.name: asdict(FormatLimits(f.max, f.min_normal, f.min_subnormal)) for f in formats
-        }
-        self.header: Row = {"formats": limits, "every": every}
-        self.rows: deque[Row] = deque(maxlen=limit)
-        self.limit, self.is_full = limit, False
-        self.file = None if path is None else open_log(Path(path), self.header, first_step)
-
-    def write(self, rows: list[Row]) -> None:
-        """Add the rows of one step."""
-        if self.file is not None:
-            self.file.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
-            self.file.flush()
-            return
-        if not self.is_full and len(self.rows) + len(rows) > self.limit:
-            self.is_full = True
-            warnings.warn(
-                f"record: more than {self.limit} rows; the oldest are dropped from here on. "
-                "Give a path to keep all, or raise `every`.",
-                stacklevel=2,
-            )
-        self.rows.extend(rows)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self.file is not None:
-            self.file.close()
-
-
-def open_log(path: Path, header: Row, first_step: int) -> IO[str]:
-    """A file open for more rows, holding the header and the earlier steps of what it held."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(header) + "\n")
-        if path.exists():
-            with path.open(encoding="utf-8") as old:
-                for line in old:
-                    # Half a line is what a killed process leaves.
-                    row = json.loads(line) if line.endswith("\n") else {}
-                    if row.get("step", first_step) < first_step:
-                        file.write(line)
-    temporary.replace(path)
-    return path.open("a", encoding="utf-8")
 
 
 class Recorder:
@@ -157,7 +100,7 @@ class Recorder:
         self.pending: dict[tuple[str, str, str], Digest] = {}
         self.pending_step: int | None = None
         self.handles: list[Any] = []
-        self.first_rms: dict[tuple[str, str], float] = {}
+        self.first_rms = sink.first_rms
         self.latest: list[Row] = []
 
     @property

@@ -1,6 +1,6 @@
 """A recording as data: rows of statistics to one series per tensor and direction.
 
-Reads what `numerics.record` leaves (rows, or the JSONL file) and the rows of `us.units`.
+Reads what `numerics.record` leaves (rows, or its JSONL or Parquet file) and the rows of `us.units`.
 """
 
 import json
@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from unitscale.report.parquet import SUFFIX, read_parquet
 
 Row = Mapping[str, Any]
 
@@ -144,8 +146,13 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def read_recording(path: Path, *, label: str = "") -> Recording:
-    """The recording in a JSONL file."""
-    return group(read_rows(path), label=label)
+    """The recording in a JSONL file, or in a Parquet file by its name.
+
+    Raises:
+        ValueError: it is damaged; pyarrow is needed and not installed.
+    """
+    rows = read_parquet(path) if path.suffix == SUFFIX else read_rows(path)
+    return group(rows, label=label)
 
 
 def thin(recording: Recording, max_steps: int, keep: Sequence[int] = ()) -> Recording:

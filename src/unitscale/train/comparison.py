@@ -23,6 +23,7 @@ def compare(
     *,
     resume: bool = False,
     on_record: OnRecord = lambda config, record: None,
+    tensorboard: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Make the runs one after the other; yield the results so far after each.
 
@@ -41,6 +42,7 @@ def compare(
             run_folder(folder, config),
             resume=resume,
             on_record=lambda record, config=config: on_record(config, record),  # type: ignore[misc]
+            tensorboard=tensorboard,
         )
         runs.append(
             asdict(result) | {"lr": config.peak_lr, "unit_scaled": config.numerics.unit_scaled}

@@ -39,6 +39,7 @@ from unitscale.train.folder import (
 from unitscale.train.interrupt import deferred_interrupt
 from unitscale.train.loss_scale import LossScale
 from unitscale.train.measure import first_look, saved_for_backward
+from unitscale.train.tensorboard import Board
 from unitscale.train.units import apply_numerics, is_measuring, take_measurement
 
 OnRecord = Callable[[Record], None]
@@ -66,6 +67,7 @@ def train(
     *,
     resume: bool = False,
     on_record: OnRecord = lambda record: None,
+    tensorboard: bool = False,
 ) -> RunResult:
     """Train one model and leave its run folder behind.
 
@@ -75,9 +77,10 @@ def train(
 
     Args:
         on_record: called with every record that is added to the log.
+        tensorboard: write event files as well, see `tensorboard.Board`.
 
     Raises:
-        ValueError: text shorter than a batch, a folder of another run.
+        ValueError: text shorter than a batch, a folder of another run, no package tensorboard.
         FileExistsError: the folder holds a run, and `resume` is off.
         CheckpointError: the checkpoint cannot be read.
         KeyboardInterrupt: stopped by a signal, the last finished step in the checkpoint.
@@ -89,13 +92,16 @@ def train(
     state = initial_state(config)
     if (folder / "checkpoint.safetensors").exists():
         load_checkpoint(state, folder / "checkpoint.safetensors")
+    board = Board(folder, first_step=state.step + 1) if tensorboard else None
     log = RunLog(folder / "log.jsonl", through_step=state.step)
     try:
-        run = Run(config, corpus, folder, state, log, on_record)
+        run = Run(config, corpus, folder, state, log, on_record, board)
         run.to_end()
         result = run.result()
     finally:
         log.close()
+        if board is not None:
+            board.close()
     write_json(folder / "result.json", asdict(result))
     return result
 
@@ -134,7 +140,9 @@ class Run:
         state: TrainState,
         log: RunLog,
         on_record: OnRecord,
+        board: Board | None,
     ) -> None:
+        self.board = board
         self.config, self.corpus, self.folder = config, corpus, folder
         self.state, self.log, self.on_record = state, log, on_record
         self.recorder: Recorder | None = None
@@ -188,6 +196,8 @@ class Run:
                     record["lost"] = lost
         if self.recorder and (rows := self.recorder.collect()):
             record["numerics"] = latest_state(rows, [fmt.name for fmt in self.recorder.formats])
+            if self.board:
+                self.board.histograms(rows)
         if config.numerics.loss_scale is not None:
             record["loss_scale"] = state.loss_scale.scale
         record["tokens_per_s"] = ids.numel() / (time.perf_counter() - begin)
@@ -257,6 +267,8 @@ class Run:
     def record(self, record: Record) -> None:
         """Log a record and pass it on."""
         self.log.append(record)
+        if self.board:
+            self.board.scalars(record)
         self.on_record(record)
 
     def has_exploded(self) -> bool:

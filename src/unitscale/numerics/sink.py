@@ -1,0 +1,100 @@
+"""Where the rows of a recording go: a JSONL file, a Parquet file, or a bounded list."""
+
+import json
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from unitscale.formats import FloatFormat
+from unitscale.report import FormatLimits
+from unitscale.report.parquet import SUFFIX, ParquetWriter
+
+Row = dict[str, Any]
+FirstRms = dict[tuple[str, str], float]
+
+
+class Sink:
+    """Takes rows, step by step.
+
+    Args:
+        path: a JSONL file, or a Parquet file by its name; None keeps rows in memory.
+        first_step: rows from this step on in an older JSONL file are dropped, the others kept.
+        limit: rows to keep in memory.
+    Raises:
+        ValueError: a Parquet file that exists is to be continued, or pyarrow is missing.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        formats: Sequence[FloatFormat],
+        every: int,
+        first_step: int,
+        limit: int,
+    ) -> None:
+        limits = {
+            f.name: asdict(FormatLimits(f.max, f.min_normal, f.min_subnormal)) for f in formats
+        }
+        self.header: Row = {"formats": limits, "every": every}
+        self.rows: deque[Row] = deque(maxlen=limit)
+        self.limit, self.is_full = limit, False
+        self.first_rms: FirstRms = {}
+        self.file: IO[str] | ParquetWriter | None = None
+        if path is None:
+            return
+        if path.suffix != SUFFIX:
+            self.file = open_log(path, self.header, first_step, self.first_rms)
+        elif first_step > 0 and path.exists():
+            raise ValueError(
+                f"record: first_step is {first_step} and {path} exists; a Parquet file cannot be "
+                "continued; use a file that ends in .jsonl"
+            )
+        else:
+            self.file = ParquetWriter(path, self.header)
+
+    def write(self, rows: list[Row]) -> None:
+        """Add the rows of one step."""
+        if isinstance(self.file, ParquetWriter):
+            self.file.write(rows)
+            return
+        if self.file is not None:
+            self.file.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+            self.file.flush()
+            return
+        if not self.is_full and len(self.rows) + len(rows) > self.limit:
+            self.is_full = True
+            warnings.warn(
+                f"record: more than {self.limit} rows; the oldest are dropped from here on. "
+                "Give a path to keep all, or raise `every`.",
+                stacklevel=2,
+            )
+        self.rows.extend(rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+
+
+def open_log(path: Path, header: Row, first_step: int, first_rms: FirstRms) -> IO[str]:
+    """A file open for more rows, holding the header and the earlier steps of what it held.
+
+    `first_rms` gets the first RMS of every tensor in those, against which drift is measured.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(header) + "\n")
+        if path.exists():
+            with path.open(encoding="utf-8") as old:
+                for line in old:
+                    # Half a line is what a killed process leaves.
+                    row = json.loads(line) if line.endswith("\n") else {}
+                    if row.get("step", first_step) < first_step:
+                        file.write(line)
+                        if row["rms"]:
+                            first_rms.setdefault((row["name"], row["direction"]), row["rms"])
+    temporary.replace(path)
+    return path.open("a", encoding="utf-8")
