@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from formats.oracle import SMALL, not_negative
-from unitscale.formats import E4M3FN, E5M2, E8M0FNU, FORMATS, FP16, round_to, rounding
+from unitscale.formats import E4M3FN, E5M2, E8M0FNU, FORMATS, FP16, kernel, round_to
 
 N = 200_000
 
@@ -87,7 +87,7 @@ def test_sum_of_gradients_below_half_a_step_survives():
 
 def test_too_few_random_bits_are_noticed(monkeypatch):
     """With 4 bits a probability of 1/64 is rounded to 0."""
-    monkeypatch.setattr(rounding, "RANDOM_BITS", 4)
+    monkeypatch.setattr(kernel, "RANDOM_BITS", 4)
     with pytest.raises(AssertionError):
         assert_unbiased(draw(1 + 0.125 / 64, E4M3FN), 1.0, 1.125, 1 / 64)
 
@@ -95,7 +95,7 @@ def test_too_few_random_bits_are_noticed(monkeypatch):
 @pytest.mark.parametrize("excess", [-1 / 64, 0.0, 1 / 64])
 def test_the_probability_is_rounded_to_nearest(monkeypatch, excess):
     """Seen at 4 bits: 3/16 and what is nearest to it."""
-    monkeypatch.setattr(rounding, "RANDOM_BITS", 4)
+    monkeypatch.setattr(kernel, "RANDOM_BITS", 4)
     y = draw(1 + 0.125 * (3 / 16 + excess), E4M3FN)
     assert_unbiased(y, 1.0, 1.125, 3 / 16)
 
