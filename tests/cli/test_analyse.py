@@ -103,10 +103,16 @@ def test_tensors_before_and_after(
     assert loss["flushed_after"] < 0.02
     assert loss["saturated_after"] == 0.0
     assert set(hidden["grad_loss"]) == {"E5M2", "FP16"}
+    row = hidden["statistics"]["value"]  # that of a recording, of the tensor as it is held
+    assert 2.0 ** -row["held_log2"] == hidden["s"]
+    assert row["formats"]["E4M3FN"]["flushed"] == pytest.approx(loss["flushed_after"], rel=1e-5)
+    assert sum(row["histogram"][1]) == row["sampled"] == hidden["elements"]
     assert by_name["layers.0.weight"]["reason"] == "input of the graph"
     page = (folder / "report" / "report.html").read_text()
     assert "layers.1.gelu" in page
     assert "input of the graph" in page
+    assert "tensors have an RMS between 1/2 and 2 as the model computes them, and" in page
+    assert 'id="histogram"' in page
 
 
 @pytest.mark.parametrize("factory", ["keywords", "positional", "language_model"])

@@ -1,7 +1,6 @@
 """Recording a run: which rows, what it leaves untouched, and that faults are found."""
 
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from unitscale.formats import E4M3FN, E5M2, FP16
 from unitscale.numerics import record
-from unitscale.report import judge, read_recording
+from unitscale.report import judge, read_recording, write_html
 
 
 class Block(nn.Module):
@@ -348,7 +347,7 @@ def dim(x, factor):
     return x * factor + (x - x * factor).detach()
 
 
-def test_injected_fault_is_named_with_layer_and_step_in_the_first_sentence():
+def test_injected_fault_is_named_with_layer_and_step_in_the_first_paragraph(tmp_path: Path):
     class Faulty(Model):
         def __init__(self):
             super().__init__()
@@ -369,11 +368,14 @@ def test_injected_fault_is_named_with_layer_and_step_in_the_first_sentence():
             model(x).backward()
     from unitscale.report import group
 
-    first = judge(group([recorder.sink.header, *recorder.rows])).sentences[0]
+    rows = [recorder.sink.header, *recorder.rows]
+    first = judge(group(rows)).sentences[0]
     assert "At step 100 the gradients of blocks.1 fell by 2^20" in first
     assert "blocks.0" not in first
     assert "blocks.2" not in first
-    assert not math.isnan(recorder.rows[0]["rms"])
+    write_html(rows, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.index("<p>" + first.replace("'", "&#x27;")) == page.index("<p>")
 
 
 def test_formats_are_judged_by_direction():

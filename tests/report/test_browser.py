@@ -104,7 +104,7 @@ def test_worst_tensor_is_shown_first(opened: Any) -> None:
 
 def test_search_filters_heat_map_and_table(opened: Any) -> None:
     opened.find_element("id", "search").send_keys(r"layers\.(3|4)\.add")
-    assert rows(opened) == [f"layers.{i}.add{end}" for i in (3, 4) for end in ("", " · gradient")]
+    assert rows(opened) == [f"layers.{i}.add{end}" for end in ("", " · gradient") for i in (3, 4)]
     assert opened.find_element("id", "count").text.startswith("4 of 48 tensors")
     assert opened.execute_script("return document.getElementById('heat').data[0].y.length") == 4
 
@@ -142,11 +142,11 @@ def test_keyboard_reaches_search_rows_and_tensor(opened: Any) -> None:
     opened.find_element("tag name", "body").send_keys("/")
     assert active().get_attribute("id") == "search"
     opened.find_element("css selector", "#table tbody button").send_keys(Keys.ARROW_DOWN)
-    assert active().text == "layers.0.linear · gradient"
+    assert active().text == "layers.0.add"
     active().send_keys(Keys.ENTER)
-    assert opened.find_element("id", "detail-title").text == "layers.0.linear · gradient"
-    opened.find_element("id", "next").send_keys(Keys.ENTER)
     assert opened.find_element("id", "detail-title").text == "layers.0.add"
+    opened.find_element("id", "next").send_keys(Keys.ENTER)
+    assert opened.find_element("id", "detail-title").text == "layers.1.linear"
 
 
 def test_every_quantity_format_and_order_is_drawn(opened: Any) -> None:
@@ -185,6 +185,38 @@ def test_other_run_and_histogram_before_units(opened: Any) -> None:
     opened.find_element("id", "true-values").click()
     assert opened.execute_script(bars) == ["as held"]
     assert "before units" in opened.find_element("id", "depth-text").text
+
+
+def test_layers_are_named_beside_a_heat_map_of_many_rows(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    path = tmp_path / "many.html"
+    write_html(recording_rows(layers=20, steps=[0, 50]), path)
+    browser.get(path.as_uri())
+    WebDriverWait(browser, 60).until(lambda b: ready(b))
+    ticks = browser.execute_script("return document.getElementById('heat').layout.yaxis.ticktext")
+    # A row has 6 pixels, a layer two rows, and a name needs 13 pixels.
+    assert ticks[:3] == ["layers.0", "layers.1", "layers.3"]
+    assert ticks[-1].endswith(" · gradient")
+    panels = browser.execute_script(
+        "const l = document.getElementById('depth-chart').layout;"
+        "return [l.yaxis.title.text, l.yaxis2.title.text]"
+    )
+    assert panels == ["log2 RMS<br>values, E4M3FN", "log2 RMS<br>gradients, E5M2"]
+
+
+def test_single_step_has_no_history(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    path = tmp_path / "single.html"
+    write_html(recording_rows(steps=[0]), path)
+    browser.get(path.as_uri())
+    WebDriverWait(browser, 60).until(lambda b: ready(b))
+    assert not browser.find_element("id", "history").is_displayed()
+    assert not browser.find_element("id", "step-control").is_displayed()
+    assert browser.find_element("id", "histogram").is_displayed()
+    assert "1 step" in browser.find_element("id", "count").text
+    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
 
 
 def test_theme_toggles(opened: Any) -> None:

@@ -24,6 +24,12 @@ def embedded(page: str, name: str) -> str:
     return gzip.decompress(base64.b64decode(packed)).decode()
 
 
+def cells(page: str, part: str) -> list[str]:
+    """The first three cells of the first line of a table that holds a text."""
+    line = next(line for line in page.splitlines() if line.startswith("<tr") and part in line)
+    return re.findall(r"<td[^>]*>([^<]*)</td>", line)[:3]
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> str:
     rows = recording_rows(fault_at=100, layer=2, steps=range(0, 200, 50))
@@ -46,14 +52,14 @@ def test_first_paragraph_names_the_fault(page: str) -> None:
 
 
 def test_page_holds_tables_products_and_configuration(page: str) -> None:
-    assert "<td>+0.150 ± 0.071</td>" in page
-    assert "<td>fp8</td><td>output</td><td>E4M3FN</td>" in page
+    assert cells(page, "+0.150") == ["fp8", "1.650 ± 0.778", "+0.150 ± 0.071"]
+    assert cells(page, "output") == ["fp8", "output", "E4M3FN"]
     assert "&quot;x&quot;: &quot;&lt;1&gt;&quot;" in page
-    assert "<td>layers.2.linear (gradient)</td><td>E5M2</td><td>100 %</td>" in page
+    assert cells(page, "layers.2.linear (") == ["layers.2.linear (gradient)", "E5M2", "100 %"]
 
 
 def test_diverged_rows_are_marked(page: str) -> None:
-    rows = re.findall(r"<tr class='(\w+)'><td>([\w-]+)<", page)
+    rows = re.findall(r"<tr class='(\w+)'><td class='text'>([\w-]+)<", page)
     assert rows == [("finished", "fp32"), ("finished", "fp8"), ("diverged", "fp8-none")]
 
 
@@ -74,6 +80,36 @@ def test_data_are_those_of_the_rows(page: str) -> None:
     assert recording["histograms"][at][0] == [-12, [1, 2, 3]]
     assert recording["formats"]["E4M3FN"] == [-9.0, -6.0, 8.8]
     assert data["curves"][0]["losses"][-1] == pytest.approx(1.0, abs=1.0)
+
+
+def test_comparison_says_first_how_it_ended(tmp_path: Path) -> None:
+    recordings = [group(recording_rows(steps=[0]), label=label) for label in ("fp8", "fp32")]
+    write_html(recordings, tmp_path / "report.html", results=RESULTS)
+    (first, *_) = re.findall(r"<p>(.*?)</p>", read(tmp_path / "report.html"))
+    assert first == (
+        "fp32 ends at a validation loss of 1.500 ± 0.707. "
+        "Against it: fp8 +0.150 ± 0.071, fp8-none +1.000. fp8-none diverged in 1 of 2 runs."
+    )
+
+
+def test_gradients_are_in_the_order_of_the_values(tmp_path: Path) -> None:
+    header, *rows = recording_rows(steps=[0], layers=2)
+    values = [row for row in rows if row["direction"] == "value"]
+    gradients = [row for row in rows if row["direction"] == "gradient"]
+    found = group([header, *values, *reversed(gradients)]).series
+    names = ["layers.0.linear", "layers.0.add", "layers.1.linear", "layers.1.add"]
+    assert [s.name for s in found] == names * 2
+    assert [s.direction for s in found] == ["value"] * 4 + ["gradient"] * 4
+
+
+def test_more_tables_have_their_keys_as_heads_and_numbers_to_the_right(tmp_path: Path) -> None:
+    tables = {"Left": [{"why": "written <to>", "tensors": 3}], "None": []}
+    write_html([], tmp_path / "report.html", tables=tables, subtitle="a & b")
+    page = read(tmp_path / "report.html")
+    assert "<h2>Left</h2>" in page
+    assert "<h2>None</h2>" not in page
+    assert "<td class='text'>written &lt;to&gt;</td><td class='number'>3</td>" in page
+    assert "<p class='note'>a &amp; b</p>" in page
 
 
 def test_plotly_is_inside(page: str) -> None:

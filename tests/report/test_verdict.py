@@ -26,6 +26,36 @@ def test_fault_is_named_with_layer_and_step() -> None:
     )
 
 
+def test_single_step_is_not_named() -> None:
+    rows = recording_rows(fault_at=0, layer=1, steps=[0])
+    assert judge(group(rows)).sentences[1] == (
+        "1 of 8 tensors loses more than 1 % of its values in E5M2; worst: layers.1.linear "
+        "(gradient), 100 % flushed to zero."
+    )
+
+
+def test_held_tensors_are_counted_once_each_before_and_after_units() -> None:
+    held = {"value": 0, "gradient": 10}
+    header, *rows = recording_rows(steps=[0, 50])
+    rows = [row | {"held_log2": held[row["direction"]]} for row in rows]
+    assert judge(group([header, *rows])).sentences[-1] == (
+        "8 of 16 tensors have an RMS between 1/2 and 2 as the model computes them, and 16 as they "
+        "are held at their units."
+    )
+
+
+def test_drift_of_eight_octaves_is_training_and_of_ten_a_fault() -> None:
+    header, *rows = recording_rows(steps=[0, 50])
+    for octaves, count in ((8, 0), (10, 1)):
+        moved = [
+            row | {"rms": row["rms"] * 2.0**octaves}
+            if row["step"] == 50 and row["name"] == "layers.1.add" and row["direction"] == "value"
+            else row
+            for row in rows
+        ]
+        assert len(judge(group([header, *moved])).jumps) == count
+
+
 def test_moments_are_counted_apart() -> None:
     rows = recording_rows(steps=[0])
     moment = rows[1] | {"name": "w:exp_avg_sq", "direction": "state"}

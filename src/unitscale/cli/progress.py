@@ -1,10 +1,11 @@
 """Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,8 +14,21 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 LINES_PER_RUN = 10
+
+
+class Bar(Progress):
+    """Bars, and under them a line on the numerics of the run in progress."""
+
+    numerics = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bars, then the line, cut where the terminal ends."""
+        yield from super().get_renderables()
+        if self.numerics:
+            yield Text(self.numerics, no_wrap=True, overflow="ellipsis")
 
 
 class RunProgress:
@@ -24,7 +38,7 @@ class RunProgress:
         self.steps = steps
         self.console = console = Console(stderr=True)
         self.bar = (
-            Progress(
+            Bar(
                 TextColumn("{task.description:<20}"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -60,16 +74,18 @@ class RunProgress:
         note = f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
         if numerics := record.get("numerics"):
             self.numerics[label] = (
-                f"  {numerics['losing_fraction']:.0%} of tensors lose over 1 %, "
-                f"most {numerics['worst']}: {numerics['worst_lost_fraction']:.1%}"
+                f"{numerics['losing_fraction']:.0%} of tensors lose over 1 %, "
+                f"most {numerics['worst_lost_fraction']:.1%}: {numerics['worst']}"
             )
-        note += self.numerics.get(label, "")
+        known = self.numerics.get(label, "")
         if self.bar:
+            self.bar.numerics = known and f"{label}: {known}"
             if label not in self.tasks:
                 self.tasks[label] = self.bar.add_task(label, total=self.steps, note="")
             self.bar.update(self.tasks[label], completed=step, note=note)
         elif step == self.steps or step % max(self.steps // LINES_PER_RUN, 1) == 0:
-            print(f"{label}: step {step}/{self.steps}  {note}", file=sys.stderr, flush=True)
+            line = f"{label}: step {step}/{self.steps}  {note}  {known}".rstrip()
+            print(line, file=sys.stderr, flush=True)
         if lost := record.get("lost"):
             self.console.print(f"{label}: step {step}: {lost[0]}", highlight=False, soft_wrap=True)
             if len(lost) > 1:

@@ -35,10 +35,7 @@ class Sink:
         first_step: int,
         limit: int,
     ) -> None:
-        limits = {
-            f.name: asdict(FormatLimits(f.max, f.min_normal, f.min_subnormal)) for f in formats
-        }
-        self.header: Row = {"formats": limits, "every": every}
+        self.header: Row = {"formats": format_limits(formats), "every": every}
         self.rows: deque[Row] = deque(maxlen=limit)
         self.limit, self.is_full = limit, False
         self.first_rms: FirstRms = {}
@@ -77,6 +74,11 @@ class Sink:
         """Close the file."""
         if self.file is not None:
             self.file.close()
+
+
+def format_limits(formats: Sequence[FloatFormat]) -> dict[str, dict[str, float]]:
+    """The range of each format by its name, as a recording's first line has it."""
+    return {f.name: asdict(FormatLimits(f.max, f.min_normal, f.min_subnormal)) for f in formats}
 
 
 def open_log(path: Path, header: Row, first_step: int, first_rms: FirstRms) -> IO[str]:

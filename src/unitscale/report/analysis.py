@@ -1,40 +1,13 @@
 """The result of an analysis as tables: for a terminal (`plain_table`) and as one HTML file."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from unitscale.report.table import cell
+from unitscale.report.html import write_html
 
 Row = Mapping[str, Any]
-
-PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>unitscale: $title</title>
-<style>
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: auto; padding: 1rem }
-  table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-  th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
-  th:first-child, td:first-child, th:last-child, td:last-child { text-align: left }
-</style>
-<h1>$title</h1>
-<p>$caption</p>
-<h2>Share of tensors with RMS in [1/2, 2]</h2>
-$ranges
-<h2>Share of elements that a format loses</h2>
-$losses
-<h2>Left at (1, 1), and why</h2>
-$left
-<h2>Tensors, the furthest from 1 first</h2>
-$tensors
-</html>
-""")
 
 
 def caption(results: Mapping[str, Any]) -> str:
@@ -137,25 +110,27 @@ def change(loss: Row | None) -> str:
 
 
 def write_analysis(results: Mapping[str, Any], path: Path) -> None:
-    """Write everything as one HTML file that fetches nothing."""
-    page = PAGE.substitute(
-        title=escape(f"Scales of {results['model']}"),
-        caption=escape(caption(results)),
-        ranges=html_table(range_rows(results)),
-        losses=html_table(loss_rows(results)),
-        left=html_table(left_rows(results)),
-        tensors=html_table(tensor_rows(results)),
+    """Write everything as the one HTML file of `write_html`, with the tables of the terminal."""
+    write_html(
+        [{"formats": results["formats"]}, *recorded_rows(results)],
+        path,
+        title=f"Scales of {results['model']}",
+        subtitle=caption(results),
+        tables={
+            "Share of tensors with RMS in [1/2, 2]": range_rows(results),
+            "Share of elements that a format loses": loss_rows(results),
+            "Left at (1, 1), and why": left_rows(results),
+            "Tensors before and after units, the furthest from 1 first": tensor_rows(results),
+        },
     )
-    path.write_text(page, encoding="utf-8")
 
 
-def html_table(rows: Sequence[Row]) -> str:
-    """Rows that share their keys, as a table."""
-    if not rows:
-        return "<p>None.</p>"
-
-    def line(tag: str, values: Iterable[Any]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell(v))}</{tag}>" for v in values) + "</tr>"
-
-    body = "\n".join(line("td", row.values()) for row in rows)
-    return f"<table><thead>{line('th', rows[0])}</thead><tbody>\n{body}\n</tbody></table>"
+def recorded_rows(results: Mapping[str, Any]) -> list[Row]:
+    """The tensors as rows of a recording, at step 0: values, then gradients."""
+    return [
+        {"step": 0, "name": tensor["name"], "op": tensor["op"], "direction": direction}
+        | tensor["statistics"][direction]
+        for direction in ("value", "gradient")
+        for tensor in results["tensors"]
+        if direction in tensor["statistics"]
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from unitscale.report.page import octaves
@@ -15,6 +16,9 @@ from unitscale.report.recording import FormatLimits, Recording, Row, Series
 KINDS = {"value": "values", "gradient": "gradients"}
 LABELLED = 48
 """Tensors up to which their names fit below a figure."""
+
+FULL = 0.6
+"""Share of a tensor's values in one octave from which on its color is the darkest."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -61,12 +65,15 @@ def draw_exponents(recording: Recording, path: Path, *, step: int | None = None)
     for axes_row, kind in zip(grid, kinds, strict=True):
         for axes, held in zip(axes_row, (False, True), strict=False):
             name = recording.format_for(kind)
-            draw_columns(axes, found[kind], recording.formats[name], held=held)
+            mesh = draw_columns(axes, found[kind], recording.formats[name], held=held)
             axes.set_title(
                 f"{KINDS[kind]}{' as held' if held else ''}, limits of {name}",
                 loc="left",
                 fontsize="small",
             )
+        figure.colorbar(
+            mesh, ax=axes_row, label="share of the tensor's values", pad=0.01, extend="max"
+        )
     figure.suptitle(f"Exponents at step {step}", x=0.01, ha="left", fontsize="medium")
     save(figure, path)
 
@@ -84,8 +91,8 @@ def histograms(recording: Recording, direction: str, step: int | None) -> list[t
 
 def draw_columns(
     axes: Any, rows: Sequence[tuple[Series, Row]], limits: FormatLimits, *, held: bool
-) -> None:
-    """Histograms side by side, as shares of each tensor's values."""
+) -> Any:
+    """Histograms side by side, as shares of each tensor's values; returns the colored mesh."""
     shifts = [int(row["held_log2"]) if held else 0 for _, row in rows]
     lows = [row["histogram"][0] + s for (_, row), s in zip(rows, shifts, strict=True)]
     tops = [low + len(row["histogram"][1]) for low, (_, row) in zip(lows, rows, strict=True)]
@@ -95,11 +102,13 @@ def draw_columns(
         counts = np.array(row["histogram"][1])
         grid[low - bottom : low - bottom + len(counts), column] = counts / counts.sum()
     grid[grid == 0] = np.nan
-    axes.pcolormesh(
+    mesh = axes.pcolormesh(
         np.arange(len(rows) + 1),
         np.arange(bottom, top + 1),
         grid,
-        cmap="viridis_r",
+        cmap=ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0.2, 1, 256))),
+        vmin=0,
+        vmax=FULL,
         rasterized=True,
     )
     mark_limits(axes, limits)
@@ -109,16 +118,29 @@ def draw_columns(
         axes.tick_params(axis="x", labelsize=6)
     else:
         axes.set_xlabel("tensor, in the order of the model")
+    return mesh
 
 
 def mark_limits(axes: Any, limits: FormatLimits) -> None:
-    """Lines at the smallest value, the smallest normal and the largest."""
-    for limit, style in (
-        (limits.min_subnormal, "--"),
-        (limits.min_normal, ":"),
-        (limits.max, "--"),
+    """Lines at the smallest value, the smallest normal and the largest, named at the right."""
+    for limit, style, name, side in (
+        (limits.min_subnormal, "--", "smallest", "top"),
+        (limits.min_normal, ":", "normal", "bottom"),
+        (limits.max, "--", "largest", "bottom"),
     ):
-        axes.axhline(octaves(limit), color="crimson", linestyle=style, linewidth=0.9)
+        at = octaves(limit)
+        axes.axhline(at, color="crimson", linestyle=style, linewidth=0.9)
+        axes.annotate(
+            name,
+            (1, at),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 1 if side == "bottom" else -1),
+            textcoords="offset points",
+            ha="right",
+            va=side,
+            fontsize=6,
+            color="crimson",
+        )
 
 
 def draw_depth(recording: Recording, path: Path, *, step: int | None = None) -> None:
@@ -128,47 +150,62 @@ def draw_depth(recording: Recording, path: Path, *, step: int | None = None) -> 
         ValueError: nothing was recorded at that step.
     """
     step = recording.steps[-1] if step is None and recording.steps else step
-    figure = new_figure(9, 4.2)
-    axes = figure.subplots()
-    is_empty = True
-    for direction, color in (("value", "tab:blue"), ("gradient", "tab:orange")):
-        rows = [
-            row
-            for series in recording.series
-            if series.direction == direction
-            for row in series.rows
-            if row["step"] == step and row.get("rms")
+    found = {kind: rows_of(recording, kind, step) for kind in KINDS}
+    kinds = [kind for kind in KINDS if found[kind]]
+    if not kinds:
+        raise ValueError(f"nothing at step {step}; the recorded steps are {recording.steps[:20]}")
+    place: dict[str, int] = {}
+    for series in recording.series:
+        place.setdefault(series.name, len(place))
+    figure = new_figure(9, 2.7 * len(kinds) + 0.8)
+    grid = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)
+    for axes, kind, color in zip(grid[:, 0], kinds, ("tab:blue", "tab:orange"), strict=False):
+        x = [place[series.name] for series, _ in found[kind]]
+        scales = [octaves(row["rms"]) or 0.0 for _, row in found[kind]]
+        held = [
+            scale + row.get("held_log2", 0)
+            for scale, (_, row) in zip(scales, found[kind], strict=True)
         ]
-        if not rows:
-            continue
-        is_empty = False
-        scales = [octaves(row["rms"]) or 0.0 for row in rows]
-        held = [x + row.get("held_log2", 0) for x, row in zip(scales, rows, strict=True)]
         is_held = held != scales
-        label = KINDS[direction]
         if is_held:
-            axes.plot(held, "o", color=color, markersize=3, label=f"{label}, as held")
+            axes.plot(x, held, "o", color=color, markersize=3, label="as held at its unit")
         axes.plot(
+            x,
             scales,
             "o",
             color=color,
             markersize=3,
             fillstyle="none" if is_held else "full",
             alpha=0.6 if is_held else 1,
-            label=label,
+            label="as computed",
         )
-    if is_empty:
-        raise ValueError(f"nothing at step {step}; the recorded steps are {recording.steps[:20]}")
-    mark_limits(axes, recording.formats[recording.format_for("value")])
-    axes.set_xlabel("tensor, in the order of the model")
-    axes.set_ylabel("log2 RMS")
-    axes.set_title(
-        f"Scale at step {step}, limits of {recording.format_for('value')}",
-        loc="left",
-        fontsize="medium",
-    )
-    axes.legend(frameon=False, ncols=4, loc="best")
+        name = recording.format_for(kind)
+        mark_limits(axes, recording.formats[name])
+        axes.set_ylabel("log2 RMS")
+        axes.set_title(f"{KINDS[kind]}, limits of {name}", loc="left", fontsize="small")
+        if is_held:
+            axes.legend(
+                frameon=False,
+                fontsize="small",
+                ncols=2,
+                loc="lower right",
+                bbox_to_anchor=(1, 0.99),
+                borderaxespad=0.2,
+            )
+    grid[-1, 0].set_xlabel("tensor, in the order of the model")
+    figure.suptitle(f"Scale at step {step}", x=0.01, ha="left", fontsize="medium")
     save(figure, path)
+
+
+def rows_of(recording: Recording, direction: str, step: int | None) -> list[tuple[Series, Row]]:
+    """The rows of one direction that have a scale at a step."""
+    return [
+        (series, row)
+        for series in recording.series
+        if series.direction == direction
+        for row in series.rows
+        if row["step"] == step and row.get("rms")
+    ]
 
 
 def draw_snr(measured: Mapping[str, Points], expected: Mapping[str, Points], path: Path) -> None:

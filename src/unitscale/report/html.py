@@ -18,7 +18,7 @@ from typing import Any
 from unitscale.report.page import page_data
 from unitscale.report.plot import Curve
 from unitscale.report.recording import Recording, group
-from unitscale.report.summary import TITLES, summarize
+from unitscale.report.summary import TITLES, outcome, summarize
 from unitscale.report.table import cell, headline
 from unitscale.report.verdict import Loss, Verdict, judge, percent
 
@@ -28,15 +28,20 @@ Products = Mapping[str, Sequence[tuple[str, str, str, str]]]
 WORST = 10
 """Tensors that the overview lists."""
 
+TALL = 40
+"""Rows from which on a table scrolls in a box of its own."""
+
 
 def write_html(
     rows: Iterable[Any] | Sequence[Recording],
     path: Path | str,
     *,
     title: str = "Numerics of a run",
+    subtitle: str | None = None,
     curves: Sequence[Curve] = (),
     results: Mapping[str, Any] | None = None,
     products: Products | None = None,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     configuration: Mapping[str, Any] | None = None,
 ) -> None:
     """Write one self-contained HTML file: a verdict in words, and charts to look into it.
@@ -44,9 +49,11 @@ def write_html(
     Args:
         rows: rows of `numerics.record` (a line with the formats may be among them) or of
             `us.units`; or several recordings, which the page lets one choose from.
+        subtitle: what the page is about, in a line; that of the results unless given.
         curves: losses of the runs.
         results: a results.json of `unitscale compare`, shown as a table.
         products: the matrix products of each recipe.
+        tables: more tables by their title; the rows of one share their keys, which are its head.
         configuration: shown as JSON.
     Raises:
         TypeError: a row is of another kind.
@@ -54,16 +61,18 @@ def write_html(
     rows = list(rows)
     recordings = rows if rows and isinstance(rows[0], Recording) else [group(rows)] if rows else []
     recordings = [recording for recording in recordings if recording.series]
+    if subtitle is None and results is not None:
+        subtitle = headline(results)
     verdicts = [(recording, judge(recording)) for recording in recordings]
     parts = {
         "title": escape(title),
+        "subtitle": "" if subtitle is None else f"<p class='note'>{escape(subtitle)}</p>",
         "lead": lead(verdicts, results),
         "worst": worst_table(verdicts),
         "comparison": comparison(results),
         "products": products_table(products or {}),
-        "configuration": ""
-        if configuration is None
-        else section("Configuration", f"<pre>{escape(json.dumps(configuration, indent=2))}</pre>"),
+        "tables": "\n".join(map(rows_table, tables, tables.values())) if tables else "",
+        "configuration": configuration_of(configuration),
         "style": asset("page.css"),
         "script": asset("page.js"),
         "data": pack(json.dumps(page_data(recordings, curves), separators=(",", ":"))),
@@ -92,14 +101,16 @@ Verdicts = Sequence[tuple[Recording, Verdict]]
 
 
 def lead(verdicts: Verdicts, results: Mapping[str, Any] | None) -> str:
-    """The first paragraph: what is wrong; for several recordings one paragraph each."""
-    paragraphs = [] if results is None else [("", headline(results))]
+    """What is wrong, first: a paragraph per recording, and one for the losses of all runs."""
     found = [(recording.label, verdict.paragraph) for recording, verdict in verdicts]
-    paragraphs = [*found, *paragraphs] if len(found) == 1 else [*paragraphs, *found]
-    return "\n".join(
-        f"<p>{f'<b>{escape(label)}</b>: ' if label and len(found) > 1 else ''}{escape(text)}</p>"
+    compared = [] if results is None else [("", outcome(summarize(results["runs"])))]
+    paragraphs = [*found, *compared] if len(found) == 1 else [*compared, *found]
+    texts = [
+        (f"<b>{escape(label)}</b>: " if label and len(found) > 1 else "") + escape(text)
         for label, text in paragraphs
-    )
+        if text
+    ]
+    return "\n".join(f"<p>{text}</p>" for text in texts or ["No step has finished yet."])
 
 
 def worst_table(verdicts: Verdicts) -> str:
@@ -112,6 +123,8 @@ def worst_table(verdicts: Verdicts) -> str:
         return ""
     with_label = len(verdicts) > 1
     titles = ["tensor", "format", "flushed", "saturated", "worst at step", "over 1 % from step"]
+    if all(len(recording.steps) == 1 for recording, _ in verdicts):
+        titles = titles[:4]
 
     def texts(loss: Loss) -> list[str]:
         return [
@@ -121,7 +134,7 @@ def worst_table(verdicts: Verdicts) -> str:
             percent(loss.saturated),
             str(loss.step),
             str(loss.began),
-        ]
+        ][: len(titles)]
 
     rows = [[label, *texts(loss)] if with_label else texts(loss) for label, loss in losses]
     return section("Worst tensors", table(["run", *titles] if with_label else titles, rows))
@@ -151,6 +164,22 @@ def products_table(products: Products) -> str:
     return section("Matrix products", body)
 
 
+def rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows that share their keys, under a heading; one of many rows scrolls in a box."""
+    if not rows:
+        return ""
+    return section(title, table(list(rows[0]), [list(row.values()) for row in rows]))
+
+
+def configuration_of(configuration: Mapping[str, Any] | None) -> str:
+    """The configuration, closed until it is asked for."""
+    if configuration is None:
+        return ""
+    text = escape(json.dumps(configuration, indent=2))
+    body = f"<summary>Configuration</summary>\n<pre>{text}</pre>"
+    return f"<section><details>\n{body}\n</details></section>"
+
+
 def section(title: str, body: str) -> str:
     """A heading and what is under it."""
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
@@ -160,15 +189,30 @@ def table(
     titles: Sequence[str], rows: Sequence[Sequence[Any]], classes: Sequence[str] | None = None
 ) -> str:
     """An HTML table that scrolls sideways on a narrow screen."""
-    head = "".join(f"<th scope='col'>{escape(title)}</th>" for title in titles)
+    texts = [[cell(value) for value in row] for row in rows]
+    columns = ["text" if is_text(column) else "number" for column in zip(*texts, strict=True)]
+    columns = columns or ["text"] * len(titles)
+    head = "".join(
+        f"<th scope='col' class='{kind}'>{escape(title)}</th>"
+        for title, kind in zip(titles, columns, strict=True)
+    )
     lines = [
         f"<tr{f' class={classes[i]!r}' if classes else ''}>"
-        + "".join(f"<td>{escape(cell(value))}</td>" for value in row)
+        + "".join(
+            f"<td class='{kind}'>{escape(text)}</td>"
+            for text, kind in zip(row, columns, strict=True)
+        )
         + "</tr>"
-        for i, row in enumerate(rows)
+        for i, row in enumerate(texts)
     ]
     body = "\n".join(lines)
+    tall = " tall" if len(rows) > TALL else ""
     return (
-        f"<div class='scroll' tabindex='0'><table><thead><tr>{head}</tr></thead>"
+        f"<div class='scroll{tall}' tabindex='0'><table><thead><tr>{head}</tr></thead>"
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
+
+
+def is_text(column: Sequence[str]) -> bool:
+    """Whether a column holds names, which begin at the left, and not numbers."""
+    return all(text[:1].isalpha() for text in column if text not in ("", "–"))

@@ -177,6 +177,8 @@ function setRun() {
   const keys = Object.keys(QUANTITIES).filter((q) => hasShares || !NEEDS_SHARES.includes(q));
   options("quantity", keys.filter((q) => run.steps.length > 1 || q !== "drift").map((q) => [q, QUANTITIES[q]]));
   show("tensors", run.steps.length > 0);
+  show("history", run.steps.length > 1);
+  show("step-control", run.histogramSteps.length > 1);
   $("step").max = Math.max(run.histogramSteps.length - 1, 0);
   $("step").value = $("step").max;
   chosen = run.focus;
@@ -249,7 +251,7 @@ function drawTensors() {
 
 function drawHeat() {
   const rows = ordered(), q = $("quantity").value;
-  $("count").textContent = `${rows.length} of ${run.tensors.length} tensors, ${run.steps.length} steps`;
+  $("count").textContent = `${rows.length} of ${run.tensors.length} tensors, ${run.steps.length} step${run.steps.length === 1 ? "" : "s"}`;
   const z = rows.map((t) => run.steps.map((_, i) => quantity(t, i)));
   const names = rows.map(label);
   const shared = { type: "heatmap", z, x: run.steps.map(String), y: names, hoverongaps: false };
@@ -265,10 +267,14 @@ function drawHeat() {
     ...(["lost", "flushed", "subnormal", "saturated"].includes(q) ? { zmin: 0, zmax: 1, reversescale: true } : {}),
   };
   const wide = !phone() && rows.length <= 60;
+  const height = Math.max(220, Math.min(rows.length * (wide ? 15 : 6) + 80, 820));
   plot("heat", [trace], {
-    height: Math.max(220, Math.min(rows.length * (wide ? 15 : 6) + 80, 820)),
+    height,
     xaxis: { title: { text: "step" }, type: "category", nticks: phone() ? 5 : 12, gridcolor: "rgba(0,0,0,0)" },
-    yaxis: { autorange: "reversed", type: "category", showticklabels: wide, ticksuffix: " ", gridcolor: "rgba(0,0,0,0)" },
+    yaxis: {
+      autorange: "reversed", type: "category", ticksuffix: " ", gridcolor: "rgba(0,0,0,0)",
+      ...(wide ? {} : phone() || $("order").value !== "graph" ? { showticklabels: false, ticks: "" } : layerTicks(rows, (height - 80) / rows.length)),
+    },
   });
   $("legend").textContent = q === "range"
     ? "Dark purple: below the smallest value; light purple: among the subnormals. Blue: the normal range, darkest in its middle. Orange: above the largest value. Click a cell to see its histogram."
@@ -280,6 +286,26 @@ function drawHeat() {
     $("step").value = steps.reduce((b, s, i) => (Math.abs(s - step) < Math.abs(steps[b] - step) ? i : b), 0);
     drawDetail();
   });
+}
+
+// The module that a person would name: the path up to the first number in it.
+function layer(t) {
+  const parts = run.tensors[t][0].split("#")[0].split(":")[0].split(".");
+  const at = parts.findIndex((part) => /^\d+$/.test(part));
+  return parts.slice(0, at >= 0 ? at + 1 : Math.max(parts.length - 1, 1)).join(".");
+}
+
+// Ticks where a layer begins, or as soon after it as its name fits.
+function layerTicks(rows, pixels) {
+  const vals = [], texts = [];
+  let before = null, named = true, last = -Infinity;
+  rows.forEach((t, i) => {
+    const direction = run.tensors[t][2], here = `${layer(t)}${direction === "value" ? "" : ` · ${direction}`}`;
+    if (here !== before) named = false;
+    if (!named && (i - last) * pixels >= 13) { vals.push(i); texts.push(here); last = i; named = true; }
+    before = here;
+  });
+  return { tickmode: "array", tickvals: vals, ticktext: texts, ticks: "outside", tickfont: { size: 10 } };
 }
 
 // The scale is over positions -1 to 3; the listed stops are over -0.5 to 2.5.
@@ -298,7 +324,7 @@ function limitLines(name, horizontal = false) {
 function limitNotes(name, horizontal = false) {
   return run.formats[name].map((at, i) => ({
     text: ["smallest", "normal", "largest"][i], showarrow: false, font: { size: 10, color: color("soft") },
-    ...(horizontal ? { xref: "paper", x: 1, xanchor: "right", y: at, yanchor: "bottom" }
+    ...(horizontal ? { xref: "paper", x: 1, xanchor: "right", y: at, yanchor: i === 0 ? "top" : "bottom" }
       : { yref: "paper", y: i === 1 ? 0.93 : 1, yanchor: "bottom", x: at }),
   }));
 }
@@ -327,13 +353,13 @@ function drawDetail() {
   });
   const line = (values, extra) => ({ x: run.steps, y: values, mode: "lines+markers", marker: { size: 4 }, hovertemplate: "step %{x}: 2^%{y:.1f}", ...extra });
   const lift = (row) => row.map((x, j) => (x === null ? null : tenth(x + (run.held[chosen][j] ?? 0))));
-  plot("history", [
+  if (run.steps.length > 1) plot("history", [
     line(lift(run.rms[chosen]), { name: "RMS", line: { color: "#2b8cbe" } }),
     line(lift(run.amax[chosen]), { name: "largest", line: { color: "#d94801", dash: "dot" } }),
   ], {
     height: 300, legend: { orientation: "h", y: -0.3 }, margin: { l: 8, r: 8, t: 48, b: 36 },
     title: { text: "As held, by step", font: { size: 13 }, y: 0.99, yanchor: "top" },
-    xaxis: { title: { text: "step" } }, yaxis: { title: { text: "octaves" } },
+    xaxis: { title: { text: "step" } }, yaxis: { title: { text: "log2 magnitude" } },
     shapes: limitLines(format, true), annotations: limitNotes(format, true),
   });
   const percent = (x) => (x === null || x === undefined ? "–" : `${+(100 * x).toPrecision(2)} %`);
@@ -346,27 +372,45 @@ function drawDetail() {
 
 function drawDepth() {
   const last = run.steps.length - 1;
-  const traces = [], inRange = { before: 0, after: 0, all: 0 };
-  for (const [direction, tone] of [["value", "#2b8cbe"], ["gradient", "#d94801"]]) {
+  const traces = [], shapes = [], annotations = [], inRange = { before: 0, after: 0, all: 0 };
+  const place = new Map();
+  for (const [name] of run.tensors) if (!place.has(name)) place.set(name, place.size);
+  // A panel each, above one another: a direction has limits of its own.
+  const panels = [["value", "#2b8cbe"], ["gradient", "#d94801"]].map(([direction, tone]) => {
     const found = run.tensors.map((_, t) => t).filter((t) => run.tensors[t][2] === direction && run.rms[t][last] !== null);
-    const common = { x: found, text: found.map(label), mode: "markers", hovertemplate: "%{text}: 2^%{y:.1f}<extra></extra>" };
+    return { direction, tone, found };
+  }).filter(({ found }) => found.length);
+  const axes = {};
+  panels.forEach(({ direction, tone, found }, i) => {
+    const axis = i ? "y2" : "y", height = 1 / panels.length;
+    const common = {
+      x: found.map((t) => place.get(run.tensors[t][0])), text: found.map(label), mode: "markers", yaxis: axis,
+      hovertemplate: "%{text}: 2^%{y:.1f}<extra></extra>",
+    };
     const isHeld = found.some((t) => run.held[t][last]);
     if (isHeld) {
       traces.push({ ...common, y: found.map((t) => run.rms[t][last]), name: `${direction}, before units`, marker: { color: tone, symbol: "circle-open", size: 5, opacity: 0.7 } });
     }
     traces.push({ ...common, y: found.map((t) => held(t, last)), name: isHeld ? `${direction}, as held` : direction, marker: { color: tone, size: 5 } });
+    const format = formatOf(found[0]);
+    shapes.push(...limitLines(format, true).map((line) => ({ ...line, yref: axis })));
+    annotations.push(...limitNotes(format, true).map((note) => ({ ...note, yref: axis })));
+    axes[i ? "yaxis2" : "yaxis"] = {
+      title: { text: `log2 RMS<br>${direction}s, ${format}` }, automargin: true, gridcolor: color("line"), zerolinecolor: color("line"),
+      domain: [1 - (i + 1) * height + (i + 1 < panels.length ? 0.05 : 0), 1 - i * height],
+    };
     for (const t of found) {
       inRange.all += 1;
       inRange.before += Math.abs(run.rms[t][last]) <= 1;
       inRange.after += Math.abs(held(t, last)) <= 1;
     }
-  }
-  plot("depth-chart", traces, {
-    height: 340, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, xaxis: { title: { text: "tensor" } },
-    yaxis: { title: { text: "log2 RMS" } }, shapes: limitLines(formatOf(0), true), annotations: limitNotes(formatOf(0), true),
   });
-  $("depth-text").textContent = `RMS within [1/2, 2] at step ${run.steps[last]}: ${inRange.before} of ${inRange.all}` +
-    (inRange.after === inRange.before ? "." : ` before units, ${inRange.after} as held.`) + ` Lines: ${formatOf(0)}.`;
+  plot("depth-chart", traces, {
+    height: 120 + 220 * panels.length, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+    ...axes, xaxis: { title: { text: "tensor, in the order of the model" }, anchor: panels.length > 1 ? "y2" : "y" }, shapes, annotations,
+  });
+  $("depth-text").textContent = `RMS within [1/2, 2] at step ${run.steps[last]}: ${inRange.before} of ${inRange.all} tensors` +
+    (inRange.after === inRange.before ? "." : ` before units, ${inRange.after} as held.`) + " Lines are the limits of the format named at each axis.";
 }
 
 // --- tensors: table ------------------------------------------------------------------------------
@@ -422,7 +466,8 @@ function tableRow(t) {
     if (c === 0) {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = x;
+      // A long name may break after a dot.
+      button.append(...x.split(/(?<=\.)/).flatMap((part) => [part, document.createElement("wbr")]));
       button.onclick = () => { chosen = t; drawDetail(); };
       button.onkeydown = (event) => {
         const to = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];

@@ -1,7 +1,7 @@
-"""A recording as a Parquet file: the same rows as in JSONL, a column a statistic, a quarter the size.
+"""A recording as a Parquet file: the rows of the JSONL file, a column a statistic.
 
-Needs pyarrow. A Parquet file has its index at its end: it can be read once it is closed, not while
-the recording goes on, and it cannot be continued.
+A quarter the size. Needs pyarrow. A Parquet file has its index at its end: it can be read once it
+is closed, not while the recording goes on, and it cannot be continued.
 """
 
 import json

@@ -58,7 +58,11 @@ class Series:
 
 @dataclass
 class Recording:
-    """Series in order of first appearance, and the formats that they were judged in."""
+    """Series, and the formats that they were judged in.
+
+    Values come first, in the order of the model, then gradients in the same order (they appear from
+    the loss backward), then the optimizer's state.
+    """
 
     formats: dict[str, FormatLimits]
     series: list[Series]
@@ -100,7 +104,13 @@ def group(rows: Iterable[Any], *, label: str = "") -> Recording:
             series.rows.append(row)
     for series in found.values():
         series.rows.sort(key=lambda row: row["step"])
-    return Recording(formats or DEFAULT_FORMATS, list(found.values()), label)
+    place: dict[str, int] = {}
+    for name in (*(n for n, direction in found if direction == "value"), *(n for n, _ in found)):
+        place.setdefault(name, len(place))
+    ordered = sorted(
+        found.values(), key=lambda one: (DIRECTIONS.index(one.direction), place[one.name])
+    )
+    return Recording(formats or DEFAULT_FORMATS, ordered, label)
 
 
 def unfold(given: Any) -> Iterator[Row]:

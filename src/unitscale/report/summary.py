@@ -98,6 +98,24 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
     ]
 
 
+def outcome(summaries: Sequence[Summary]) -> str:
+    """How a comparison ended, in words: the baseline's loss, and how far off each recipe is."""
+    by_name = {summary.recipe: summary for summary in summaries}
+    baseline = by_name.get(BASELINE)
+    sentences = []
+    if baseline is not None and baseline.valid_loss.mean is not None:
+        sentences.append(f"{BASELINE} ends at a validation loss of {baseline.valid_loss.text()}.")
+    known = [s for s in summaries if s.recipe != BASELINE and s.valid_loss_change.mean is not None]
+    if known:
+        parts = [f"{s.recipe} {s.valid_loss_change.text('+')}" for s in known]
+        sentences.append(f"Against it: {', '.join(parts)}.")
+    for summary in summaries:
+        if summary.diverged:
+            several = f" in {summary.diverged} of {summary.seeds} runs" if summary.seeds > 1 else ""
+            sentences.append(f"{summary.recipe} diverged{several}.")
+    return " ".join(sentences)
+
+
 def summarize_recipe(runs: Sequence[Run], baseline: Mapping[int, float | None]) -> Summary:
     """The summary of runs that share a recipe, against the baseline's losses by seed."""
 

@@ -11,8 +11,11 @@ from unitscale.report.recording import Recording, Row, Series, lost_fraction
 WORTH_NAMING = 0.01
 """Share of a tensor's values from which on a loss is counted."""
 
-JUMP_LOG2 = 8
-"""Octaves that an RMS moves between two samples from which on it is a fault and no training."""
+JUMP_LOG2 = 10
+"""Octaves that an RMS moves between two samples from which on it is a fault and no training.
+
+The first steps of a Llama with a standard initialization move single gradients by eight.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +69,14 @@ def judge(recording: Recording) -> Verdict:
         (jump for series in recording.series if (jump := largest_jump(series))),
         key=lambda jump: (jump.step, -abs(jump.octaves)),
     )
-    sentences = [*fault_sentences(jumps), *loss_sentences(losses, judged)]
+    is_one = len(recording.steps) == 1
+    sentences = [*fault_sentences(jumps), *loss_sentences(losses, judged, with_step=not is_one)]
     if losing := [loss for loss in states if loss.share > WORTH_NAMING]:
         sentences.append(
             f"Of the optimizer's moments, {len(losing)} of {len(states)} would lose more than 1 % "
             f"in {losing[0].format}."
         )
-    if not judged:
-        sentences += unit_sentences(recording)
+    sentences += unit_sentences(recording, is_all=not judged)
     return Verdict(losses=losses, jumps=jumps, judged=len(judged), sentences=sentences)
 
 
@@ -135,7 +138,7 @@ def fault_sentences(jumps: Sequence[Jump]) -> list[str]:
     return [text] + ([f"{plural(rest, 'more tensor')} jumped later."] if rest else [])
 
 
-def loss_sentences(losses: Sequence[Loss], judged: Sequence[Loss]) -> list[str]:
+def loss_sentences(losses: Sequence[Loss], judged: Sequence[Loss], *, with_step: bool) -> list[str]:
     """How many tensors lose values, by format, and the worst of each."""
     sentences = []
     for name in dict.fromkeys(loss.format for loss in judged):
@@ -150,30 +153,42 @@ def loss_sentences(losses: Sequence[Loss], judged: Sequence[Loss]) -> list[str]:
         sentences.append(
             f"{len(found)} of {total} tensors {verb} more than 1 % of "
             f"{'its' if len(found) == 1 else 'their'} values in {name}; worst: "
-            f"{found[0].series.label}, {fate(found[0])} at step {found[0].step}"
-            + (f" (from step {found[0].began} on)." if found[0].began != found[0].step else ".")
+            f"{found[0].series.label}, {fate(found[0])}{when(found[0]) if with_step else ''}."
         )
     return sentences
 
 
-def unit_sentences(recording: Recording) -> list[str]:
-    """For rows without shares: how many tensors lie in the middle of a format, before and after."""
-    scales = [
-        (row["rms"], row["rms"] * 2.0 ** row.get("held_log2", 0))
+def when(loss: Loss) -> str:
+    """The step at which a tensor loses most, and since when it loses."""
+    since = f" (from step {loss.began} on)" if loss.began != loss.step else ""
+    return f" at step {loss.step}{since}"
+
+
+def unit_sentences(recording: Recording, *, is_all: bool) -> list[str]:
+    """How many tensors lie in the middle of a format at the last step, before and after units.
+
+    Args:
+        is_all: there is nothing else to say; else tensors without units get no sentence.
+    """
+    last = [
+        next((row for row in reversed(series.rows) if row.get("rms")), None)
         for series in recording.series
-        for row in series.rows
-        if row.get("rms")
+        if series.direction != "state"
     ]
+    scales = [
+        (row["rms"], row["rms"] * 2.0 ** row.get("held_log2", 0)) for row in last if row is not None
+    ]
+    is_held = any(before != after for before, after in scales)
     if not scales:
-        return ["Nothing was measured."]
+        return ["Nothing was measured."] if is_all else []
     before, after = (sum(0.5 <= pair[i] <= 2 for pair in scales) for i in (0, 1))
     total = len(scales)
-    if before == after:
-        return [f"{before} of {total} tensors have an RMS between 1/2 and 2."]
-    return [
-        f"{before} of {total} tensors have an RMS between 1/2 and 2 as the model computes them, "
-        f"and {after} as they are held at their units."
-    ]
+    if is_held:
+        return [
+            f"{before} of {total} tensors have an RMS between 1/2 and 2 as the model computes "
+            f"them, and {after} as they are held at their units."
+        ]
+    return [f"{before} of {total} tensors have an RMS between 1/2 and 2."] if is_all else []
 
 
 def fate(loss: Loss) -> str:

@@ -4,6 +4,7 @@ Two passes over the same inputs and random numbers: the first measures the units
 every value to an observer that knows its unit.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 from unitscale import units
 from unitscale.formats import E4M3FN, E5M2, FP16, FloatFormat
-from unitscale.numerics import flushed_fraction, saturated_fraction
+from unitscale.numerics import digest, flushed_fraction, saturated_fraction
 from unitscale.numerics.capture import TensorNode
 from unitscale.numerics.interpret import ObservingInterpreter
+from unitscale.numerics.sink import format_limits
 from unitscale.train.measure import OUTSIDE, held, held_grad, share_in_range
 from unitscale.units.model import session_of
 from unitscale.units.session import Executable
@@ -25,6 +27,9 @@ from unitscale.units.session import Executable
 VALUE_FORMATS = (E4M3FN, FP16)
 GRAD_FORMATS = (E5M2, FP16)
 """What the recipes round values and gradients to."""
+
+FORMATS = (E4M3FN, FP16, E5M2)
+"""All of them: the first for values, the last for gradients, as in a recording."""
 
 
 class AnalysisError(RuntimeError):
@@ -43,11 +48,15 @@ class Loss:
 
 @dataclass
 class Losses:
-    """What the formats lose of one tensor and of its gradient, by the format's name."""
+    """What the formats lose of one tensor and of its gradient, by the format's name.
+
+    `statistics` are the digests of the two, "value" and "gradient", as a recording has them.
+    """
 
     elements: int = 0
     value: dict[str, Loss] = field(default_factory=dict)
     grad: dict[str, Loss] = field(default_factory=dict)
+    statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +149,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
         "graphs": len(session.executables),
         "parameters": sum(p.numel() for p in model.parameters()),
         "share_in_range": shares(rows),
+        "formats": format_limits(FORMATS),
         "tensors": [describe(row, found[row.name]) for row in rows],
     }
 
@@ -170,9 +180,11 @@ def observe(
     plain = value.detach()
     losses.elements = plain.numel()
     losses.value = {f.name: loss_in(f, plain, plain / row.s) for f in VALUE_FORMATS}
+    losses.statistics["value"] = statistics(plain, -int(math.log2(row.s)))
 
     def observe_grad(grad: Tensor) -> None:
         losses.grad = {f.name: loss_in(f, grad, grad * row.phi) for f in GRAD_FORMATS}
+        losses.statistics["gradient"] = statistics(grad, int(math.log2(row.phi)))
 
     if value.requires_grad:
         value.register_hook(observe_grad)
@@ -186,6 +198,12 @@ def loss_in(fmt: FloatFormat, before: Tensor, after: Tensor) -> Loss:
         saturated_before=saturated_fraction(before, fmt).item(),
         saturated_after=saturated_fraction(after, fmt).item(),
     )
+
+
+def statistics(x: Tensor, held_log2: int) -> dict[str, Any]:
+    """A row of a recording, of all elements."""
+    found = digest(x, FORMATS, held_log2=held_log2, sample=max(x.numel(), 1))
+    return {"held_log2": held_log2} | found.row()
 
 
 def shares(rows: Sequence[units.UnitRow]) -> dict[str, dict[str, float | None]]:
@@ -216,4 +234,5 @@ def describe(row: units.UnitRow, losses: Losses) -> dict[str, Any]:
         "grad_rms": {"before": row.grad_rms, "after": held_grad(row)},
         "value_loss": {name: asdict(loss) for name, loss in losses.value.items()},
         "grad_loss": {name: asdict(loss) for name, loss in losses.grad.items()},
+        "statistics": losses.statistics,
     }
