@@ -53,8 +53,8 @@ def test_rates_follow_kind_width_and_depth():
     assert rates(language_model(width=16, depth=4), lr=2.0) == {
         "embedding.weight": 2.0 / 4,
         **{f"stack.{i}.weight": 2.0 / 4 / 2 for i in range(4)},
-        **{f"stack.{i}.bias": 2.0 / 2 for i in range(4)},
-        "norm.weight": 2.0,
+        **{f"stack.{i}.bias": 2.0 / 128 / 2 for i in range(4)},
+        "norm.weight": 2.0 / 128,
         "readout.weight": 2.0,
     }
 

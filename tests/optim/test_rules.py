@@ -9,8 +9,8 @@ from unitscale.optim.rules import lr_factor
         ("hidden", 64**-0.5, 64**0.5),
         ("input", 64**-0.5, 64**0.5),
         ("output", 1.0, 1.0),
-        ("bias", 1.0, 64.0),
-        ("norm", 1.0, 64.0),
+        ("bias", 2**-7, 0.5),
+        ("norm", 2**-7, 0.5),
     ],
 )
 def test_factor_follows_the_table_of_the_paper(kind, adam, constrained_sgd):

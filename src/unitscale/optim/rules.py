@@ -2,7 +2,8 @@
 
 Every parameter starts at unit variance and its gradient is of unit size, so the learning rate is
 what is left of muP's per-width corrections. Source: u-muP (Blake et al. 2024), table 2; for the
-factor of an input table, where muP has 1, the authors give an empirical reason only.
+factor of an input table, where muP has 1, the authors give an empirical reason only. Their models
+have no biases and gains: for those, muP's rate does not depend on the width, and its size is ours.
 """
 
 from typing import Literal, get_args
@@ -13,6 +14,9 @@ ReadoutConstraint = Literal["to_output_scale"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MATRIX_KINDS: tuple[Kind, ...] = ("hidden", "input", "output")
+
+BIAS_AND_GAIN = 2.0**-7
+"""At a higher rate gains leave unit scale, and E5M2 gradients get costly: docs/results.md."""
 
 
 def lr_factor(
@@ -30,7 +34,7 @@ def lr_factor(
     | hidden | fan_in | width^-1/2 | width^1/2 |
     | input | fan_out | width^-1/2 | width^1/2 |
     | output | fan_in | 1 | 1 |
-    | bias, norm | size | 1 | width |
+    | bias, norm | size | 2^-7 | 2^-7 width |
 
     and every factor is divided by sqrt(depth), the number of residual layers around the parameter.
     The last column undoes the 1/width that such a read-out leaves on every gradient before it;
@@ -42,6 +46,6 @@ def lr_factor(
         case "hidden" | "input":
             return by_depth * width**-0.5 * undo_readout
         case "bias" | "norm":
-            return by_depth * undo_readout
+            return by_depth * BIAS_AND_GAIN * undo_readout
         case "output":
             return by_depth
