@@ -14,6 +14,8 @@ import torch
 from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from unitscale.numerics.example import evaluate, storage_id
+
 BOUNDARY = "input of the graph"
 MUTATED = "written to in place"
 EXPOSED = "leaves the graph together with a view of it"
@@ -203,18 +205,23 @@ def exposed_storages(graph: fx.Graph) -> set[int]:
 
 
 def written_storages(graph: fx.Graph) -> set[int]:
-    """The storages that some op of the graph wrote to."""
-    values = (node.meta.get("example_value") for node in graph.nodes)
-    tensors = [v for v in values if isinstance(v, torch.Tensor)]
-    return {storage_id(v) for v in tensors if not v.is_inference() and v._version > 0} - {0}
+    """The storages that some op of the graph wrote to, other than the one that made it."""
+    written: dict[int, bool] = {0: False}
+    for node in graph.nodes:
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.Tensor) and not value.is_inference() and value._version > 0:
+            memory = storage_id(value)
+            if memory not in written:  # the first node with this memory made it
+                written[memory] = value._version > version_at_birth(node, value)
+    return {memory for memory, is_written in written.items() if is_written}
 
 
-def storage_id(value: torch.Tensor) -> int:
-    """Identity of the memory behind a (fake) tensor; 0 for a tensor without storage of its own."""
-    try:
-        return value.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # wrapper subclasses, functorch levels
-        return 0
+def version_at_birth(node: fx.Node, value: torch.Tensor) -> int:
+    """How often the op itself writes to the tensor it makes: pooling does, on example values."""
+    if getattr(node.target, "__name__", "").startswith("adaptive_avg_pool"):
+        fresh: torch.Tensor = evaluate(node, value)
+        return fresh._version
+    return 0
 
 
 def op_name(node: fx.Node) -> str:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from unitscale.formats import E4M3FN, E5M2, FloatFormat
-from unitscale.numerics.capture import TensorNode, drop_idle_calls, storage_id, tensor_nodes
+from unitscale.numerics.capture import TensorNode, drop_idle_calls, tensor_nodes
 from unitscale.numerics.digest import SAMPLE, Digest, digest, read
+from unitscale.numerics.example import storage_id
 from unitscale.numerics.interpret import ObservingInterpreter
 from unitscale.numerics.sink import Row, Sink
 

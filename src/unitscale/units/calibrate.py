@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from unitscale.formats import FloatFormat
 from unitscale.numerics import amax, flushed_fraction, rms, saturated_fraction
-from unitscale.numerics.capture import TensorNode
+from unitscale.numerics.capture import MUTATED, TensorNode
 from unitscale.units.assign import ONE, Unit
 
 UNINITIALIZED = ("empty", "empty_like", "empty_strided")
@@ -77,6 +77,8 @@ class Measurement:
         unit = self.watch.units.get(tensor.name, ONE)
         plain = value.detach()
         reading.rms, reading.amax = rms(plain, skip_fill=True).item(), largest(plain)
+        if tensor.pinned == MUTATED and math.isnan(reading.amax):
+            reading.rms = reading.amax = None  # a view of memory that is still to be written to
         if tensor.node in self.watch.operands and self.watch.forward is not None:
             held = plain * 2.0**-unit.s
             reading.saturated = saturated_fraction(held, self.watch.forward).item()

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
-from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.proxy import GraphAppendingTracer, Proxy
 
 from unitscale.numerics.capture import checkpointed
+from unitscale.numerics.example import evaluate
 
 ATTENTION = inspect.signature(F.multi_head_attention_forward)
 
@@ -74,25 +74,14 @@ class Tracer(GraphAppendingTracer):
 
     def __init__(self, replaced: fx.Node) -> None:
         super().__init__(replaced.graph)
-        self.meta, results = replaced.meta, replaced.meta["example_value"]
-        self.mode = results[0].fake_mode  # Dynamo's, which knows the sizes that may change
-        self.wants_grad = results[0].requires_grad
+        self.meta = replaced.meta
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """A node with its example value."""
         node = super().create_node(*args, **kwargs)
         node.meta = {key: x for key, x in self.meta.items() if key != "example_value"}
-        with self.mode, enable_python_dispatcher(), torch.set_grad_enabled(self.wants_grad):
-            node.meta["example_value"] = evaluate(node)
+        node.meta["example_value"] = evaluate(node, self.meta["example_value"])
         return node
-
-
-def evaluate(node: fx.Node) -> Any:
-    """The value of a node for the example values of its arguments."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: x.meta["example_value"])
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def example(x: Proxy) -> Tensor:

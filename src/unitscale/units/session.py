@@ -20,6 +20,7 @@ from unitscale.recipes import Recipe
 from unitscale.units.assign import ONE, Unit, assign, is_rounding_error, reason
 from unitscale.units.calibrate import Measurement, Reading, Watch, first_nan
 from unitscale.units.expand import expand
+from unitscale.units.inplace import return_new
 from unitscale.units.recompute import recomputing
 from unitscale.units.report import UnitRow
 from unitscale.units.rewrite import is_rounded_product, rewrite
@@ -246,6 +247,7 @@ class Executable:
         self.session, self.module = session, module
         expand(module.graph)
         drop_idle_calls(module.graph)
+        return_new(module.graph)
         self.tensors = session.distinguish(tensor_nodes(module.graph))
         if session.scale or session.recipe.rounds:
             refuse_nested(self.tensors.values())

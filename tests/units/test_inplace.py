@@ -1,0 +1,183 @@
+"""Writes that nothing else sees become new tensors, with units; the others stay as they are."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from units.training import assert_trains_as_plain, named
+from unitscale.numerics.capture import MUTATED
+from unitscale.units import unit_scale
+
+
+class Between(nn.Module):
+    """Two small layers with something in between; the loss is far from unit scale."""
+
+    def __init__(self, between) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.between(self.first(x) * 20)
+        return self.second(y.float()).square().mean() * 1e-3
+
+
+def add_and_multiply(x):
+    y = x.sin()
+    y += x
+    y *= 3
+    return y
+
+
+def divide_what_is_used_before(x):
+    values, _ = torch.topk(x, 8, dim=-1)
+    total = values.sum(-1, keepdim=True)
+    values /= total
+    return values
+
+
+def flag(x):
+    return F.relu(x + 1, inplace=True)
+
+
+def flag_by_position(x):
+    return F.dropout(x.sin(), 0.25, True, True)
+
+
+def method(x):
+    return (x.sin() + x).mul_(3).masked_fill_(x > 20, 3.0).relu_()
+
+
+def used_under_its_old_name(x):
+    y = x.sin()
+    y.add_(x)
+    return y * y
+
+
+def view_of_what_is_not_used(x):
+    y = x.cos().T
+    y -= 1
+    return y.T
+
+
+def pooled(x):
+    y = F.adaptive_avg_pool1d(x[None], 4).flatten(1)
+    return y.repeat(1, 2)[:, :8] + x
+
+
+NEW = [
+    add_and_multiply,
+    divide_what_is_used_before,
+    flag,
+    flag_by_position,
+    method,
+    used_under_its_old_name,
+    view_of_what_is_not_used,
+    pooled,
+]
+
+
+def written_rows(model: nn.Module) -> list[str]:
+    return [name for name, row in named(model).items() if row.reason == MUTATED]
+
+
+@pytest.mark.parametrize("between", NEW)
+def test_a_write_that_nobody_sees_becomes_a_new_tensor(between) -> None:
+    model = assert_trains_as_plain(lambda: Between(between), (torch.randn(4, 8),), least_units=4)
+    assert written_rows(model) == []
+
+
+def base_of_a_view(x):
+    y = x.sin()
+    y[:, 1:] += 1
+    return y
+
+
+def view_of_a_base(x):
+    y = x.sin()
+    z = y[:, :4]
+    y *= 2
+    return torch.cat([z, z], 1) + y
+
+
+def sliced_view(x):
+    y = x.cos()[:, 1:]
+    y -= 1
+    return F.pad(y, (1, 0))
+
+
+def alias(x):
+    y = x.sin()
+    z = y.detach()
+    z *= 2
+    return y
+
+
+def narrower_than_what_is_added(x):
+    y = x.bfloat16()
+    y += x
+    return y
+
+
+def memory_to_be_filled(x):
+    y = x.new_empty(x.shape)
+    y[:, :4].copy_(x[:, 4:])
+    y[:, 4:].copy_(x[:, :4])
+    return y
+
+
+def out_of_the_history(x):
+    y = x.sin()
+    with torch.no_grad():
+        y *= 2
+    return y
+
+
+OLD = [
+    out_of_the_history,
+    base_of_a_view,
+    view_of_a_base,
+    sliced_view,
+    alias,
+    narrower_than_what_is_added,
+    memory_to_be_filled,
+]
+
+
+@pytest.mark.parametrize("between", OLD)
+def test_a_write_that_is_seen_stays(between) -> None:
+    model = assert_trains_as_plain(lambda: Between(between), (torch.randn(4, 8),), least_units=2)
+    assert written_rows(model)
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return self.layer(x + self.steps).square().mean()
+
+
+def test_a_write_to_a_buffer_is_done() -> None:
+    model = assert_trains_as_plain(Counting, (torch.zeros(4, 8),))
+    assert model.steps == 3
+
+
+def test_a_write_to_an_input_is_done() -> None:
+    class Writing(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            x += 1
+            return super().forward(x * 2).square().mean()
+
+    model, x = unit_scale(Writing(8, 8), "fp32-units", inner="eager", remeasure="once"), zeros()
+    for step in range(3):
+        model(x).backward()
+        assert torch.equal(x, zeros() + step + 1)
+
+
+def zeros() -> Tensor:
+    return torch.zeros(4, 8)
