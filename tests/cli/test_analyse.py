@@ -32,7 +32,7 @@ class WithLoss(nn.Module):
         self.linear = nn.Linear(8, 8)
     def forward(self, x, scale=1.0):
         y = self.linear(x)
-        y.relu_()
+        y[:, 1:].relu_()
         return {"loss": (y * scale).sum()}
 
 def keywords():
