@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
-from units.training import assert_trains_as_plain
+from units.training import assert_trains_as_plain, named
+from unitscale.numerics import record
 from unitscale.units import apply_recipe, rows, unit_scale
 
 # 2026-11-24: torch 2.13's Dynamo reads `.grad` of what crosses a graph break, and instantiates the
@@ -208,8 +209,65 @@ class Blocks(nn.Module):
 
 @pytest.mark.parametrize("remeasure", ["once", "geometric"])
 def test_blocks_that_break_share_graphs_and_train_as_plain(remeasure):
-    """Dynamo runs the same two graphs for every block, so the blocks share units too."""
-    assert_trains_as_plain(Blocks, batch(), steps=4, remeasure=remeasure)
+    """Dynamo runs the same two graphs for every block; each block has units of its own in them."""
+    model = assert_trains_as_plain(Blocks, batch(), steps=4, remeasure=remeasure)
+    assert {"blocks.0.up.linear", "blocks.2.down.linear"} <= named(model).keys()
+
+
+def unlike_blocks() -> Blocks:
+    """Block i multiplies by 100**i more."""
+    model = Blocks()
+    with torch.no_grad():
+        for i, block in enumerate(model.blocks):
+            block.up.weight.mul_(100.0**i)
+    return model
+
+
+def test_blocks_that_break_are_measured_one_by_one():
+    model = unit_scale(unlike_blocks(), "fp32-units", inner="eager", remeasure=[0, 1])
+    for _ in range(3):
+        model(*batch()).backward()
+        model.zero_grad()
+    found = named(model)
+    held = [found[f"blocks.{i}.up.linear"] for i in range(3)]
+    assert all(0.7 < row.rms / row.s < 1.5 for row in held)
+    assert held[0].s < held[1].s < held[2].s
+    steps = model.__dict__["unitscale_session"].steps
+    assert set(steps.values()) == {3}
+
+
+def test_blocks_that_break_are_recorded_one_by_one():
+    with record(unlike_blocks(), every=1) as recorder:
+        recorder.model(*batch()).backward()
+    rms = {row["name"]: row["rms"] for row in recorder.rows if row["direction"] == "value"}
+    assert rms["blocks.2.up.linear"] > 10 * rms["blocks.0.up.linear"]
+
+
+def test_a_graph_without_parameters_keeps_the_largest_of_its_calls():
+    """What tells the calls apart is the parameters; here the second graph of a block has none."""
+
+    class Plain(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.up(x)
+            torch._dynamo.graph_break()
+            return y.tanh() * 3
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small, self.large = Plain(), Plain()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.large(x * 1e-3) + self.small(x * 1e-6)).square().mean()
+
+    model = unit_scale(Model(), "fp32-units", inner="eager", remeasure="once")
+    for _ in range(2):
+        nn.init.zeros_(model.small.up.bias)
+        nn.init.zeros_(model.large.up.bias)
+        model(*batch()).backward()
+    large = named(model)["large.up.linear"].rms
+    (shared,) = (row for name, row in named(model).items() if name.endswith("tanh"))
+    assert shared.rms == pytest.approx(large, rel=1e-3)
 
 
 class Jagged(Layers):
@@ -219,7 +277,7 @@ class Jagged(Layers):
 
 def test_nested_tensor_is_refused_and_named():
     x = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)], layout=torch.jagged)
-    with pytest.raises(Exception, match=r"'args\.0' is a nested tensor.*pad it to a rectangle"):
+    with pytest.raises(Exception, match=r"'x' is a nested tensor.*pad it to a rectangle"):
         unit_scale(Jagged(), inner="eager")(x)
     torch._dynamo.reset()
     apply_recipe(Jagged(), "fp32", inner="eager")(x).backward()  # which changes nothing

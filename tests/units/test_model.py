@@ -158,7 +158,7 @@ def test_rows_say_what_the_design_promises():
     assert 0.70 < up.grad_rms * up.phi < 1.42
     assert {row.op for row in found} >= {"parameter", "input", "linear", "relu", "add", "mean"}
     assert by_name["layers.1.down.weight"].op == "parameter"
-    assert by_name["args.0"].reason == by_name["offset"].reason == "input of the graph"
+    assert by_name["x"].reason == by_name["offset"].reason == "input of the graph"
 
 
 def test_every_tensor_is_in_range_after_a_step():
@@ -230,7 +230,7 @@ def test_measured_takes_what_runs_inside():
     with measured(model) as found:
         model(x()).backward()
         assert found == []
-    assert {row.name for row in found} >= {"args.0", "layers.0.up.linear", "layers.1.down.bias"}
+    assert {row.name for row in found} >= {"x", "layers.0.up.linear", "layers.1.down.bias"}
     assert_plain(model)
     unit_scale(model, inner="eager")
 

@@ -213,7 +213,7 @@ def test_watched_shares_are_those_of_the_products():
     found = {row.name: row for row in measure(model, torch.randn(8, 16))}
     assert found["first.linear"].saturated is not None
     assert found["first.linear"].grad_saturated is not None
-    assert found["args.0"].flushed is not None
+    assert found["x"].flushed is not None
     assert found["first.weight"].saturated is not None
     assert found["first.bias"].saturated is None
     assert found["square"].saturated is None

@@ -30,7 +30,7 @@ def measuring_steps(model: nn.Module, steps: int, scale: float = 1.0) -> list[in
     for step in range(steps):
         x = torch.full((4, 8), scale * (step + 1))
         model(x).backward()
-        measured = named(model)["args.0"].rms
+        measured = named(model)["x"].rms
         if measured != before:
             found.append(step)
             assert measured == pytest.approx(scale * (step + 1))
@@ -86,7 +86,7 @@ def test_recalibrate_measures_the_next_step_and_keeps_the_schedule():
     assert measuring_steps(model, 3) == [0]
     recalibrate(model)
     assert measuring_steps(model, 3, scale=100.0) == [0]
-    assert named(model)["args.0"].s == 128.0 or named(model)["args.0"].s == 64.0
+    assert named(model)["x"].s == 128.0 or named(model)["x"].s == 64.0
 
 
 def test_recalibrate_before_the_first_step_measures_once():
@@ -161,7 +161,7 @@ def test_step_without_backward_is_measured_again():
     model(torch.full((4, 8), 3.0)).backward()
     model(torch.full((4, 8), 4.0)).backward()
     found = named(model)
-    assert found["args.0"].rms == pytest.approx(3.0)
+    assert found["x"].rms == pytest.approx(3.0)
     assert found["first.linear"].grad_rms is not None
 
 
@@ -195,6 +195,6 @@ def test_two_models_have_units_of_their_own():
     for step in range(3):
         small(torch.full((4, 8), 0.01)).backward()
         large(torch.full((4, 8), 100.0)).backward()
-        assert step < 0 or named(small)["args.0"].rms == pytest.approx(0.01)
-    assert named(large)["args.0"].rms == pytest.approx(100.0)
+        assert step < 0 or named(small)["x"].rms == pytest.approx(0.01)
+    assert named(large)["x"].rms == pytest.approx(100.0)
     assert named(small)["first.linear"].s < named(large)["first.linear"].s

@@ -1,5 +1,6 @@
 """NaN, values lost, and models that fail: what is said, and what is kept."""
 
+import math
 import warnings
 
 import pytest
@@ -33,14 +34,14 @@ def units(model: nn.Module) -> dict[str, tuple[float, float]]:
 def test_nan_at_the_first_measurement_raises_and_names_the_tensor():
     model = scaled()
     model(torch.full((4, 8), NAN)).backward()
-    with pytest.raises(ValueError, match=r"units were not measured: 'args.0' holds NaN.*inputs"):
+    with pytest.raises(ValueError, match=r"units were not measured: 'x' holds NaN.*inputs"):
         rows(model)
 
 
 def test_nan_raises_at_the_next_step_if_nobody_asks_before():
     model = scaled()
     model(torch.full((4, 8), NAN)).backward()
-    with pytest.raises(ValueError, match=r"'args\.0' holds NaN"):
+    with pytest.raises(ValueError, match=r"'x' holds NaN"):
         model(torch.randn(4, 8))
 
 
@@ -70,12 +71,31 @@ def test_nan_in_a_gradient_alone_is_seen_too():
         rows(model)
 
 
+def test_nan_that_is_masked_later_is_no_trouble():
+    """The softmax of a row without any allowed key, say: nothing of it reaches a weight."""
+
+    class Masked(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x)
+            undefined = (hidden * 100).detach().sqrt()
+            return self.second(torch.where(x > 100, undefined, hidden)).square().mean()
+
+    model = unit_scale(Masked(), "fp32-units", inner="eager")
+    model(torch.randn(4, 8)).backward()
+    row = named(model)["sqrt"]
+    assert math.isnan(row.amax)
+    assert row.s > 1.0  # by the values that are none
+    assert named(model)["first.linear"].phi > 1.0
+    model(torch.randn(4, 8)).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_nan_later_warns_and_keeps_the_units():
     model = scaled(remeasure=[0, 1])
     model(torch.randn(4, 8)).backward()
     before = units(model)
     model(torch.full((4, 8), NAN)).backward()
-    with pytest.warns(UserWarning, match=r"'args.0' holds NaN.*The earlier units stay"):
+    with pytest.warns(UserWarning, match=r"'x' holds NaN.*The earlier units stay"):
         after = units(model)
     assert after == before
     model(torch.randn(4, 8)).backward()
@@ -150,14 +170,12 @@ def test_saturated_values_are_reported_once():
     model(torch.randn(64, 8)).backward()
     rows(model)
     model(torch.randn(64, 8) * 1000).backward()
-    with pytest.warns(
-        UserWarning, match=r"fp8: of 'args.0' or its gradient \d+\.\d% saturated"
-    ) as seen:
+    with pytest.warns(UserWarning, match=r"fp8: of 'x' or its gradient \d+\.\d% saturated") as seen:
         rows(model)
-    assert 0.3 < named(model)["args.0"].saturated < 0.9
-    assert len([w for w in seen if "'args.0'" in str(w.message)]) == 1
+    assert 0.3 < named(model)["x"].saturated < 0.9
+    assert len([w for w in seen if "'x'" in str(w.message)]) == 1
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"fp8: of '(?!args)")
+        warnings.filterwarnings("ignore", message=r"fp8: of '(?!x')")
         model(torch.randn(64, 8) * 1e-3).backward()
         rows(model)  # not again
 
@@ -168,10 +186,10 @@ def test_flushed_values_are_reported():
     rows(model)
     model(torch.randn(64, 8) * 1e-4).backward()
     with pytest.warns(
-        UserWarning, match=r"'args.0' or its gradient 0\.0% saturated and \d+\.\d% went to"
+        UserWarning, match=r"'x' or its gradient 0\.0% saturated and \d+\.\d% went to"
     ):
         rows(model)
-    assert named(model)["args.0"].flushed > 0.25
+    assert named(model)["x"].flushed > 0.25
 
 
 def test_values_within_the_format_are_not_reported():
@@ -185,7 +203,7 @@ def test_first_measurement_does_not_report_what_units_are_about_to_mend():
     model = scaled("fp8")
     model(torch.randn(64, 8) * 1e5).backward()
     rows(model)
-    assert named(model)["args.0"].saturated > 0.5
+    assert named(model)["x"].saturated > 0.5
 
 
 class Failing(Model):

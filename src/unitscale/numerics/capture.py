@@ -7,6 +7,7 @@ place; every tensor on it keeps the unit (1, 1).
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,13 +94,14 @@ def drop_idle_calls(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def tensor_nodes(graph: fx.Graph) -> dict[fx.Node, TensorNode]:
+def tensor_nodes(graph: fx.Graph, arguments: Sequence[str] = ()) -> dict[fx.Node, TensorNode]:
     """Every floating-point tensor that a node of the graph computes, in order.
 
     Those of checkpointed bodies are included; an input of a body has the name of what it is given.
+    `arguments` are the names of what the model takes by position, which the graph does not know.
     """
     found: dict[fx.Node, TensorNode] = {}
-    collect(graph, found, Counter(), given={})
+    collect(graph, found, Counter(), given={}, arguments=arguments)
     return found
 
 
@@ -108,6 +110,7 @@ def collect(
     found: dict[fx.Node, TensorNode],
     seen: Counter[str],
     given: dict[fx.Node, TensorNode],
+    arguments: Sequence[str] = (),
 ) -> None:
     """Add the tensors of one graph to `found`; `given` are those behind its placeholders."""
     pinned, inside = pinned_storages(graph), transformed(graph)
@@ -115,7 +118,7 @@ def collect(
         value = node.meta.get("example_value")
         if is_real_float(value):
             outer = given.get(node)
-            name = outer.name if outer else unused_name(node, seen)
+            name = outer.name if outer else unused_name(node, seen, arguments)
             op = outer.op if outer else op_name(node)
             found[node] = TensorNode(
                 node=node,
@@ -151,10 +154,15 @@ def transformed(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     return found
 
 
-def unused_name(node: fx.Node, seen: Counter[str]) -> str:
+def unused_name(node: fx.Node, seen: Counter[str], arguments: Sequence[str]) -> str:
     """Module path and op of a node, with a number from its second occurrence on."""
     parts = (module_path(node), op_name(node))
-    stem = input_name(node) if node.op == "placeholder" else ".".join(filter(None, parts))
+    stem = ".".join(filter(None, parts))
+    if node.op == "placeholder":
+        stem = input_name(node)
+        kind, _, position = stem.partition(".")
+        if kind == "args" and position.isdecimal() and int(position) < len(arguments):
+            stem = arguments[int(position)]
     seen[stem] += 1
     return stem if seen[stem] == 1 else f"{stem}#{seen[stem] - 1}"
 
@@ -260,7 +268,7 @@ def strip(expression: str) -> str:
     """Turn Dynamo's expression for an attribute into the dotted path a user knows.
 
     L['self']._modules['layers']._modules['0']._parameters['weight'] -> layers.0.weight
-    L['args'][0], an input, -> args.0; L['kwargs']['input_ids'] -> input_ids
+    L['args'][0], an input, -> args.0, see `tensor_nodes`; L['kwargs']['input_ids'] -> input_ids
     """
     dotted = re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", expression)
     parts = [p for p in dotted.split(".") if p not in ("_modules", "_parameters", "_buffers")]

@@ -8,6 +8,7 @@ gradient when it comes. All other calls go to the model as it was: eager, compil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from unitscale.numerics.capture import TensorNode, drop_idle_calls, tensor_nodes
 from unitscale.numerics.digest import SAMPLE, Digest, digest, read
 from unitscale.numerics.example import storage_id
 from unitscale.numerics.interpret import ObservingInterpreter
+from unitscale.numerics.place import Places, argument_names, parameter_slots
 from unitscale.numerics.sink import Row, Sink
 
 SESSION = "unitscale_session"
@@ -97,6 +99,7 @@ class Recorder:
         self.optimizer: torch.optim.Optimizer | None = None
         self.step, self.sample = 0, SAMPLE
         self.is_late = False
+        self.places, self.arguments = Places(plain), argument_names(plain)
         self.signatures: dict[tuple[str, ...], int] = {}
         self.pending: dict[tuple[str, str, str], Digest] = {}
         self.pending_step: int | None = None
@@ -138,10 +141,19 @@ class Recorder:
 
     def capture(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         """The torch.compile backend of sampled steps: run a graph node by node and watch."""
-        drop_idle_calls(module.graph)
-        tensors = tensor_nodes(module.graph)
+        if self.session:
+            self.session.prepare(module)
+        else:
+            drop_idle_calls(module.graph)
+        tensors = tensor_nodes(module.graph, self.arguments)
         tensors = self.session.distinguish(tensors) if self.session else self.distinguish(tensors)
-        return ObservingInterpreter(module, tensors, self.observe).run
+        slots = parameter_slots(module.graph)
+
+        def run(*args: Any) -> Any:
+            observe = partial(self.observe, self.places.prefix(slots, args) if slots else "")
+            return ObservingInterpreter(module, tensors, observe).run(*args)
+
+        return run
 
     def distinguish(self, tensors: dict[fx.Node, TensorNode]) -> dict[fx.Node, TensorNode]:
         """Give tensors outside of every submodule names that no other graph uses."""
@@ -154,8 +166,9 @@ class Recorder:
             for node, tensor in tensors.items()
         }
 
-    def observe(self, tensor: TensorNode, value: Tensor) -> None:
+    def observe(self, prefix: str, tensor: TensorNode, value: Tensor) -> None:
         """Digest a value now, and its gradient when it comes."""
+        tensor = replace(tensor, name=prefix + tensor.name)
         is_constant = not value.requires_grad and tensor.op != "parameter"
         if is_constant or is_reshaped(tensor):
             return

@@ -18,11 +18,9 @@ from unitscale import units
 from unitscale.formats import E4M3FN, E5M2, FP16, FloatFormat
 from unitscale.numerics import digest, flushed_fraction, saturated_fraction
 from unitscale.numerics.capture import TensorNode
-from unitscale.numerics.interpret import ObservingInterpreter
 from unitscale.numerics.sink import format_limits
 from unitscale.train.measure import OUTSIDE, held, held_grad, share_in_range
 from unitscale.units.model import session_of
-from unitscale.units.session import Executable
 
 VALUE_FORMATS = (E4M3FN, FP16)
 GRAD_FORMATS = (E5M2, FP16)
@@ -139,7 +137,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
         found = {row.name: Losses() for row in rows}
         by_name = {row.name: row for row in rows}
         for executable in session.executables:
-            show_to(executable, partial(observe, by_name, found))
+            executable.observer = partial(observe, by_name, found)
         subject.loss().backward()
     if not rows:
         raise AnalysisError("torch.compile captured no graph of this model")
@@ -164,12 +162,6 @@ def failing(what: str) -> Any:
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         raise AnalysisError(f"{what}: {type(error).__name__}: {lines[0]}") from error
-
-
-def show_to(executable: Executable, observer: Callable[[TensorNode, Tensor], None]) -> None:
-    """Make every later step of a graph the plain one, with an observer."""
-    interpreter = ObservingInterpreter(executable.module, executable.tensors, observer)
-    executable.run = lambda vector, *args: interpreter.run(*args)
 
 
 def observe(

@@ -42,7 +42,11 @@ def is_measuring(model: torch.nn.Module) -> bool:
     """Whether the forward pass just made is that of a measuring step."""
     session = session_of(model)
     executables = session.executables if session else []
-    return any(run.training and run.pending is not None for run in executables)
+    return any(
+        run.training and place.pending is not None
+        for run in executables
+        for place in run.places.values()
+    )
 
 
 def take_measurement(model: torch.nn.Module) -> list[str]:

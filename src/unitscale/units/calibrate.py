@@ -52,22 +52,30 @@ class Reading:
 
 @dataclass(kw_only=True)
 class Watch:
-    """Which tensors are rounded by the recipe, in which format, and the units in force."""
+    """Which tensors are rounded by the recipe, in which format, and the units in force.
+
+    A NaN in one of `results` or in the gradient of an input makes a measurement worthless.
+    """
 
     forward: FloatFormat | None = None
     backward: FloatFormat | None = None
     operands: frozenset[fx.Node] = frozenset()
     outputs: frozenset[fx.Node] = frozenset()
+    results: frozenset[fx.Node] = frozenset()
     units: Mapping[str, Unit] = field(default_factory=dict)
 
 
 class Measurement:
-    """The readings of one measuring step; gradients arrive during its backward pass."""
+    """The readings of one measuring step; gradients arrive during its backward pass.
+
+    Of a graph that runs several times within the step the larger numbers are kept.
+    """
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.readings: dict[str, Reading] = {}
         self.handles: list[Any] = []
+        self.telling: list[tuple[str, str]] = []  # name, and which of its numbers tells of a NaN
 
     def read(self, tensor: TensorNode, value: Tensor) -> None:
         """Record a value now, and its gradient when it comes."""
@@ -76,13 +84,20 @@ class Measurement:
             return
         unit = self.watch.units.get(tensor.name, ONE)
         plain = value.detach()
-        reading.rms, reading.amax = rms(plain, skip_fill=True).item(), largest(plain)
+        reading.rms = larger(reading.rms, rms(plain, skip_fill=True).item())
+        reading.amax = larger(reading.amax, largest(plain))
+        if tensor.node in self.watch.results:
+            self.telling.append((tensor.name, "amax"))
+        if tensor.op in ("parameter", "input"):
+            self.telling.append((tensor.name, "grad_amax"))
         if tensor.pinned == MUTATED and math.isnan(reading.amax):
             reading.rms = reading.amax = None  # a view of memory that is still to be written to
         if tensor.node in self.watch.operands and self.watch.forward is not None:
             held = plain * 2.0**-unit.s
-            reading.saturated = saturated_fraction(held, self.watch.forward).item()
-            reading.flushed = flushed_fraction(held, self.watch.forward).item()
+            saturated = saturated_fraction(held, self.watch.forward).item()
+            reading.saturated = larger(reading.saturated, saturated)
+            flushed = flushed_fraction(held, self.watch.forward).item()
+            reading.flushed = larger(reading.flushed, flushed)
         if value.requires_grad:
             self.handles.append(value.register_hook(self.gradient_hook(tensor, reading, unit)))
 
@@ -94,11 +109,14 @@ class Measurement:
 
         def record(grad: Tensor) -> None:
             plain = grad.detach().to_dense()  # an embedding's may be sparse
-            reading.grad_rms, reading.grad_amax = rms(plain).item(), largest(plain)
+            reading.grad_rms = larger(reading.grad_rms, rms(plain).item())
+            reading.grad_amax = larger(reading.grad_amax, largest(plain))
             if tensor.node in watch.outputs and watch.backward is not None:
                 held = plain * 2.0**unit.phi
-                reading.grad_saturated = saturated_fraction(held, watch.backward).item()
-                reading.grad_flushed = flushed_fraction(held, watch.backward).item()
+                saturated = saturated_fraction(held, watch.backward).item()
+                reading.grad_saturated = larger(reading.grad_saturated, saturated)
+                flushed = flushed_fraction(held, watch.backward).item()
+                reading.grad_flushed = larger(reading.grad_flushed, flushed)
 
         return record
 
@@ -107,12 +125,26 @@ class Measurement:
         """Whether a backward pass has come."""
         return any(reading.grad_rms is not None for reading in self.readings.values())
 
+    def broken_by(self, prefix: str = "") -> str | None:
+        """Where a NaN came up that spoils the step, in words; None if there is none.
+
+        A NaN that reaches neither a result nor a parameter's gradient was masked: it is harmless.
+        """
+        if not any(is_nan(getattr(self.readings[name], half)) for name, half in self.telling):
+            return None
+        return first_nan({prefix + name: reading for name, reading in self.readings.items()})
+
     def close(self) -> dict[str, Reading]:
         """Stop listening and hand over the readings."""
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
         return self.readings
+
+
+def larger(x: float | None, y: float) -> float:
+    """The larger of two numbers; NaN if one is NaN, and `y` if there is no `x`."""
+    return y if x is None or math.isnan(y) or y > x else x
 
 
 def largest(x: Tensor) -> float:

@@ -15,12 +15,18 @@ from torch._dynamo import config
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
 
-def compile_in_place(model: nn.Module, backend: Callable[..., Any]) -> None:
-    """`model.compile(backend=backend)`; RuntimeError at calls that Dynamo would not compile."""
+def compile_in_place(
+    model: nn.Module, backend: Callable[..., Any], begin_call: Callable[[], None]
+) -> None:
+    """`model.compile(backend=backend)`; RuntimeError at calls that Dynamo would not compile.
+
+    `begin_call` is called at the start of every call of the model.
+    """
     model.compile(backend=backend)  # sets what makes copies and pickles of a model plain
     compiled = torch.compile(entry(model), backend=backend)
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        begin_call()
         try:
             with config.patch(fail_on_recompile_limit_hit=True):
                 return compiled(*args, **kwargs)

@@ -96,9 +96,13 @@ def compile_with(
     check_model(model, caller)
     check_patterns(model, (*recipe.skip, *skip), caller)
     session = Session(
-        replace(recipe, skip=(*recipe.skip, *skip)), scale=scale, remeasure=remeasure, inner=inner
+        replace(recipe, skip=(*recipe.skip, *skip)),
+        scale=scale,
+        remeasure=remeasure,
+        inner=inner,
+        model=model,
     )
-    compile_in_place(model, session)
+    compile_in_place(model, session, session.begin_call)
     model.__dict__[ATTRIBUTE] = session
     return model
 
@@ -232,7 +236,7 @@ def load_units(model: nn.Module, path: str | Path) -> None:
     session = require_session(model, "load_units")
     content = json.loads(Path(path).read_text())
     check_keys(path, {name for name, _ in model.named_parameters()}, set(content["parameters"]))
-    captured = {t.name for e in session.executables for t in e.tensors.values()}
+    captured = {name for name, _ in session.tensors()}
     if captured:
         check_keys(path, captured, content["units"].keys())
     session.load_state_dict(content)

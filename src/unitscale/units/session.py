@@ -5,26 +5,24 @@ which measures at the steps of the schedule and otherwise runs the rewritten gra
 """
 
 import warnings
-import zlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, fx
-from torch._dynamo import lookup_backend
+from torch import fx, nn
 
-from unitscale.numerics.capture import BOUNDARY, TensorNode, drop_idle_calls, tensor_nodes
-from unitscale.numerics.interpret import ObservingInterpreter
+from unitscale.numerics.capture import BOUNDARY, TensorNode, drop_idle_calls
+from unitscale.numerics.place import Places, argument_names
 from unitscale.recipes import Recipe
 from unitscale.units.assign import ONE, Unit, assign, is_rounding_error, reason
-from unitscale.units.calibrate import Measurement, Reading, Watch, first_nan
+from unitscale.units.calibrate import Reading
+from unitscale.units.executable import Executable
 from unitscale.units.expand import expand
 from unitscale.units.inplace import return_new
-from unitscale.units.recompute import recomputing
+from unitscale.units.replicas import exchange, groups_of
 from unitscale.units.report import UnitRow
-from unitscale.units.rewrite import is_rounded_product, rewrite
-from unitscale.units.rules import INSIDE, is_inside_scaled_op, operands, rule_of
+from unitscale.units.rules import INSIDE, is_inside_scaled_op
 
 Schedule = Literal["geometric", "drift", "once", "never"]
 Remeasure = Schedule | Collection[int]
@@ -70,6 +68,7 @@ class Session:
         remeasure: when to measure, see `is_due`.
         inner: the torch.compile backend that gets the rewritten graph.
         factor_dtype: dtype of the vector of factors.
+        model: what is compiled, if that is known: its submodules tell graphs apart.
     """
 
     def __init__(
@@ -80,6 +79,7 @@ class Session:
         remeasure: Remeasure = "geometric",
         inner: str | Callable[..., Any] = "inductor",
         factor_dtype: torch.dtype = torch.float32,
+        model: nn.Module | None = None,
     ) -> None:
         is_due(0, remeasure)  # refuses an unknown word now, not at the first step
         self.recipe, self.scale, self.remeasure, self.inner = recipe, scale, remeasure, inner
@@ -93,6 +93,9 @@ class Session:
         self.stale: set[str] = set()  # those of them last measured before training was
         self.executables: list[Executable] = []
         self.measure_next = False
+        self.places, self.arguments = Places(model), argument_names(model)
+        self.calls = 0  # of the whole model
+        self.shared_steps = 0  # training calls together with other processes
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> "Executable":
         """The torch.compile backend: one captured graph in, a callable out."""
@@ -100,11 +103,43 @@ class Session:
         self.executables.append(executable)
         return executable
 
+    def begin_call(self) -> None:
+        """Note a call of the whole model; exchange what the last one measured with its replicas.
+
+        Data-parallel processes make the same training calls, whatever graphs they run in them.
+        """
+        self.calls += 1
+        model = self.places.model and self.places.model()
+        if model is None or not self.scale or not torch.is_grad_enabled():
+            return
+        groups = groups_of(model)
+        if not groups:
+            return
+        if self.shared_steps and is_due(self.shared_steps - 1, self.remeasure):
+            self.collect()
+            self.readings = exchange(self.readings, groups)
+            self.assign(self.readings)
+        self.shared_steps += 1
+
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of a compiled model is a plain model, as torch has it."""
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return type(None), ()
+
+    @staticmethod
+    def prepare(module: fx.GraphModule) -> None:
+        """Write a captured graph in the form whose tensors have units, equal to it to the bit."""
+        expand(module.graph)
+        drop_idle_calls(module.graph)
+        return_new(module.graph)
+
+    def tensors(self) -> Iterator[tuple[str, TensorNode]]:
+        """Every tensor of every graph that ran, with its name in the whole model."""
+        for executable in self.executables:
+            for place in executable.places.values():
+                for tensor in executable.tensors.values():
+                    yield place.prefix + tensor.name, tensor
 
     def distinguish(self, tensors: dict[fx.Node, TensorNode]) -> dict[fx.Node, TensorNode]:
         """Give the tensors outside of every submodule names that no other graph uses.
@@ -123,7 +158,7 @@ class Session:
     def request_measurement(self) -> None:
         """Make the next step of every graph a measuring step."""
         for executable in self.executables:
-            executable.requested = True
+            executable.request()
         self.measure_next = True
 
     def collect(self) -> None:
@@ -151,6 +186,10 @@ class Session:
         for executable in self.executables:
             executable.update()
 
+    def is_due(self, step: int) -> bool:
+        """Whether the training step of this number measures."""
+        return is_due(step, self.remeasure)
+
     def lacks(self, name: str) -> bool:
         """Whether evaluation is to measure this tensor: it never was, or training has been since.
 
@@ -158,13 +197,14 @@ class Session:
         """
         return name not in self.readings or name in self.stale
 
-    def adopt(self, readings: dict[str, Reading], *, training: bool) -> None:
-        """Keep readings, and set units by them; those of a step with a NaN are not kept.
+    def adopt(
+        self, readings: dict[str, Reading], *, training: bool, broken: str | None = None
+    ) -> None:
+        """Keep readings, and set units by them; not those of a step that is `broken` by a NaN.
 
         Raises:
             ValueError: a NaN in the first step that is measured.
         """
-        broken = first_nan(readings)
         if broken is not None:
             message = f"units were not measured: {broken} holds NaN; look at the step's inputs."
             if not self.readings:
@@ -181,9 +221,11 @@ class Session:
         if self.readings or not self.scale:
             self.warn_of_losses(readings)
         self.readings |= readings
-        parameters = {
-            t.name for e in self.executables for t in e.tensors.values() if t.is_parameter
-        }
+        self.assign(readings)
+
+    def assign(self, readings: dict[str, Reading]) -> None:
+        """Set the units of some tensors by what was read of them."""
+        parameters = {name for name, tensor in self.tensors() if tensor.is_parameter}
         grads = {name: self.readings[name].grad_rms for name in parameters & self.readings.keys()}
         largest = max((rms for rms in grads.values() if rms is not None), default=0.0)
         for name, reading in readings.items() if self.scale else ():
@@ -211,132 +253,17 @@ class Session:
         """One row per tensor of every graph, in order of first appearance."""
         self.collect()
         rows: dict[str, UnitRow] = {}
-        for executable in self.executables:
-            for tensor in executable.tensors.values():
-                rows.setdefault(tensor.name, self.row(tensor))
+        for name, tensor in self.tensors():
+            rows.setdefault(name, self.row(name, tensor))
         return list(rows.values())
 
-    def row(self, tensor: TensorNode) -> UnitRow:
+    def row(self, name: str, tensor: TensorNode) -> UnitRow:
         """The row of one tensor."""
-        reading = self.readings.get(tensor.name, Reading())
+        reading = self.readings.get(name, Reading())
         held = tensor.pinned in (None, BOUNDARY)
-        unit = self.units.get(tensor.name, ONE) if held else ONE
+        unit = self.units.get(name, ONE) if held else ONE
         inside = INSIDE if is_inside_scaled_op(tensor.node) and not self.scale else None
         why = tensor.pinned or inside or reason(reading.rms, reading.grad_rms, reading.amax)
         if reading.rms is None:
             why = why or "not measured yet"
-        return UnitRow.of(tensor.name, tensor.op, unit, reading, why)
-
-
-def refuse_nested(tensors: Iterable[TensorNode]) -> None:
-    """Say which tensor can neither be measured nor rounded."""
-    for tensor in tensors:
-        if tensor.node.meta["example_value"].is_nested:
-            raise TypeError(
-                f"unit_scale: {tensor.name!r} is a nested tensor, which has neither an RMS nor a "
-                "rounding; pad it to a rectangle, or leave the model that takes it unscaled."
-            )
-
-
-class Executable:
-    """One captured graph: measured at some steps, run as rewritten at the others."""
-
-    def __init__(
-        self, session: Session, module: fx.GraphModule, example_inputs: Sequence[Any]
-    ) -> None:
-        self.session, self.module = session, module
-        expand(module.graph)
-        drop_idle_calls(module.graph)
-        return_new(module.graph)
-        self.tensors = session.distinguish(tensor_nodes(module.graph))
-        if session.scale or session.recipe.rounds:
-            refuse_nested(self.tensors.values())
-        self.training = torch.is_grad_enabled() and any(
-            isinstance(x, Tensor) and x.requires_grad for x in example_inputs
-        )
-        names = "\n".join(tensor.name for tensor in self.tensors.values())
-        self.key = f"{zlib.crc32(names.encode()):08x}"
-        self.requested = session.measure_next
-        self.pending: Measurement | None = None
-        rewritten = rewrite(module, self.tensors, session.recipe, scale=session.scale)
-        self.factors = rewritten.factors
-        self.device = next((x.device for x in example_inputs if isinstance(x, Tensor)), None)
-        self.update()
-        self.run = self.compile(rewritten.module, example_inputs)
-
-    def compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        """Hand the rewritten graph to the inner compiler."""
-        inner = self.session.inner
-        if inner == "eager":
-            return recomputing(module).forward
-        compiler = lookup_backend(inner) if isinstance(inner, str) else inner
-        return compiler(module, [self.vector, *inputs])
-
-    def __call__(self, *args: Any) -> Any:
-        """One step: measure if it is due, else run the rewritten graph."""
-        if self.training:
-            self.collect()  # of this graph alone: others may be in the middle of a backward pass
-        else:
-            self.session.collect()
-        if self.is_due():
-            if self.pending is not None:
-                self.pending.close()  # its backward pass never came
-            self.pending = Measurement(self.watch())
-            self.requested = False
-            return ObservingInterpreter(self.module, self.tensors, self.pending.read).run(*args)
-        self.count_step()
-        return self.run(self.vector, *args)
-
-    def count_step(self) -> None:
-        """Count a training step; a recompile of the same graph goes on with its count."""
-        if self.training:
-            self.session.steps[self.key] = self.session.steps.get(self.key, 0) + 1
-
-    def is_due(self) -> bool:
-        """Whether the next step measures: the schedule or a request says so.
-
-        A graph that runs without gradients (evaluation) uses the units of the training graphs. If
-        it has a tensor that none of them has, it measures its values once after each time that
-        training did.
-        """
-        if self.requested or self.pending is not None:
-            return True
-        if self.training:
-            return is_due(self.session.steps.get(self.key, 0), self.session.remeasure)
-        wants = self.session.scale and self.session.remeasure != "never"
-        visible = (tensor.name for tensor in self.tensors.values() if tensor.is_visible)
-        return wants and any(map(self.session.lacks, visible))
-
-    def collect(self) -> None:
-        """Take over a finished measurement; one whose backward pass never came is taken again."""
-        if self.pending is None or (self.training and not self.pending.has_gradients):
-            return
-        readings = self.pending.close()
-        self.pending = None
-        self.count_step()
-        try:
-            self.session.adopt(readings, training=self.training)
-        except ValueError:
-            self.requested = True  # these were no units: measure again
-            raise
-
-    def update(self) -> None:
-        """Write the numbers of the factors under the session's units into a new vector.
-
-        A new one, because a backward pass still to come holds on to the old.
-        """
-        values = [2.0 ** factor.log2(self.session.units) for factor in self.factors]
-        self.vector = torch.tensor(values, dtype=self.session.factor_dtype, device=self.device)
-
-    def watch(self) -> Watch:
-        """What the recipe rounds in this graph."""
-        recipe = self.session.recipe
-        products = [n for n in self.tensors if is_rounded_product(n, recipe)]
-        taken: Iterable[fx.Node] = (x for n in products for x in operands(n, rule_of(n)))
-        return Watch(
-            forward=recipe.forward,
-            backward=recipe.backward,
-            operands=frozenset(taken),
-            outputs=frozenset(products),
-            units=self.session.units,
-        )
+        return UnitRow.of(name, tensor.op, unit, reading, why)

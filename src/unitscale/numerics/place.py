@@ -1,0 +1,68 @@
+"""Where in a model a captured graph runs: its argument names, and the submodule it belongs to.
+
+After a graph break within a layer Dynamo captures the layer's own frame, and runs that one graph
+for every layer of the class. The graph does not know for which; the parameters it is given tell.
+"""
+
+import inspect
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from unitscale.numerics.capture import input_name, is_parameter
+
+__all__ = ["Places", "argument_names", "parameter_slots"]
+
+Slot = tuple[int, str]
+"""Position of a parameter among a graph's inputs, and its name as the graph has it."""
+
+
+def argument_names(model: nn.Module | None) -> tuple[str, ...]:
+    """The names of the arguments that a model takes by position; none of no model."""
+    if model is None:
+        return ()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    taken = inspect.signature(model.forward).parameters.values()
+    return tuple(argument.name for argument in taken if argument.kind in positional)
+
+
+def parameter_slots(graph: fx.Graph) -> list[Slot]:
+    """The parameters among the inputs of a graph."""
+    inputs = (node for node in graph.nodes if node.op == "placeholder")
+    return [(i, input_name(node)) for i, node in enumerate(inputs) if is_parameter(node)]
+
+
+class Places:
+    """Finds the submodule that a call of a captured graph belongs to.
+
+    Args:
+        model: the whole model, to which no reference is kept alive; None finds nothing.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = None if model is None else weakref.ref(model)
+        self.names: dict[int, list[str]] = {}
+
+    def prefix(self, slots: Sequence[Slot], inputs: Sequence[Any]) -> str:
+        """What the names of a graph's tensors lack, such as "layers.1."; "" for the whole model.
+
+        Tensors that are no parameter of the model (a functional call's, say) tell nothing: "".
+        """
+        if not any(id(inputs[i]) in self.names for i, _ in slots[:1]):
+            self.look()
+        for position, local in slots:
+            names = self.names.get(id(inputs[position]), [])
+            prefixes = [name.removesuffix(local) for name in names if name.endswith(local)]
+            found = [prefix for prefix in prefixes if prefix == "" or prefix.endswith(".")]
+            if found:
+                return min(found, key=len)
+        return ""
+
+    def look(self) -> None:
+        """Note the parameters that the model has now: a wrapper may have replaced them."""
+        model = None if self.model is None else self.model()
+        self.names = {}
+        for name, x in model.named_parameters(remove_duplicate=False) if model is not None else ():
+            self.names.setdefault(id(x), []).append(name)

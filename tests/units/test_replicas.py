@@ -1,0 +1,79 @@
+"""Data-parallel processes agree on units, although each sees a share of the batch."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from unitscale.units import rows, unit_scale
+from unitscale.units.calibrate import Reading
+from unitscale.units.replicas import groups_of, merged
+
+PROCESSES = 2
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).tanh()).square().mean()
+
+
+def run(rank: int, folder: Path, wrapper: str) -> None:
+    """Three steps; the processes differ in the scale of their data, and in when they recompile."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=PROCESSES
+    )
+    torch.manual_seed(0)
+    model = unit_scale(Model(), "fp8", inner="eager", remeasure="once")
+    wrapped = fully_shard(model) if wrapper == "fsdp" else DistributedDataParallel(model)
+    alone = []
+    for step in range(3):
+        x = torch.randn(4 + step * rank, 8) * 1000.0**rank
+        wrapped(x).backward()
+        if step == 0:
+            alone = [(row.name, row.rms) for row in rows(model)]  # on one's own share
+        if rank == 0 and wrapper == "ddp":
+            with torch.no_grad():
+                model(x)  # one process evaluates, and waits for nobody
+    found = [(row.name, row.s, row.phi, row.rms) for row in rows(model)]
+    torch.save({"alone": alone, "together": found}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_processes_end_with_the_same_units(tmp_path: Path, wrapper: str) -> None:
+    torch.multiprocessing.spawn(run, (tmp_path, wrapper), nprocs=PROCESSES)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
+    assert first["together"] == second["together"]
+    own = [dict(found["alone"])["x"] for found in (first, second)]
+    assert own[1] > 100 * own[0]
+    (both,) = (rms for name, _, _, rms in first["together"] if name == "x")
+    assert both == pytest.approx(math.sqrt((own[0] ** 2 + own[1] ** 2) / 2))
+
+
+def test_a_model_of_one_process_has_no_replicas() -> None:
+    assert groups_of(Model()) == []
+
+
+def test_merged_is_the_reading_of_all_shares() -> None:
+    left, right = torch.randn(2, 100) * torch.tensor([[1.0], [30.0]])
+    found = [
+        {"x": asdict(Reading(rms=x.square().mean().sqrt().item(), amax=x.abs().max().item()))}
+        for x in (left, right)
+    ]
+    found[1]["y"] = asdict(Reading(rms=2.0, grad_rms=None, flushed=0.5))
+    both = torch.cat([left, right])
+    result = merged(found)
+    assert result["x"].rms == pytest.approx(both.square().mean().sqrt().item())
+    assert (result["x"].amax, result["x"].grad_rms) == (both.abs().max().item(), None)
+    assert result["y"] == Reading(rms=2.0, flushed=0.5)
