@@ -1,7 +1,7 @@
 """DistributedDataParallel or FSDP2 over processes: torchrun --nproc-per-node 2 data_parallel.py.
 
-Scale first, then wrap. Every process measures at the same steps, on its own share of the batch, so
-the units may differ between processes: the gradients that they sum are the true ones all the same.
+Scale first, then wrap. Every process measures at the same steps, on its own share of the batch, and
+before the next step they agree on units by what all of them measured.
 """
 
 import argparse

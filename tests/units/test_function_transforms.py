@@ -50,4 +50,5 @@ def test_evaluation_after_a_function_transform_does_not_measure_again() -> None:
     with torch.no_grad():
         first, second = model(x), model(x)
     assert torch.equal(first, second)
-    assert all(e.pending is None for e in model.__dict__["unitscale_session"].executables)
+    session = model.__dict__["unitscale_session"]
+    assert all(p.pending is None for e in session.executables for p in e.places.values())

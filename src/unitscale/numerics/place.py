@@ -6,7 +6,7 @@ for every layer of the class. The graph does not know for which; the parameters 
 
 import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -42,7 +42,8 @@ class Places:
     """
 
     def __init__(self, model: nn.Module | None) -> None:
-        self.model = None if model is None else weakref.ref(model)
+        self.model: Callable[[], nn.Module | None]
+        self.model = weakref.ref(model) if model is not None else lambda: None
         self.names: dict[int, list[str]] = {}
 
     def prefix(self, slots: Sequence[Slot], inputs: Sequence[Any]) -> str:
@@ -62,7 +63,7 @@ class Places:
 
     def look(self) -> None:
         """Note the parameters that the model has now: a wrapper may have replaced them."""
-        model = None if self.model is None else self.model()
+        model = self.model()
         self.names = {}
         for name, x in model.named_parameters(remove_duplicate=False) if model is not None else ():
             self.names.setdefault(id(x), []).append(name)

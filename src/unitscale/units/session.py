@@ -109,7 +109,7 @@ class Session:
         Data-parallel processes make the same training calls, whatever graphs they run in them.
         """
         self.calls += 1
-        model = self.places.model and self.places.model()
+        model = self.places.model()
         if model is None or not self.scale or not torch.is_grad_enabled():
             return
         groups = groups_of(model)
