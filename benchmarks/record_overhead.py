@@ -2,12 +2,14 @@
 
     python benchmarks/record_overhead.py [--recipe fp32] [--model attention] [--samples 40]
 
-Two trainings of one model take turns, a step each, and the first of each pair changes from step to
-step: so both see the same load of the machine. One of them is recorded at every `--period`-th
-step. What a sample adds is the time of the sampled step and of the one after it (which writes the
-rows) less that of the same two steps of the other training, in units of the plain step; printed
-are the median and the quartiles over all samples, and what that makes of a run that is recorded
-every 50th step. Times are CPU time of the process, which other processes do not stretch.
+Two trainings of one model, in the default configuration of `unitscale train`, take turns, a step
+each, and the first of each pair changes from step to step: so both see the same load of the
+machine. One of them is recorded at every `--period`-th step. What a sample adds is the time of the
+sampled step and of the one after it (which writes the rows) less that of the same two steps of the
+other training, in units of the plain step; printed are the median and the quartiles over all
+samples, and what that makes of a run that is recorded every 50th step. Under a recipe it may be
+less than nothing: a sampled step is not rounded. Times are CPU time of the process, which other
+processes do not stretch.
 """
 
 import argparse
@@ -34,7 +36,6 @@ class Subject:
             recipe=recipe,
             existing=model if is_existing else None,
             model={} if is_existing else {"layer": model},
-            batch_size=8,
         )
         state = initial_state(config)
         apply_numerics(config, state.model, state.units)
