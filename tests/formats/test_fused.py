@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from formats.oracle import SMALL, assert_same, patterns, table
+from formats.oracle import assert_same, patterns, table
 from unitscale.formats import (
     E2M1FN,
     E4M3FN,
@@ -51,7 +51,6 @@ CASES = [
     (E4M3FN, "stochastic", True),
     (E5M2, "stochastic", False),
     (FP16, "stochastic", True),
-    (E8M0FNU, "stochastic", True),
 ]
 
 
@@ -131,9 +130,15 @@ def key_of(fmt):
 
 def test_more_formats_than_dynamos_limit():
     """Each kernel counts its recompilations for itself."""
-    x = torch.randn(2**16)
-    for fmt in SMALL[:9]:
-        assert_same(round_to(x, fmt, compiled=True), round_to(x, fmt).double().numpy(), x)
+
+    def adder(number):
+        def add(x):
+            return x + number
+
+        return fused.compiled(add)
+
+    for number in range(torch._dynamo.config.recompile_limit + 1):
+        assert adder(number)(torch.zeros(1)).item() == number
 
 
 def test_nothing_is_compiled_unasked_or_for_small_or_strided_tensors():

@@ -32,6 +32,7 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH_FREE = (
     "cli",
     "data",
+    "formats.block",
     "formats.catalogue",
     "formats.format",
     "recipes",

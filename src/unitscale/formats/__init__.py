@@ -6,6 +6,16 @@ Importing this package imports no torch; `round_to` and the codes bring it in on
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from unitscale.formats.block import (
+    BLOCK_FORMATS,
+    MX_E2M1FN,
+    MX_E2M3FN,
+    MX_E3M2FN,
+    MX_E4M3FN,
+    MX_E5M2,
+    NVFP4,
+    BlockFormat,
+)
 from unitscale.formats.catalogue import (
     BF16,
     E2M1FN,
@@ -29,20 +39,31 @@ from unitscale.formats.catalogue import (
 from unitscale.formats.format import FloatFormat, Specials
 
 if TYPE_CHECKING:
+    from unitscale.formats.blockwise import (
+        BlockTensor,
+        dequantize_blocks,
+        quantize_blocks,
+        round_to_blocks,
+    )
     from unitscale.formats.codes import decode, encode, widen
     from unitscale.formats.dtypes import torch_dtype
     from unitscale.formats.rounding import round_to
 
 _NEEDS_TORCH = {
+    "BlockTensor": "blockwise",
     "decode": "codes",
+    "dequantize_blocks": "blockwise",
     "encode": "codes",
+    "quantize_blocks": "blockwise",
     "round_to": "rounding",
+    "round_to_blocks": "blockwise",
     "torch_dtype": "dtypes",
     "widen": "codes",
 }
 
 __all__ = [
     "BF16",
+    "BLOCK_FORMATS",
     "E2M1FN",
     "E2M3FN",
     "E3M2FN",
@@ -58,13 +79,24 @@ __all__ = [
     "FP16",
     "FP32",
     "FP64",
+    "MX_E2M1FN",
+    "MX_E2M3FN",
+    "MX_E3M2FN",
+    "MX_E4M3FN",
+    "MX_E5M2",
+    "NVFP4",
     "TF32",
+    "BlockFormat",
+    "BlockTensor",
     "FloatFormat",
     "Specials",
     "decode",
+    "dequantize_blocks",
     "encode",
     "parse",
+    "quantize_blocks",
     "round_to",
+    "round_to_blocks",
     "torch_dtype",
     "widen",
 ]

@@ -42,7 +42,7 @@ def random_int32(
 ) -> Tensor:
     """32 random bits for each index from `start` on, in row-major order; int32 of `shape`.
 
-    `lanes` is `lane_numbers()`, if a kernel is to read rather than to build them.
+    `lanes` is `lane_numbers()` of the last axis, if a kernel is to read rather than build them.
 
     The mixer is lowbias32 (C. Wellons, "Prospecting for hash functions", 2018), a bijection, with
     one key before it and one in the middle. Indices count modulo 2**32.
@@ -57,15 +57,15 @@ def random_int32(
     return h
 
 
-def lane_numbers(device: torch.device) -> Tensor:
-    """0 to LANES - 1, int32."""
-    return torch.arange(LANES, dtype=torch.int32, device=device)
+def lane_numbers(device: torch.device, width: int = LANES) -> Tensor:
+    """0 to width - 1, int32."""
+    return torch.arange(width, dtype=torch.int32, device=device)
 
 
 def _indices(shape: torch.Size, device: torch.device, start: int, lanes: Tensor | None) -> Tensor:
-    if len(shape) == 2 and shape[1] == LANES and start == 0:
-        rows = torch.arange(shape[0], dtype=torch.int32, device=device) * LANES
-        return rows[:, None] ^ (lane_numbers(device) if lanes is None else lanes)
+    if len(shape) == 2 and shape[1] in (LANES // 2, LANES) and start == 0:
+        rows = torch.arange(shape[0], dtype=torch.int32, device=device) * shape[1]
+        return rows[:, None] ^ (lane_numbers(device, shape[1]) if lanes is None else lanes)
     first = _signed(start & _MASK32, 32)
     index = torch.arange(shape.numel(), dtype=torch.int32, device=device)
     return (index.add_(first) if first else index).view(shape)

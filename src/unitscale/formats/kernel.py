@@ -249,3 +249,25 @@ def codes_of(y: Tensor, fmt: FloatFormat) -> Tensor:
     code = code | ((pattern >> 31) & (1 << (fmt.bits - 1)))
     nan_code = 1 << (fmt.bits - 1) if fmt.nan_code is None else fmt.nan_code
     return torch.where(magnitude > EXPONENT, nan_code, code).to(torch.uint8)
+
+
+def values_of(codes: Tensor, fmt: FloatFormat) -> Tensor:
+    """The float32 value of each uint8 code of a plain format of 8 bits or fewer; same shape."""
+    drop = FP32.mantissa_bits - fmt.mantissa_bits
+    code = codes.to(torch.int32)
+    sign_code = 1 << (fmt.bits - 1)
+    magnitude = code & (sign_code - 1)
+    smallest = float32_bits(fmt.min_normal)
+    is_subnormal = (magnitude - (1 << fmt.mantissa_bits)) >> 31
+    pattern = (magnitude << drop) + (smallest - (1 << FP32.mantissa_bits))
+    pattern += is_subnormal & (1 << FP32.mantissa_bits)
+    value = pattern.view(torch.float32) - (is_subnormal & smallest).view(torch.float32)
+    last = (float32_bits(fmt.max) - smallest >> drop) + (1 << fmt.mantissa_bits)  # code of max
+    if fmt.has_inf:
+        value = torch.where(magnitude == last + 1, torch.inf, value)
+    if fmt.has_nan and fmt.has_negative_zero:
+        value = torch.where(magnitude > last + fmt.has_inf, torch.nan, value)
+    if fmt.has_nan and not fmt.has_negative_zero:
+        value = torch.where(code == sign_code, torch.nan, value)
+    signs = (code & sign_code) << (32 - fmt.bits)
+    return (value.view(torch.int32) | signs).view(torch.float32)
