@@ -17,6 +17,13 @@ PRODUCT_FORMATS = {
     "bf16": ProductFormats("BF16", "BF16", "BF16"),
     "forward only": ProductFormats("E4M3FN"),
     "backward only": ProductFormats(None, "E5M2"),
+    "fp8 by bf16": ProductFormats("E4M3FN", "E5M2", "BF16", executor="bf16"),
+    "bf16 by bf16": ProductFormats("BF16", "BF16", "BF16", executor="bf16"),
+    "fp8 by scaled_mm": ProductFormats("E4M3FN", "E5M2", executor="scaled_mm"),
+    "fp8-bf16 by scaled_mm": ProductFormats("E4M3FN", "E5M2", "BF16", executor="scaled_mm"),
+    "fp8-current by scaled_mm": ProductFormats(
+        "E4M3FN", "E5M2", current=True, executor="scaled_mm"
+    ),
 }
 
 Product = Callable[..., Tensor]

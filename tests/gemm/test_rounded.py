@@ -156,4 +156,4 @@ def test_second_derivative_is_refused():
 
 
 def test_product_formats_read_as_a_row():
-    assert ProductFormats("E4M3FN", "E5M2") == ("E4M3FN", "E5M2", None, False, False)
+    assert ProductFormats("E4M3FN", "E5M2") == ("E4M3FN", "E5M2", None, False, False, "emulated")

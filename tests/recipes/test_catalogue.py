@@ -13,6 +13,7 @@ CONTRACT = {
     "fp16-loss": (FP16, FP16, FP16, "loss", 2048.0),
     "fp16-loss-dynamic": (FP16, FP16, FP16, "loss", "dynamic"),
     "fp8-none": (E4M3FN, E5M2, None, "none", None),
+    "fp8-bf16-none": (E4M3FN, E5M2, BF16, "none", None),
     "fp8-e4m3-none": (E4M3FN, E4M3FN, None, "none", None),
     "fp8-current": (E4M3FN, E5M2, None, "current", None),
     "fp8-e4m3-current": (E4M3FN, E4M3FN, None, "current", None),
@@ -20,6 +21,7 @@ CONTRACT = {
     "bf16-units": (BF16, BF16, BF16, "unit", None),
     "fp16": (FP16, FP16, FP16, "unit", None),
     "fp8": (E4M3FN, E5M2, None, "unit", None),
+    "fp8-bf16": (E4M3FN, E5M2, BF16, "unit", None),
     "fp8-e4m3": (E4M3FN, E4M3FN, None, "unit", None),
 }
 
@@ -36,6 +38,7 @@ def test_recipe_is_what_its_name_says(name):
     assert recipe.name == name
     assert recipe.activations is None
     assert recipe.skip == ()
+    assert recipe.executor == "auto"
 
 
 def test_loss_scale_is_that_of_the_paper():

@@ -25,6 +25,11 @@ def test_loss_scale_goes_with_its_source_and_with_no_other(source, loss_scale):
     assert f"source is {source!r} and loss_scale is {loss_scale!r}" in str(error.value)
 
 
+def test_unknown_executor_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="executor is 'fp32'; expected one of auto, emulated"):
+        Recipe(name="mine", executor="fp32")
+
+
 @pytest.mark.parametrize(
     ("changes", "rounds"),
     [

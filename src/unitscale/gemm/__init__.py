@@ -2,6 +2,7 @@
 
 from unitscale.gemm.attention import scaled_dot_product_attention
 from unitscale.gemm.convolution import conv1d, conv2d, conv3d
+from unitscale.gemm.executor import choose
 from unitscale.gemm.product import addmm, linear, matmul
 from unitscale.gemm.rounded import ProductFormats, Quantized, quantize, round_value, rounded
 
@@ -9,6 +10,7 @@ __all__ = [
     "ProductFormats",
     "Quantized",
     "addmm",
+    "choose",
     "conv1d",
     "conv2d",
     "conv3d",

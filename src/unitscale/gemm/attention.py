@@ -93,6 +93,7 @@ def scaled_dot_product_attention(
     query and key to the logits, which must see their true values. With dropout, or with a mask
     that is learned, the operands are rounded in the same way but saved as they are.
     """
+    formats = formats._replace(executor="emulated")  # for the sake of the probabilities
     options = (is_causal, scale, enable_gqa)
     learned_mask = attn_mask is not None and attn_mask.requires_grad
     if not dropout_p and not learned_mask:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.gemm.product import restore, save
+from unitscale.gemm.product import finish, restore, result_dtype, save, settled
 from unitscale.gemm.rounded import ProductFormats, round_grad_weight, round_value
 
 __all__ = ["conv1d", "conv2d", "conv3d"]
@@ -28,9 +28,12 @@ class ConvolutionProduct(torch.autograd.Function):
         geometry: tuple[list[int], list[int], list[int], int],
         formats: ProductFormats,
     ) -> Tensor:
+        dtype = result_dtype(x)
         values = save(ctx, formats, x, weight)
         ctx.geometry = geometry
-        ctx.bias_size = None if bias is None else list(bias.shape)
+        if formats.executor == "bf16":
+            along = None if bias is None else bias.view(-1, *[1] * len(geometry[0]))
+            return finish(convolution(*values, None, *geometry), along, formats, dtype)
         output = convolution(*values, bias, *geometry)
         return round_value(output, formats.result)
 
@@ -78,6 +81,7 @@ def convolve(
     sizes = (steps, as_list(padding, dims), gaps, groups)
     batched = x.dim() == dims + 2
     batch = x if batched else x.unsqueeze(0)
+    formats = settled(formats, x, has_kernel=False)
     output = ConvolutionProduct.apply(convolution, batch, weight, bias, sizes, formats)
     return output if batched else output.squeeze(0)
 

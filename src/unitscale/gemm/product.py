@@ -1,12 +1,12 @@
-"""Low-precision matrix products: operands rounded, multiplied in the model's dtype.
+"""Low-precision matrix products: operands rounded and multiplied by the executor of the formats.
 
     output      = Q(x) @ Q(w)^T + bias      Q: `formats.forward`
     grad_input  = G(g) @ Q(w)               G: `formats.backward`
     grad_weight = G(g)^T @ Q(x)             and each result rounded to `formats.result`
 
 The operands saved for backward are the rounded ones, in the format's own dtype (one byte a value
-for FP8). This is the emulated executor: on a CPU it is bit-equal to `torch._scaled_mm` with
-float32 output, because operands are multiplied by their scales before the product.
+for FP8). Emulated, a product is bit-equal to the CPU's `torch._scaled_mm` with float32 output,
+because operands are multiplied by their scales before the product. See `gemm.executor`.
 """
 
 from typing import Any
@@ -15,16 +15,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unitscale.formats import FORMATS, torch_dtype
+from unitscale.gemm.executor import choose, without_fp8
 from unitscale.gemm.rounded import (
     ProductFormats,
     Quantized,
+    quantize,
     round_data,
     round_grad_weight,
     round_value,
     rounded,
 )
+from unitscale.gemm.scaled import scaled_mm
 
-__all__ = ["addmm", "linear", "matmul"]
+__all__ = ["Factors", "addmm", "linear", "matmul"]
+
+Factors = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""What the results of the three products are multiplied by: scalar tensors; None is 1."""
+
+NO_FACTORS: Factors = (None, None, None)
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a product with `x`: that of an autocast region, or of `x`."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def working_dtype(formats: ProductFormats, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the rounded operands of a model in `dtype` are multiplied."""
+    return torch.bfloat16 if formats.executor == "bf16" else dtype
+
+
+def settled(formats: ProductFormats, x: Tensor, *, has_kernel: bool = True) -> ProductFormats:
+    """`formats` with the executor that a product with `x` gets.
+
+    Without a kernel of its own in `torch._scaled_mm` an op gets the next best.
+    """
+    if formats.executor == "emulated":
+        return formats
+    return formats._replace(executor=chosen(formats, result_dtype(x), x.device, has_kernel))
+
+
+@torch.compiler.assume_constant_result
+def chosen(
+    formats: ProductFormats, dtype: torch.dtype, device: torch.device, has_kernel: bool
+) -> str:
+    """The executor; what a machine can do does not change, and no compiler could trace it."""
+    executor = choose(formats, dtype, device).executor
+    if executor == "scaled_mm" and not has_kernel:
+        return without_fp8(formats, dtype, device)
+    return executor
 
 
 def save(ctx: Any, formats: ProductFormats, *operands: Tensor) -> list[Tensor]:
@@ -38,15 +79,46 @@ def save(ctx: Any, formats: ProductFormats, *operands: Tensor) -> list[Tensor]:
     ]
     ctx.save_for_backward(*(tensor for q in rounded for tensor in q.narrow(formats.forward)))
     # The values themselves, not those read back from eight bits: the same, and faster.
-    return [q.dequantize(x.dtype) for q, x in zip(rounded, operands, strict=True)]
+    return [
+        q.dequantize(working_dtype(formats, x.dtype))
+        for q, x in zip(rounded, operands, strict=True)
+    ]
 
 
 def restore(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The rounded output gradient and the saved operands, in the gradient's dtype."""
+    """The rounded output gradient and the saved operands, in the dtype they are multiplied in."""
     saved, formats = ctx.saved_tensors, ctx.formats
     pairs = zip(saved[::2], saved[1::2], strict=True)
     grad = round_value(grad, formats.backward, current=formats.current)
-    return grad, [Quantized(*pair).dequantize(grad.dtype) for pair in pairs]
+    values = grad.to(working_dtype(formats, grad.dtype))
+    operands = [Quantized(*pair).dequantize(values.dtype) for pair in pairs]
+    if values.element_size() == 2 and is_traced(grad):
+        operands = [in_backward(x, grad) for x in operands]
+    return values, operands
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether a compiler is taking down what happens to `x`."""
+    return torch.compiler.is_compiling() or type(x) is not Tensor
+
+
+def in_backward(x: Tensor, grad: Tensor) -> Tensor:
+    """`x`, in a way that a compiler computes it in the backward pass.
+
+    To torch's partitioner two bytes saved for a product are as good as one byte saved and a cast,
+    and it takes the two; what depends on the gradient it cannot compute before. Seen in torch 2.13.
+    """
+    first = grad.detach().reshape(-1)[:1].float()
+    one = 1.0 + (first.view(torch.int32) & 0).float()
+    return x * one.to(x.dtype)
+
+
+def finish(
+    product: Tensor, bias: Tensor | None, formats: ProductFormats, dtype: torch.dtype
+) -> Tensor:
+    """A product on the grid of the recipe's results, with the bias, in `dtype`."""
+    product = product.to(dtype)
+    return product if bias is None else round_value(product + bias.to(dtype), formats.result)
 
 
 class LinearProduct(torch.autograd.Function):
@@ -56,7 +128,10 @@ class LinearProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, formats: ProductFormats
     ) -> Tensor:
+        dtype = result_dtype(x)
         x, weight = save(ctx, formats, x, weight)
+        if formats.executor == "bf16":
+            return finish(F.linear(x, weight), bias, formats, dtype)
         output = F.linear(x, weight, bias)
         return round_value(output, formats.result)
 
@@ -76,15 +151,91 @@ class LinearProduct(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None
 
 
+class ScaledProduct(torch.autograd.Function):
+    """`LinearProduct` by `torch._scaled_mm`, with the factors of its results as scales."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        factors: Factors,
+        formats: ProductFormats,
+    ) -> Tensor:
+        operands = [
+            quantize(operand, formats.forward, current=formats.current) for operand in (x, weight)
+        ]
+        ctx.formats, ctx.shape, ctx.dtypes = formats, x.shape, (x.dtype, weight.dtype)
+        output_factor, *grad_factors = factors
+        left, right = (in_rows(matrix(q)) for q in operands)
+        ctx.save_for_backward(*left, *right, *grad_factors)
+        dtype = result_dtype(x)
+        output = multiply(left, right, output_factor, formats, dtype, fast_accum=True)
+        output = finish(output, bias, formats, dtype)
+        return output.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, x_scale, weight, weight_scale, x_factor, weight_factor = ctx.saved_tensors
+        formats = ctx.formats
+        g = matrix(quantize(grad, formats.backward, current=formats.current))
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            right = in_rows(Quantized(weight.t(), weight_scale))
+            grad_x = multiply(in_rows(g), right, x_factor, formats, grad.dtype)
+            grad_x = grad_x.to(ctx.dtypes[0]).view(ctx.shape)
+        if ctx.needs_input_grad[1]:
+            left, right = Quantized(g.data.t(), g.scale), Quantized(x.t(), x_scale)
+            product = multiply(in_rows(left), in_rows(right), weight_factor, formats, grad.dtype)
+            grad_weight = product.to(ctx.dtypes[1])
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def matrix(x: Quantized) -> Quantized:
+    """The data with its leading axes as one."""
+    return Quantized(x.data.reshape(-1, x.data.shape[-1]), x.scale)
+
+
+def in_rows(x: Quantized) -> Quantized:
+    """The data with its last stride 1: a copy, of one byte a value, only where it is needed."""
+    if x.data.is_contiguous():
+        return x
+    return Quantized(x.data.clone(memory_format=torch.contiguous_format), x.scale)
+
+
+def multiply(
+    left: Quantized,
+    right: Quantized,
+    factor: Tensor | None,
+    formats: ProductFormats,
+    dtype: torch.dtype,
+    *,
+    fast_accum: bool = False,
+) -> Tensor:
+    """`left @ right^T * factor` on FP8 hardware, in the dtype of the recipe's results."""
+    one = torch.ones((), dtype=torch.float32, device=left.data.device)
+    scales = [one if x.scale is None else x.scale for x in (left, right)]
+    if factor is not None:
+        scales[0] = scales[0] * factor.float()
+    result = dtype if formats.result is None else torch_dtype(FORMATS[formats.result])
+    assert result is not None
+    product: Tensor = scaled_mm(left.data, right.data, *scales, result, fast_accum)
+    return product
+
+
 class MatmulProduct(torch.autograd.Function):
     """a [..., m, k], b [..., k, n] -> [..., m, n], leading axes broadcast."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, formats: ProductFormats) -> Tensor:
-        ctx.shapes = a.shape, b.shape
+        ctx.shapes, dtype = (a.shape, b.shape), result_dtype(a)
         a, b = save(ctx, formats, a, b)
-        output = torch.matmul(a, b)
-        return round_value(output, formats.result)
+        output = round_value(torch.matmul(a, b), formats.result)
+        return output.to(dtype) if formats.executor == "bf16" else output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -101,31 +252,71 @@ class MatmulProduct(torch.autograd.Function):
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, formats: ProductFormats
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    formats: ProductFormats,
+    factors: Factors | None = None,
 ) -> Tensor:
     """`F.linear` in low precision: x [..., k], weight [n, k], bias [n] -> [..., n].
 
-    The bias is added in the model's dtype, as FP8 hardware does.
+    The bias is added in the model's dtype, as FP8 hardware does. `factors`, with the executor
+    "scaled_mm" alone, are the scale arguments of the three products: what the output without its
+    bias, the gradient of x and that of the weight are multiplied by, each on its own.
+
+    Raises:
+        ValueError: the executor cannot run here; factors with another executor.
     """
+    formats = settled(formats, x)
+    if formats.executor == "scaled_mm":
+        return ScaledProduct.apply(x, weight, bias, factors or NO_FACTORS, formats)
+    if factors is not None:
+        raise ValueError(f"linear: factors are for 'scaled_mm', not {formats.executor!r}")
     return LinearProduct.apply(x, weight, bias, formats)
 
 
-def matmul(a: Tensor, b: Tensor, *, formats: ProductFormats) -> Tensor:
-    """`torch.matmul` in low precision, vectors included: a [..., m, k], b [..., k, n]."""
+def matmul(
+    a: Tensor, b: Tensor, *, formats: ProductFormats, factors: Factors | None = None
+) -> Tensor:
+    """`torch.matmul` in low precision, vectors included: a [..., m, k], b [..., k, n].
+
+    A product with a matrix is a `linear`, with its `factors`; `torch._scaled_mm` has no others.
+
+    Raises:
+        ValueError: as `linear`; factors where neither operand is a matrix.
+    """
+    # A matrix shared by a batch has one gradient product, not one a sample and then a sum of them.
+    if a.dim() >= 2 and b.dim() == 2:
+        return linear(a, b.mT, formats=formats, factors=factors)
+    if a.dim() == 2 and b.dim() >= 2:
+        swapped = None if factors is None else (factors[0], factors[2], factors[1])
+        return linear(b.mT, a, formats=formats, factors=swapped).mT
+    if factors is not None:
+        raise ValueError(
+            "matmul: factors are for products with a matrix; "
+            f"got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     if a.dim() < 2 or b.dim() < 2:
         operand = (formats.current, False)
         a = rounded(a, formats.forward, formats.result, current=operand)
         b = rounded(b, formats.forward, formats.result, current=operand)
         output = torch.matmul(a, b)
         return rounded(output, formats.result, formats.backward, current=(False, formats.current))
-    # A matrix shared by a batch has one gradient product, not one a sample and then a sum of them.
-    if b.dim() == 2:
-        return linear(a, b.mT, formats=formats)
-    if a.dim() == 2:
-        return linear(b.mT, a, formats=formats).mT
+    formats = settled(formats, a, has_kernel=False)
+    if a.shape[:-2] != b.shape[:-2]:
+        # The gradient of what is repeated is a sum, and is to be rounded as a sum.
+        formats = formats._replace(executor="emulated")
     return MatmulProduct.apply(a, b, formats)
 
 
-def addmm(bias: Tensor, a: Tensor, b: Tensor, *, formats: ProductFormats) -> Tensor:
+def addmm(
+    bias: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    formats: ProductFormats,
+    factors: Factors | None = None,
+) -> Tensor:
     """`torch.addmm` in low precision: bias [n] or [m, n], a [m, k], b [k, n] -> [m, n]."""
-    return bias + matmul(a, b, formats=formats)
+    return bias + matmul(a, b, formats=formats, factors=factors)

@@ -29,6 +29,7 @@ class ProductFormats(NamedTuple):
     each of output, grad_input and grad_weight. With `current`, an operand's scale is its amax now.
     With `unit`, operands are at unit scale and grad_weight, a sum over all rows, is rounded
     `SUM_OVER_ROWS` smaller: the factor rows^-1/2 that a fused product applies before it rounds.
+    `executor` says how the product runs, see `gemm.executor`.
     Names and not `FloatFormat`s, so that a printed graph can be read (and re-executed).
     """
 
@@ -37,6 +38,7 @@ class ProductFormats(NamedTuple):
     result: str | None = None
     current: bool = False
     unit: bool = False
+    executor: str = "emulated"
 
 
 class Quantized(NamedTuple):

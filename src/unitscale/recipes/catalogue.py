@@ -13,6 +13,8 @@ PLAIN = Recipe(name="fp32")
 BF16_PRODUCTS = Recipe(name="bf16", forward=BF16, backward=BF16, result=BF16)
 FP16_PRODUCTS = Recipe(name="fp16-none", forward=FP16, backward=FP16, result=FP16)
 FP8_PRODUCTS = Recipe(name="fp8-none", forward=E4M3FN, backward=E5M2)
+FP8_TO_BF16_PRODUCTS = replace(FP8_PRODUCTS, name="fp8-bf16-none", result=BF16)
+"""What FP8 hardware gives a model that is in BF16: the results of FP8 products are BF16."""
 E4M3_PRODUCTS = Recipe(name="fp8-e4m3-none", forward=E4M3FN, backward=E4M3FN)
 
 RECIPES: dict[str, Recipe] = {
@@ -24,6 +26,7 @@ RECIPES: dict[str, Recipe] = {
         replace(FP16_PRODUCTS, name="fp16-loss", source="loss", loss_scale=STATIC_LOSS_SCALE),
         replace(FP16_PRODUCTS, name="fp16-loss-dynamic", source="loss", loss_scale="dynamic"),
         FP8_PRODUCTS,
+        FP8_TO_BF16_PRODUCTS,
         E4M3_PRODUCTS,
         replace(FP8_PRODUCTS, name="fp8-current", source="current"),
         replace(E4M3_PRODUCTS, name="fp8-e4m3-current", source="current"),
@@ -31,6 +34,7 @@ RECIPES: dict[str, Recipe] = {
         replace(BF16_PRODUCTS, name="bf16-units", source="unit"),
         replace(FP16_PRODUCTS, name="fp16", source="unit"),
         replace(FP8_PRODUCTS, name="fp8", source="unit"),
+        replace(FP8_TO_BF16_PRODUCTS, name="fp8-bf16", source="unit"),
         replace(E4M3_PRODUCTS, name="fp8-e4m3", source="unit"),
     )
 }

@@ -10,11 +10,12 @@ The module imports no torch: a recipe is data, and printing it needs nothing els
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from unitscale.formats import FloatFormat
 
 ScaleSource = Literal["none", "unit", "loss", "current"]
+Executor = Literal["auto", "emulated", "bf16", "scaled_mm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +34,11 @@ class Recipe:
             divides by this tensor's amax over the format's maximum.
         loss_scale: a static factor, or "dynamic" (doubled and halved as overflows come and go).
         skip: patterns of module paths whose products stay in full precision.
+        executor: what multiplies the operands, see `unitscale.gemm.executor`; "auto" is the fastest
+            that the device has. It changes the order of sums, never a format.
 
     Raises:
-        ValueError: `loss_scale` without source "loss", or the reverse.
+        ValueError: `loss_scale` without source "loss", or the reverse; no such executor.
     """
 
     name: str
@@ -46,12 +49,18 @@ class Recipe:
     source: ScaleSource = "none"
     loss_scale: float | Literal["dynamic"] | None = None
     skip: tuple[str, ...] = ()
+    executor: Executor = "auto"
 
     def __post_init__(self) -> None:
         if (self.source == "loss") != (self.loss_scale is not None):
             raise ValueError(
                 f"Recipe {self.name!r}: source is {self.source!r} and loss_scale is "
                 f"{self.loss_scale!r}; a loss scale goes with source='loss', and only with it."
+            )
+        if self.executor not in get_args(Executor):
+            raise ValueError(
+                f"Recipe {self.name!r}: executor is {self.executor!r}; expected one of "
+                f"{', '.join(get_args(Executor))}."
             )
 
     @property

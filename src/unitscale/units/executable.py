@@ -14,8 +14,9 @@ from unitscale.numerics.interpret import Observer, ObservingInterpreter
 from unitscale.numerics.place import parameter_slots
 from unitscale.units.assign import Unit
 from unitscale.units.calibrate import Measurement, Watch
+from unitscale.units.products import is_rounded_product
 from unitscale.units.recompute import recomputing
-from unitscale.units.rewrite import is_rounded_product, rewrite
+from unitscale.units.rewrite import rewrite
 from unitscale.units.rules import operands, rule_of
 
 if TYPE_CHECKING:

@@ -14,8 +14,10 @@ import torch
 from torch import fx, nn
 
 from unitscale.formats import FloatFormat
+from unitscale.gemm import choose
 from unitscale.recipes import Recipe, parse
 from unitscale.units.compiled import compile_in_place
+from unitscale.units.products import formats_of
 from unitscale.units.report import UnitRow
 from unitscale.units.session import Remeasure, Session
 
@@ -54,7 +56,7 @@ def unit_scale(
 
     Raises:
         TypeError: not a module. ValueError: already compiled or scaled, unknown recipe, a pattern
-            that matches no module.
+            that matches no module, an executor that the device does not have.
     Source: unit scaling after Blake, Orr, Luschi 2023; units as potentials, see docs/units.md.
     """
     recipe = replace(parse(recipe), activations=activations or parse(recipe).activations)
@@ -95,6 +97,7 @@ def compile_with(
     caller = "unit_scale" if scale else "apply_recipe"
     check_model(model, caller)
     check_patterns(model, (*recipe.skip, *skip), caller)
+    check_executor(model, recipe, caller)
     session = Session(
         replace(recipe, skip=(*recipe.skip, *skip)),
         scale=scale,
@@ -139,6 +142,17 @@ def check_patterns(model: nn.Module, patterns: Sequence[str], caller: str) -> No
                 f"{caller}: skip={pattern!r} matches no module of {type(model).__name__}; "
                 f"nearest path: {near[0] if near else '(none)'!r}."
             )
+
+
+def check_executor(model: nn.Module, recipe: Recipe, caller: str) -> None:
+    """Refuse FP8 products that the device of the model does not have, before it is compiled."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if recipe.executor != "scaled_mm" or first is None:
+        return
+    try:
+        choose(formats_of(recipe), first.dtype, first.device)
+    except ValueError as error:
+        raise ValueError(f"{caller}, recipe {recipe.name!r}: {error}") from None
 
 
 def session_of(model: nn.Module) -> Session | None:

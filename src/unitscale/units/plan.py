@@ -40,6 +40,20 @@ class NodePlan:
         self.backward[query] = self.backward.get(query, Monomial()) / factor
         return factor
 
+    def fold_scales(self, node: fx.Node, taken: list[fx.Node]) -> list[Monomial]:
+        """Take the factors on the results of a linear product out of the plan, for a kernel.
+
+        Those of the output (its bias keeps out of them) and of the gradients of the two operands.
+        """
+        output, self.after = self.after, Monomial()
+        rule = rule_of(node)
+        bias = argument(node, rule.additive) if rule.additive else None
+        if bias in self.inside:
+            self.inside[bias] = self.inside[bias] * output
+        grads = [self.backward.get(x, Monomial()) for x in taken]
+        self.backward |= dict.fromkeys(taken, Monomial())
+        return [output, *grads]
+
 
 class Symbols:
     """The symbolic unit of every tensor: which share one, and which are 1 for good."""

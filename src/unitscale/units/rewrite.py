@@ -7,63 +7,26 @@ way out; here that is written down, as `hold` nodes around a copy of the op.
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import fx
 
-from unitscale import gemm
 from unitscale.gemm import ProductFormats, rounded
-from unitscale.numerics.capture import (
-    TensorNode,
-    body_name,
-    checkpointed,
-    module_path,
-    transformed,
-)
+from unitscale.numerics.capture import TensorNode, body_name, checkpointed, transformed
 from unitscale.recipes import Recipe
 from unitscale.units.assign import Monomial
 from unitscale.units.hold import hold
 from unitscale.units.plan import NodePlan, Symbols, plan_node
+from unitscale.units.products import (
+    GEMM,
+    fits_gemm,
+    formats_at,
+    is_rounded_product,
+    matrix_operands,
+)
 from unitscale.units.rules import operands, rule_of
-
-# Products that `gemm` computes itself, with operands held in eight bits; the others are rounded
-# at their edges.
-GEMM: dict[Callable[..., Any] | str, Callable[..., Tensor]] = {
-    F.linear: gemm.linear,
-    F.conv1d: gemm.conv1d,
-    F.conv2d: gemm.conv2d,
-    F.conv3d: gemm.conv3d,
-    F.scaled_dot_product_attention: gemm.scaled_dot_product_attention,
-    torch.matmul: gemm.matmul,
-    operator.matmul: gemm.matmul,
-    torch.mm: gemm.matmul,
-    torch.bmm: gemm.matmul,
-    "matmul": gemm.matmul,
-    "mm": gemm.matmul,
-    "bmm": gemm.matmul,
-    "__matmul__": gemm.matmul,
-    torch.addmm: gemm.addmm,
-    "addmm": gemm.addmm,
-}
-
-
-def formats_of(recipe: Recipe) -> ProductFormats:
-    """The recipe's formats by name."""
-    forward, backward, result = (
-        f.name if f else None for f in (recipe.forward, recipe.backward, recipe.result)
-    )
-    current, unit = recipe.source == "current", recipe.unit_scaled
-    return ProductFormats(forward, backward, result, current, unit)
-
-
-def is_rounded_product(node: fx.Node, recipe: Recipe) -> bool:
-    """Whether the recipe rounds the operands of this node."""
-    path = module_path(node)
-    skipped = any(fnmatchcase(path, pattern) for pattern in recipe.skip)
-    return recipe.rounds and not skipped and rule_of(node).product
 
 
 @dataclass(frozen=True)
@@ -209,7 +172,7 @@ class Writer:
 
     def product(self, node: fx.Node, plan: NodePlan) -> fx.Node:
         """A copy of a product in low precision, by `gemm` or rounded at its edges."""
-        rule, formats = rule_of(node), formats_of(self.recipe)
+        rule, formats = rule_of(node), formats_at(node, self.recipe)
         extra: dict[str, Any] = {"formats": formats}
         if rule.kind == "general" or not fits_gemm(node):
             taken = operands(node, rule)
@@ -226,6 +189,8 @@ class Writer:
             return self.rounding(copy, formats.result, formats.backward, current)
         if rule.kind == "attention":
             extra["query_factor"] = self.factor(plan.fold_query(node))
+        if formats.executor == "scaled_mm" and (matrices := matrix_operands(node)):
+            extra["factors"] = tuple(map(self.factor, plan.fold_scales(node, matrices)))
         copy = self.plain(node, plan)
         copy.op, copy.target = "call_function", GEMM[node.target]
         copy.kwargs = {**copy.kwargs, **extra}
@@ -271,13 +236,3 @@ def arguments(node: fx.Node) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg((node.args, node.kwargs), found.append)
     return found
-
-
-def fits_gemm(node: fx.Node) -> bool:
-    """Whether `gemm` has this product with these arguments (`addmm` with its two factors at 1)."""
-    accepted = {"bias"}
-    if node.target is F.scaled_dot_product_attention:
-        accepted = {"attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"}
-    elif GEMM.get(node.target) in (gemm.conv1d, gemm.conv2d, gemm.conv3d):
-        accepted |= {"stride", "padding", "dilation", "groups"}
-    return node.target in GEMM and node.kwargs.keys() <= accepted
