@@ -128,11 +128,12 @@ def test_wrong_factor_is_seen():
     graph = capture(RandomModel(3), x)
     plain = step(graph[0], graph[1], torch.float32)
     target = measured(graph, torch.float32)
-    right, seen = target.vector, 0
+    (place,) = target.places.values()
+    right, seen = place.vector, 0
     assert_equal(step(target, graph[1], torch.float32), plain)
     for i in range(len(right)):
-        target.vector = right.clone()
-        target.vector[i] *= 2
+        place.vector = right.clone()
+        place.vector[i] *= 2
         with contextlib.suppress(AssertionError):
             assert_equal(step(target, graph[1], torch.float32), plain)
             continue
