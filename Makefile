@@ -26,6 +26,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/exhaustive_float32.py --small
 	$(BIN)/python benchmarks/op_scales.py
+	$(BIN)/python benchmarks/suite.py
 
 clean:
 	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache
