@@ -8,6 +8,7 @@ import typer
 
 from unitscale.cli.analyse import analyse
 from unitscale.cli.compare import compare
+from unitscale.cli.doctor import doctor
 from unitscale.cli.exit import WRONG_ARGUMENTS, fail
 from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
@@ -31,6 +32,7 @@ app.command()(analyse)
 app.command()(report)
 app.command()(figure)
 app.command()(formats)
+app.command()(doctor)
 
 
 @app.callback(invoke_without_command=True)

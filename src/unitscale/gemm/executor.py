@@ -11,7 +11,9 @@ that are. They differ in the order of their sums, and where a bias is added to a
 rounded already.
 """
 
+import time
 from functools import lru_cache
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -19,9 +21,15 @@ import torch
 from unitscale.formats import BF16, FORMATS, torch_dtype
 from unitscale.gemm.rounded import ProductFormats
 
-__all__ = ["EXECUTORS", "choose", "fp8_products", "obstacle", "quick_bf16_products"]
-
-EXECUTORS = ("emulated", "bf16", "scaled_mm")
+__all__ = [
+    "Ability",
+    "bf16_speed",
+    "choose",
+    "explain",
+    "fp8_products",
+    "obstacle",
+    "quick_bf16_products",
+]
 
 HOPPER_OR_ADA = (8, 9)
 AMPERE = (8, 0)
@@ -151,3 +159,36 @@ def without_fp8(formats: ProductFormats, dtype: torch.dtype, device: torch.devic
     """The executor for products that `torch._scaled_mm` does not have: batched ones, say."""
     quick = dtype == torch.float32 and quick_bf16_products(device).has
     return "bf16" if quick and not obstacle("bf16", formats, dtype, device) else "emulated"
+
+
+def explain(formats: ProductFormats, dtype: torch.dtype, device: torch.device) -> Ability:
+    """Whether "auto" finds something faster than emulated products here, and why."""
+    settled = choose(formats._replace(executor="auto"), dtype, device)
+    if settled.executor == "scaled_mm":
+        return Ability(True, fp8_products(device).why)
+    if settled.executor == "bf16":
+        return Ability(True, quick_bf16_products(device).why)
+    if dtype == torch.bfloat16:
+        return Ability(False, "a BF16 model multiplies in BF16 as it is")
+    real = obstacle("scaled_mm", formats, dtype, device) or fp8_products(device).why
+    bf16 = obstacle("bf16", formats, dtype, device) or quick_bf16_products(device).why
+    return Ability(False, f"scaled_mm: {real}; bf16: {bf16}")
+
+
+def bf16_speed(device: torch.device, size: int = 512, rounds: int = 5) -> float:
+    """How many times as fast as in FP32 a product of two square matrices is in BF16.
+
+    The median over some pairs that take turns, in a few milliseconds each.
+    """
+    single = torch.randn(size, size, device=device)
+    double = single.bfloat16()
+
+    def seconds(x: torch.Tensor) -> float:
+        begin = time.perf_counter()
+        x @ x
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter() - begin
+
+    ratios = [seconds(single) / seconds(double) for _ in range(rounds + 1)]
+    return median(ratios[1:])  # the first call sets the library up

@@ -1,0 +1,97 @@
+"""What this machine can run: its devices and compilers, and the executor each recipe gets."""
+
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unitscale.gemm.executor import bf16_speed, choose, explain, fp8_products, quick_bf16_products
+from unitscale.recipes import RECIPES, Recipe
+from unitscale.units.products import formats_of
+
+__all__ = ["examine", "recipe_rows"]
+
+MODELS = {"float32 model": torch.float32, "bfloat16 model": torch.bfloat16}
+
+
+def examine() -> dict[str, Any]:
+    """Everything, as JSON has it; a few seconds at most.
+
+    `device` is the one that the recipes are judged for: the first GPU, or else the CPU.
+    `bf16_products.speed` is measured, by `gemm.executor.bf16_speed`; what is chosen is chosen by
+    the instructions alone, so that a busy moment changes nothing.
+    """
+    gpus = [examine_gpu(index) for index in range(torch.cuda.device_count())]
+    device = torch.device("cuda", 0) if gpus else torch.device("cpu")
+    quick, fp8 = quick_bf16_products(device), fp8_products(device)
+    return {
+        "unitscale": version("unitscale"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": {
+            "name": cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+            "amx": torch.cpu._is_amx_tile_supported(),
+        },
+        "gpus": gpus,
+        "device": str(device),
+        "fp8_products": {"available": fp8.has, "why": fp8.why},
+        "bf16_products": {
+            "faster": quick.has,
+            "why": quick.why,
+            "speed": round(bf16_speed(device), 2),
+        },
+        "compilers": {"c++": cpp_compiler(), "triton": package_version("triton")},
+        "recipes": recipe_rows(device),
+    }
+
+
+def recipe_rows(device: torch.device) -> list[dict[str, str]]:
+    """One row a recipe that rounds: the executor of its products in models of two dtypes."""
+    return [recipe_row(recipe, device) for recipe in RECIPES.values() if recipe.rounds]
+
+
+def recipe_row(recipe: Recipe, device: torch.device) -> dict[str, str]:
+    """The executor for each dtype, and why it is that of a float32 model."""
+    formats = formats_of(recipe)
+    chosen = {name: choose(formats, dtype, device).executor for name, dtype in MODELS.items()}
+    return {"recipe": recipe.name, **chosen, "why": explain(formats, torch.float32, device).why}
+
+
+def examine_gpu(index: int) -> dict[str, Any]:
+    """One GPU that torch sees."""
+    properties = torch.cuda.get_device_properties(index)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "gigabytes": round(properties.total_memory / 1e9, 1),
+        "fp8_products": fp8_products(torch.device("cuda", index)).has,
+    }
+
+
+def cpu_name() -> str:
+    """As the system calls it."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that inductor would call for the CPU; None if there is none."""
+    usual = "clang++" if sys.platform == "darwin" else "cl" if os.name == "nt" else "g++"
+    return shutil.which(os.environ.get("CXX", usual))
+
+
+def package_version(name: str) -> str | None:
+    """The version of an installed package."""
+    return version(name) if find_spec(name) else None
