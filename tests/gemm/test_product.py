@@ -1,5 +1,7 @@
 """Low-precision linear and matmul: the function, its error, and what it keeps for backward."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,6 +164,18 @@ def test_saved_for_backward_is_in_the_formats_own_bytes(product, formats):
     saved = saved_bytes(lambda: getattr(gemm, product)(x, other, formats=formats))
     size = {"E4M3FN": 1, "FP16": 2, "BF16": 2, None: 4}[formats.forward]
     assert saved == size * (32 * 64 + 64 * 64) + 8 * formats.current
+
+
+@pytest.mark.parametrize("name", PRODUCT_FORMATS)
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_operand_is_kept_for_the_gradient_of_the_other_alone(name, which):
+    formats = PRODUCT_FORMATS[name]
+    size = {"E4M3FN": 1, "FP16": 2, "BF16": 2, None: 4}[formats.forward]
+    for product, shapes in (("linear", ((5, 16), (8, 16))), ("matmul", ((2, 5, 16), (2, 16, 8)))):
+        operands = draw(*shapes)
+        operands[which].requires_grad_()
+        saved = saved_bytes(partial(getattr(gemm, product), *operands, formats=formats))
+        assert saved == size * operands[1 - which].numel() + 4 * formats.current
 
 
 @pytest.mark.parametrize("name", ["fp8", "fp16"])

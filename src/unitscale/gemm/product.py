@@ -9,6 +9,7 @@ for FP8). Emulated, a product is bit-equal to the CPU's `torch._scaled_mm` with 
 because operands are multiplied by their scales before the product. See `gemm.executor`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,16 +69,27 @@ def chosen(
     return executor
 
 
-def save(ctx: Any, formats: ProductFormats, *operands: Tensor) -> list[Tensor]:
-    """Round the operands, and keep them for backward in the format's own dtype."""
+def save(
+    ctx: Any, formats: ProductFormats, *operands: Tensor, wanted: Sequence[bool] = (True,) * 3
+) -> list[Tensor]:
+    """Round the operands, and keep those `wanted` for backward in the format's own dtype."""
     ctx.formats, ctx.dtypes = formats, [x.dtype for x in operands]
+    none = Quantized(None, None)  # type: ignore[arg-type]
     if formats.forward is None:
-        ctx.save_for_backward(*(tensor for x in operands for tensor in (x, None)))
+        pairs = (
+            Quantized(x, None) if is_kept else none
+            for x, is_kept in zip(operands, wanted, strict=False)
+        )
+        ctx.save_for_backward(*(tensor for pair in pairs for tensor in pair))
         return list(operands)
     rounded = [
         Quantized(*round_data(x, formats.forward, current=formats.current)) for x in operands
     ]
-    ctx.save_for_backward(*(tensor for q in rounded for tensor in q.narrow(formats.forward)))
+    narrow = (
+        q.narrow(formats.forward) if is_kept else none
+        for q, is_kept in zip(rounded, wanted, strict=False)
+    )
+    ctx.save_for_backward(*(tensor for pair in narrow for tensor in pair))
     # The values themselves, not those read back from eight bits: the same, and faster.
     return [
         q.dequantize(working_dtype(formats, x.dtype))
@@ -85,15 +97,21 @@ def save(ctx: Any, formats: ProductFormats, *operands: Tensor) -> list[Tensor]:
     ]
 
 
-def restore(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The rounded output gradient and the saved operands, in the dtype they are multiplied in."""
+def restore(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Any]]:
+    """The rounded output gradient and the saved operands, in the dtype they are multiplied in.
+
+    None stands for an operand that was not kept.
+    """
     saved, formats = ctx.saved_tensors, ctx.formats
     pairs = zip(saved[::2], saved[1::2], strict=True)
     grad = round_value(grad, formats.backward, current=formats.current)
     values = grad.to(working_dtype(formats, grad.dtype))
-    operands = [Quantized(*pair).dequantize(values.dtype) for pair in pairs]
+    operands = [
+        None if data is None else Quantized(data, scale).dequantize(values.dtype)
+        for data, scale in pairs
+    ]
     if values.element_size() == 2 and is_traced(grad):
-        operands = [in_backward(x, grad) for x in operands]
+        operands = [None if x is None else in_backward(x, grad) for x in operands]
     return values, operands
 
 
@@ -129,7 +147,7 @@ class LinearProduct(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, formats: ProductFormats
     ) -> Tensor:
         dtype = result_dtype(x)
-        x, weight = save(ctx, formats, x, weight)
+        x, weight = save(ctx, formats, x, weight, wanted=ctx.needs_input_grad[1::-1])
         if formats.executor == "bf16":
             return finish(F.linear(x, weight), bias, formats, dtype)
         output = F.linear(x, weight, bias)
@@ -169,7 +187,10 @@ class ScaledProduct(torch.autograd.Function):
         ctx.formats, ctx.shape, ctx.dtypes = formats, x.shape, (x.dtype, weight.dtype)
         output_factor, *grad_factors = factors
         left, right = (in_rows(matrix(q)) for q in operands)
-        ctx.save_for_backward(*left, *right, *grad_factors)
+        wants_x, wants_weight, *_ = ctx.needs_input_grad  # each from the other operand
+        none = (None, None)
+        kept = (*(left if wants_weight else none), *(right if wants_x else none))
+        ctx.save_for_backward(*kept, *grad_factors)
         dtype = result_dtype(x)
         output = multiply(left, right, output_factor, formats, dtype, fast_accum=True)
         output = finish(output, bias, formats, dtype)
@@ -233,7 +254,7 @@ class MatmulProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, formats: ProductFormats) -> Tensor:
         ctx.shapes, dtype = (a.shape, b.shape), result_dtype(a)
-        a, b = save(ctx, formats, a, b)
+        a, b = save(ctx, formats, a, b, wanted=ctx.needs_input_grad[1::-1])
         output = round_value(torch.matmul(a, b), formats.result)
         return output.to(dtype) if formats.executor == "bf16" else output
 
