@@ -31,10 +31,21 @@ def test_a_factor_multiplies_and_keeps_what_gelu_makes_of_the_layout(x: torch.Te
         assert torch.equal(F.gelu(hold(held, HALF)), F.gelu(x))
 
 
-def test_gaps_shrink_to_one_element() -> None:
+def test_gaps_shrink_to_what_alignment_needs() -> None:
     x = torch.randn(4, 6, 128).chunk(2, -1)[1]
     assert x.stride() == (768, 128, 1)
-    assert gapped(x) == [6 * 65, 65, 1]
+    assert gapped(x) == [6 * 80, 80, 1]
+    assert gapped(x.double()[..., :-1]) == [6 * 64, 64, 1]
+
+
+@pytest.mark.parametrize("length", [17, 18, 31])
+def test_rows_keep_their_alignment(length: int) -> None:
+    """The first token of each sequence, say: the product on it is that of the plain model."""
+    x = torch.randn(8, 5, length)[:, 0]
+    assert (hold(x, TWO).stride(0) - x.stride(0)) % 16 == 0
+    first = torch.randn(8, 17, 64)[:, 0]
+    weight = torch.randn(10, 64)
+    assert torch.equal(F.linear(hold(first, TWO), weight), 2 * F.linear(first, weight))
 
 
 def test_gradient_is_multiplied_by_the_other_factor() -> None:

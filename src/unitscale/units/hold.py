@@ -11,6 +11,9 @@ from torch import Tensor
 
 __all__ = ["hold"]
 
+ALIGNMENT = 64
+"""Bytes: the widest vector of a CPU, and how torch aligns memory."""
+
 
 class Hold(torch.autograd.Function):
     """Forward multiplies by `fwd`, backward by `bwd`; None is exactly 1 and costs nothing."""
@@ -47,11 +50,16 @@ def times(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def gapped(x: Tensor) -> list[int]:
-    """Strides in the order of those of `x`, with one idle element wherever `x` leaves some."""
+    """Strides in the order of those of `x`, with a few idle elements wherever `x` leaves some.
+
+    As many as give rows the alignment that they have in `x`, by which libraries choose a kernel.
+    """
     strides, span, length = [0] * x.dim(), 1, 1
+    aligned = ALIGNMENT // x.element_size()
     for axis in sorted(range(x.dim()), key=lambda axis: (x.stride(axis), x.size(axis))):
         has_gap = x.size(axis) > 1 and x.stride(axis) > span
-        strides[axis] = length + has_gap
+        gap = (x.stride(axis) - length - 1) % aligned + 1
+        strides[axis] = length + gap if has_gap else length
         if x.size(axis) > 1:
             span, length = x.stride(axis) * x.size(axis), strides[axis] * x.size(axis)
     return strides
