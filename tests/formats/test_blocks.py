@@ -92,7 +92,7 @@ BY_PATH += [(fmt, "compiled") for fmt in COMPILED]
 
 def take(how, monkeypatch):
     """Options for a call that is to go that way."""
-    monkeypatch.setattr(blockwise, "PIECE", 1024 if how == "pieces" else 2**20)
+    monkeypatch.setattr(blockwise, "piece_size", lambda: 1024 if how == "pieces" else 2**20)
     return {"compiled": how == "compiled"}
 
 
@@ -291,7 +291,7 @@ def test_stochastic_is_between_neighbours_unbiased_and_the_same_on_each_path(fmt
 def test_stochastic_in_pieces(monkeypatch):
     x = torch.randn(100, 32)
     whole = round_to_blocks(x, MX_E5M2, -1, "stochastic", seed=3)
-    monkeypatch.setattr(blockwise, "PIECE", 256)
+    monkeypatch.setattr(blockwise, "piece_size", lambda: 256)
     assert torch.equal(round_to_blocks(x, MX_E5M2, -1, "stochastic", seed=3), whole)
     torch.manual_seed(0)
     first = round_to_blocks(x, MX_E5M2, -1, "stochastic")

@@ -33,7 +33,7 @@ from unitscale.formats.block_kernel import (
 )
 from unitscale.formats.hashing import draw_seed, keys_of, lane_numbers
 from unitscale.formats.kernel import MAGNITUDES, Bits
-from unitscale.formats.rounding import PIECE, is_traced
+from unitscale.formats.rounding import is_traced, piece_size
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -232,11 +232,12 @@ def _run(
     compiled: bool,
     scales: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    is_large = rows.numel() > PIECE and rows.device.type == "cpu"
-    is_fused = compiled and rows.numel() >= fused.SMALLEST
-    if is_traced(rows) or not (is_large or is_fused):
+    is_graph = is_traced(rows)
+    is_fused = not is_graph and compiled and rows.numel() >= fused.SMALLEST
+    is_large = not is_graph and rows.device.type == "cpu" and rows.numel() > piece_size()
+    if not (is_large or is_fused):
         results = formula(rows, given, Bits(given.keys), scales)
-        if is_traced(rows):
+        if is_graph:
             results = (_keep_whole(results[0]), *results[1:])
         return tuple(
             y if out is None else out.copy_(y) for y, out in zip(results, outs, strict=True)
@@ -257,7 +258,7 @@ def _run(
         kernel = _kernel(formula, law, is_in_place)
         kernel(given.keys, lanes, given.tensor_scale, *arrays)
         return outs  # type: ignore[return-value]
-    step = PIECE // rows.shape[1]
+    step = piece_size() // rows.shape[1]
     for start in range(0, rows.shape[0], step):
         piece = slice(start, start + step)
         bits = Bits(given.keys, start=start * rows.shape[1])

@@ -18,7 +18,8 @@ from unitscale.formats.hashing import LANES, draw_seed, keys_of
 from unitscale.formats.kernel import Bits, Law, Rounding
 
 PIECE = 2**17
-"""Elements of a piece. Measured best in float32: smaller ones cost dispatch, larger ones cache."""
+"""Elements of a piece for each thread. Measured best in float32: smaller ones cost dispatch, larger
+ones cache, of which each core has its own."""
 
 Write = Callable[[Tensor, Bits], Tensor]
 
@@ -160,10 +161,15 @@ def prepare(
     return Law(fmt=fmt, rounding=rounding, saturate=saturate, dtype=x.dtype), bits, scale
 
 
+def piece_size() -> int:
+    """Elements of a piece for all threads together."""
+    return PIECE * torch.get_num_threads()
+
+
 def is_large(x: Tensor, out: Tensor | None) -> bool:
     """Whether a tensor is better rounded in pieces: on a CPU, contiguous and past the cache."""
     return (
-        x.numel() > PIECE
+        x.numel() > piece_size()
         and x.device.type == "cpu"
         and x.is_contiguous()
         and (out is None or out.is_contiguous())
@@ -172,9 +178,10 @@ def is_large(x: Tensor, out: Tensor | None) -> bool:
 
 def in_pieces(x: Tensor, bits: Bits, write: Write, out: Tensor) -> Tensor:
     """Fill `out` piece by piece with what `write` makes of x."""
-    pieces = zip(x.view(-1).split(PIECE), out.view(-1).split(PIECE), strict=True)
+    size = piece_size()
+    pieces = zip(x.view(-1).split(size), out.view(-1).split(size), strict=True)
     for number, (part, part_out) in enumerate(pieces):
-        part_out.copy_(write(part, Bits(bits.keys, bits.generator, number * PIECE)))
+        part_out.copy_(write(part, Bits(bits.keys, bits.generator, number * size)))
     return out
 
 
