@@ -1,7 +1,7 @@
 """`assert_valid_gradients`: scaled gradients point where the true gradients point."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -12,13 +12,26 @@ from unitscale.scaling.primitive import Scaled
 
 
 @contextmanager
+def unfolded() -> Iterator[None]:
+    """Inside, eager operations have their factored edges, as compiled ones always have."""
+
+    def can_fold(*_: Tensor) -> bool:
+        return False
+
+    with ExitStack() as patches:
+        for family in ("attention", "linear", "residual"):
+            patches.enter_context(mock.patch(f"unitscale.functional.{family}.can_fold", can_fold))
+        yield
+
+
+@contextmanager
 def true_gradients() -> Iterator[None]:
     """Inside, every `scaled(x, a, b)` has the derivative `a` of its value, not the declared `b`."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.bwd = inputs[1]
 
-    with mock.patch.object(Scaled, "setup_context", staticmethod(setup_context)):
+    with mock.patch.object(Scaled, "setup_context", staticmethod(setup_context)), unfolded():
         yield
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import unitscale.functional as U
 from unitscale.scaling import scaled
+from validity import unfolded
 
 
 def families() -> dict[str, list[Case]]:
@@ -46,10 +47,10 @@ def test_compiled_operations_equal_eager_ones_to_the_bit(family: list[Case], dyn
 
     operands = [case.draw() for case in family]
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    for got, want in zip(
-        differentiate(compiled, operands), differentiate(run, operands), strict=True
-    ):
-        assert torch.equal(got, want)
+    got = differentiate(compiled, operands)
+    with unfolded():  # a folded operation rounds once where edges round twice
+        want = differentiate(run, operands)
+    assert all(map(torch.equal, got, want))
 
 
 def test_inductor_compiles_a_layer() -> None:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unitscale.functional.arguments import check_floating, shape
-from unitscale.scaling import scale_bwd, scale_fwd, scaled
+from unitscale.functional.folded import can_fold
+from unitscale.scaling import scale_bwd, scaled
 from unitscale.scaling.constraints import apply_constraint
 from unitscale.scaling.factors import attention_factors, softmax_factors
 
@@ -135,6 +136,16 @@ def scaled_dot_product_attention(
         factors.grad_key_scale,
         factors.grad_value_scale,
     )
+    if constraint is not None and can_fold(query, key, value):
+        # One factor on every edge: the gradients may all take it at the output.
+        grad_output_scale, grad_query_scale, grad_key_scale, grad_value_scale = (
+            output_scale,
+            1,
+            1,
+            1,
+        )
+    else:
+        grad_output_scale = 1.0
     output = F.scaled_dot_product_attention(
         scale_bwd(query, grad_query_scale),
         scale_bwd(key, grad_key_scale),
@@ -145,7 +156,7 @@ def scaled_dot_product_attention(
         scale=factors.logit_scale,
         enable_gqa=enable_gqa,
     )
-    return scale_fwd(output, output_scale)
+    return scaled(output, output_scale, grad_output_scale)
 
 
 def check_attention(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:

@@ -6,15 +6,19 @@ done in a narrow format as it stands. The bias is added after the factor: a step
 moves the output by `lr`, as u-muP's learning-rate rule for biases expects.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from unitscale.functional.arguments import broadcast_copies, check_floating, shape
+from unitscale.functional.folded import ProductScales, can_fold, folded_bmm, folded_linear
 from unitscale.scaling import scale_bwd, scale_fwd
 from unitscale.scaling.constraints import apply_constraint
 from unitscale.scaling.factors import (
     LinearFactors,
+    MatmulFactors,
     einsum_factors,
     linear_factors,
     linear_readout_factors,
@@ -72,12 +76,15 @@ def apply_linear(
     factors: LinearFactors,
     constraint: str | None,
 ) -> Tensor:
-    """The three factored edges around one `F.linear`, and the bias behind them."""
+    """`F.linear` between its three factored edges, and the bias behind them."""
     output_scale, grad_input_scale = apply_constraint(
         constraint, factors.output_scale, factors.grad_input_scale
     )
-    input = scale_bwd(input, grad_input_scale)
-    output = scale_fwd(F.linear(input, scale_bwd(weight, factors.grad_weight_scale)), output_scale)
+    scales = ProductScales(output_scale, grad_input_scale, factors.grad_weight_scale)
+    if can_fold(input, weight):
+        return folded_linear(input, weight, bias, scales, factors.grad_bias_scale)
+    input = scale_bwd(input, scales.grad_left)
+    output = scale_fwd(F.linear(input, scale_bwd(weight, scales.grad_right)), scales.output)
     return output if bias is None else output + scale_bwd(bias, factors.grad_bias_scale)
 
 
@@ -123,13 +130,7 @@ def matmul(input: Tensor, other: Tensor, constraint: str | None = "to_output_sca
         )
     left_copies, right_copies = broadcast_copies("matmul", input, other, matrices=True)
     factors = matmul_factors(n * right_copies, k, m * left_copies)
-    output_scale, grad_left_scale, grad_right_scale = apply_constraint(
-        constraint, factors.output_scale, factors.grad_left_scale, factors.grad_right_scale
-    )
-    return scale_fwd(
-        torch.matmul(scale_bwd(input, grad_left_scale), scale_bwd(other, grad_right_scale)),
-        output_scale,
-    )
+    return apply_product(torch.matmul, input, other, factors, constraint)
 
 
 def bmm(input: Tensor, mat2: Tensor, constraint: str | None = "to_output_scale") -> Tensor:
@@ -141,13 +142,26 @@ def bmm(input: Tensor, mat2: Tensor, constraint: str | None = "to_output_scale")
             "expected [b, n, k] and [b, k, m]; matmul broadcasts batch axes."
         )
     factors = matmul_factors(input.shape[1], input.shape[2], mat2.shape[2])
-    output_scale, grad_left_scale, grad_right_scale = apply_constraint(
-        constraint, factors.output_scale, factors.grad_left_scale, factors.grad_right_scale
+    return apply_product(torch.bmm, input, mat2, factors, constraint)
+
+
+def apply_product(
+    product: Callable[[Tensor, Tensor], Tensor],
+    left: Tensor,
+    right: Tensor,
+    factors: MatmulFactors,
+    constraint: str | None,
+) -> Tensor:
+    """`torch.matmul` or `torch.bmm` of two activations between its three factored edges."""
+    scales = ProductScales(
+        *apply_constraint(
+            constraint, factors.output_scale, factors.grad_left_scale, factors.grad_right_scale
+        )
     )
-    return scale_fwd(
-        torch.bmm(scale_bwd(input, grad_left_scale), scale_bwd(mat2, grad_right_scale)),
-        output_scale,
-    )
+    if left.dim() == right.dim() == 3 and len(left) == len(right) and can_fold(left, right):
+        return folded_bmm(left, right, scales)
+    output = product(scale_bwd(left, scales.grad_left), scale_bwd(right, scales.grad_right))
+    return scale_fwd(output, scales.output)
 
 
 def einsum(equation: str, *operands: Tensor, constraint: str | None = "to_output_scale") -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from unitscale.functional.arguments import broadcast_copies, check_floating, shape
+from unitscale.functional.folded import can_fold, folded_add, folded_split
 from unitscale.scaling import scale_bwd, scale_fwd, scaled
 from unitscale.scaling.constraints import apply_constraint
 from unitscale.scaling.factors import parameter_grad_scale, ratio_residual, weighted_sum_weights
@@ -62,6 +63,9 @@ def residual_split(input: Tensor, tau: float = 1.0) -> tuple[Tensor, Tensor]:
     """
     check_floating("residual_split", input=input)
     weights = ratio_residual(tau)
+    if can_fold(input):
+        skip, branch = folded_split(input, weights.skip, weights.branch)
+        return skip, branch
     return scale_bwd(input, weights.skip), scale_bwd(input, weights.branch)
 
 
@@ -84,6 +88,8 @@ def residual_add(branch: Tensor, skip: Tensor, tau: float = 1.0) -> Tensor:
             "expected equal shapes; a residual branch keeps the shape of the trunk."
         )
     weights = ratio_residual(tau)
+    if can_fold(branch, skip):
+        return folded_add(branch, skip, weights.branch, weights.skip)
     return scale_fwd(branch, weights.branch) + scale_fwd(skip, weights.skip)
 
 

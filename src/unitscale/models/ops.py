@@ -75,9 +75,19 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, num_attended: fl
 def scaled_causal_attention(
     query: Tensor, key: Tensor, value: Tensor, num_attended: float
 ) -> Tensor:
-    """U.scaled_dot_product_attention with the factor of an average over `num_attended`."""
+    """U.scaled_dot_product_attention with the factor of an average over `num_attended`.
+
+    The logits are divided by the root of the head's size, as in the 2023 paper and in the standard
+    model, so that the gradients of query and key are at unit scale too. With u-muP's 1 / head_dim
+    the model learns more slowly (docs/results.md).
+    """
     return U.scaled_dot_product_attention(
-        query, key, value, is_causal=True, num_attended=num_attended
+        query,
+        key,
+        value,
+        is_causal=True,
+        scale=query.shape[-1] ** -0.5,
+        num_attended=num_attended,
     )
 
 
