@@ -55,7 +55,7 @@ def main() -> None:
             **size,
         )
         for seed, layer, norm, residual, recipe in product(
-            range(args.seeds), LAYERS, NORMS, RESIDUALS, RECIPES
+            range(args.seeds), args.layers, NORMS, RESIDUALS, RECIPES
         )
     ]
     results = run_all(points, run, args.out / "runs.jsonl", workers=args.workers)
@@ -68,6 +68,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/charlm_grid"))
     parser.add_argument("--data", help="a text file; without it, the embedded corpus")
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--depth", type=int, default=2)
@@ -112,7 +113,7 @@ def report(args: argparse.Namespace, results: dict[Point, Result]) -> str:
     )
     lines = [header, "Validation loss in nats per byte, mean ± standard deviation over seeds.", ""]
     lines += [f"| layer | norm | residual | {' | '.join(RECIPES)} |", "|---" * 7 + "|"]
-    for layer, norm, residual in product(LAYERS, NORMS, RESIDUALS):
+    for layer, norm, residual in product(args.layers, NORMS, RESIDUALS):
         cells = [
             cell(
                 [

@@ -20,7 +20,7 @@ def text(num_words: int) -> Tensor:
     return torch.tensor(list(b"".join(WORDS[i] for i in picks)))
 
 
-def final_loss(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 60) -> float:
+def final_loss(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 90) -> float:
     losses = []
     for _ in range(steps):
         batch = text(16 * 10)[: 16 * 33].view(16, 33)
@@ -34,8 +34,9 @@ def final_loss(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 
 
 
 CONFIG = CharLMConfig(vocab_size=128, width=32, depth=1, heads=2, context=32)
-# Measured over 3 seeds: 0.39 to 0.45 (the first bytes of a row cannot be foretold).
-BAND = (ENTROPY, 0.5)
+# Measured over 3 seeds: 0.37 to 0.49 (the first bytes of a row cannot be foretold), and 1.05 or
+# more without the trunk.
+BAND = (ENTROPY, 0.6)
 
 
 @pytest.mark.parametrize("layer", ["attention", "conv", "rnn"])
