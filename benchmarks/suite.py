@@ -29,6 +29,7 @@ BUDGET = 600.0
 SCRIPTS: dict[str, list[str]] = {
     "rounding": ["rounding.py"],
     "rounding on all cores": ["rounding.py", "--threads", str(os.cpu_count()), "--rounds", "7"],
+    "eager layer": ["eager_layer.py", "--rounds", "9"],
     "units": ["unit_cost.py", "--rounds", "9"],
     "fp8 step": ["fp8_step.py", "--rounds", "9"],
 }

@@ -79,7 +79,7 @@ def draw_losses(curves: Sequence[Curve], path: Path, *, title: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     whole.set_ylabel("training loss, nats a byte")
     detail.set_title("second half, near the best", loc="left", fontsize="medium")
-    whole.set_title(title, loc="left", fontsize="medium")
+    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize="medium")
     figure.legend(
         list(lines.values()),
         [legend_label(recipe, by_recipe[recipe]) for recipe in lines],
