@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from training import TwoLayers
 
 SCRIPT = """
 import torch
@@ -35,17 +36,8 @@ def test_backend_is_found_by_name_with_nothing_imported():
     assert done.returncode == 0, done.stderr
 
 
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x).tanh()).square().mean()
-
-
 def compiled(**options) -> tuple[nn.Module, nn.Module]:
-    plain = Model()
+    plain = TwoLayers()
     options = {"inner": "eager"} | options
     return torch.compile(plain, backend="unitscale", options=options), plain
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from training import TwoLayers
 
 from units.training import assert_same_trace, named, train
 from unitscale.units import recalibrate, rows, unit_scale
@@ -10,18 +11,9 @@ from unitscale.units.model import require_session
 from unitscale.units.session import is_due
 
 
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x).tanh()).square().mean()
-
-
-def scaled(**options) -> Model:
+def scaled(**options) -> TwoLayers:
     torch.manual_seed(0)
-    return unit_scale(Model(), "fp32-units", **{"inner": "eager"} | options)
+    return unit_scale(TwoLayers(), "fp32-units", **{"inner": "eager"} | options)
 
 
 def measuring_steps(model: nn.Module, steps: int, scale: float = 1.0) -> list[int]:
@@ -75,7 +67,7 @@ def test_unknown_schedule_is_refused():
 
 
 def test_unknown_schedule_is_refused_before_anything_is_compiled():
-    model = Model()
+    model = TwoLayers()
     with pytest.raises(ValueError, match="remeasure is 'sometimes'"):
         unit_scale(model, remeasure="sometimes")
     unit_scale(model)  # it was left as it was
@@ -97,20 +89,20 @@ def test_recalibrate_before_the_first_step_measures_once():
 
 def test_recalibrate_of_a_plain_model_is_refused():
     with pytest.raises(
-        ValueError, match=r"recalibrate: this Model has no units; call us.unit_scale"
+        ValueError, match=r"recalibrate: this TwoLayers has no units; call us.unit_scale"
     ):
-        recalibrate(Model())
+        recalibrate(TwoLayers())
 
 
 def test_every_step_measured_is_every_step_of_the_plain_model():
     batches = [(torch.randn(4, 8),) for _ in range(4)]
     torch.manual_seed(0)
-    plain = train(Model(), batches)
+    plain = train(TwoLayers(), batches)
     assert_same_trace(train(scaled(remeasure=range(4)), batches), plain)
     assert_same_trace(train(scaled(remeasure=[1, 3]), batches), plain)
 
 
-class Noisy(Model):
+class Noisy(TwoLayers):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x + torch.randn_like(x)) + torch.rand(()) * self.second.bias.sum()
 
@@ -135,7 +127,7 @@ def test_measuring_again_moves_units_and_no_value():
     """Activations grow hundredfold; the units of the second measurement are those of then."""
     batches = [(torch.randn(4, 8) * scale,) for scale in (1.0, 100.0, 100.0)]
     torch.manual_seed(0)
-    plain = train(Model(), batches)
+    plain = train(TwoLayers(), batches)
     model = scaled(remeasure=[0, 1])
     assert_same_trace(train(model, batches), plain)
     assert named(model)["first.linear"].s == 2.0 ** round(
@@ -169,7 +161,7 @@ def test_two_losses_before_one_backward():
     """A siamese step: two forward passes, one backward, and units from the second."""
     model, x, y = scaled(remeasure="once"), torch.randn(4, 8), torch.randn(4, 8)
     torch.manual_seed(0)
-    plain = Model()
+    plain = TwoLayers()
     for _ in range(3):
         for other in (model, plain):
             other.zero_grad()
@@ -182,7 +174,7 @@ def test_two_losses_before_one_backward():
 def test_accumulated_gradients_are_the_sum_of_true_ones():
     model, batches = scaled(), [torch.randn(4, 8) for _ in range(4)]
     torch.manual_seed(0)
-    plain = Model()
+    plain = TwoLayers()
     for x in batches:
         model(x).backward()
         plain(x).backward()

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from training import TwoLayers
 
 from units.training import named
 from unitscale.units import recalibrate, rows, unit_scale
@@ -14,17 +15,8 @@ from unitscale.units.session import Session
 NAN = float("nan")
 
 
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x).tanh()).square().mean()
-
-
-def scaled(recipe: str = "fp32-units", **options) -> Model:
-    return unit_scale(Model(), recipe, **{"inner": "eager"} | options)
+def scaled(recipe: str = "fp32-units", **options) -> TwoLayers:
+    return unit_scale(TwoLayers(), recipe, **{"inner": "eager"} | options)
 
 
 def units(model: nn.Module) -> dict[str, tuple[float, float]]:
@@ -57,7 +49,7 @@ def test_units_are_measured_on_the_step_after_a_nan(remeasure):
     assert named(model)["first.linear"].s > 8.0
 
 
-class NanGradient(Model):
+class NanGradient(TwoLayers):
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x * 0).sqrt() * 0).sum()  # sqrt has no derivative at zero
 
@@ -74,7 +66,7 @@ def test_nan_in_a_gradient_alone_is_seen_too():
 def test_nan_that_is_masked_later_is_no_trouble():
     """The softmax of a row without any allowed key, say: nothing of it reaches a weight."""
 
-    class Masked(Model):
+    class Masked(TwoLayers):
         def forward(self, x: Tensor) -> Tensor:
             hidden = self.first(x)
             undefined = (hidden * 100).detach().sqrt()
@@ -102,7 +94,7 @@ def test_nan_later_warns_and_keeps_the_units():
 
 
 def test_what_was_in_the_memory_before_is_not_a_value():
-    class Filled(Model):
+    class Filled(TwoLayers):
         def forward(self, x: Tensor) -> Tensor:
             hidden = torch.empty_like(x)
             with torch.no_grad():
@@ -120,7 +112,7 @@ def test_what_was_in_the_memory_before_is_not_a_value():
 
 
 def test_infinite_values_leave_a_reason():
-    class Masked(Model):
+    class Masked(TwoLayers):
         def forward(self, x: Tensor) -> Tensor:
             scores = self.first(x).masked_fill(x > 0, float("-inf"))
             return self.second(scores.softmax(-1)).square().mean()
@@ -135,7 +127,7 @@ def test_infinite_values_leave_a_reason():
 
 
 def test_zero_gradients_leave_a_reason():
-    class ZeroGradient(Model):
+    class ZeroGradient(TwoLayers):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + 0.0 * self.first(x).exp().sum()
 
@@ -206,7 +198,7 @@ def test_first_measurement_does_not_report_what_units_are_about_to_mend():
     assert named(model)["x"].saturated > 0.5
 
 
-class Failing(Model):
+class Failing(TwoLayers):
     fails = True
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,17 @@ from torch import Tensor, nn
 from unitscale.units import rows, unit_scale
 
 
+class TwoLayers(nn.Module):
+    """[..., 8] to a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).tanh()).square().mean()
+
+
 class Trace(NamedTuple):
     """What a run of some steps did: losses, gradients of every step, parameters and buffers."""
 
