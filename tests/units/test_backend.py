@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 from torch import nn
-from training import TwoLayers
+
+from units.training import TwoLayers
 
 SCRIPT = """
 import torch

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from training import TwoLayers
 
-from units.training import assert_same_trace, named, train
+from units.training import TwoLayers, assert_same_trace, named, train
 from unitscale.units import recalibrate, rows, unit_scale
 from unitscale.units.model import require_session
 from unitscale.units.session import is_due

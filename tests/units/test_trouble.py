@@ -6,9 +6,8 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
-from training import TwoLayers
 
-from units.training import named
+from units.training import TwoLayers, named
 from unitscale.units import recalibrate, rows, unit_scale
 from unitscale.units.session import Session
 

@@ -78,8 +78,7 @@ def scaled_causal_attention(
     """U.scaled_dot_product_attention with the factor of an average over `num_attended`.
 
     The logits are divided by the root of the head's size, as in the 2023 paper and in the standard
-    model, so that the gradients of query and key are at unit scale too. With u-muP's 1 / head_dim
-    the model learns more slowly (docs/results.md).
+    model: at unit scale the logits are too, and so are the gradients of query and key.
     """
     return U.scaled_dot_product_attention(
         query,
