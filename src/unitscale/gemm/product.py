@@ -29,7 +29,7 @@ from unitscale.gemm.rounded import (
 )
 from unitscale.gemm.scaled import scaled_mm
 
-__all__ = ["Factors", "addmm", "linear", "matmul"]
+__all__ = ["Factors", "addmm", "in_backward", "linear", "matmul"]
 
 Factors = tuple[Tensor | None, Tensor | None, Tensor | None]
 """What the results of the three products are multiplied by: scalar tensors; None is 1."""
@@ -110,7 +110,7 @@ def restore(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Any]]:
         None if data is None else Quantized(data, scale).dequantize(values.dtype)
         for data, scale in pairs
     ]
-    if values.element_size() == 2 and is_traced(grad):
+    if values.element_size() == 2:
         operands = [None if x is None else in_backward(x, grad) for x in operands]
     return values, operands
 
@@ -126,6 +126,8 @@ def in_backward(x: Tensor, grad: Tensor) -> Tensor:
     To torch's partitioner two bytes saved for a product are as good as one byte saved and a cast,
     and it takes the two; what depends on the gradient it cannot compute before. Seen in torch 2.13.
     """
+    if not is_traced(grad):
+        return x
     first = grad.detach().reshape(-1)[:1].float()
     one = 1.0 + (first.view(torch.int32) & 0).float()
     return x * one.to(x.dtype)

@@ -29,6 +29,9 @@ class Recipe:
         result: format the three results are rounded to; None leaves them in the dtype of the model.
         activations: format every tensor between products is held in, and its gradient; None
             holds them in the dtype of the model. Needs units to be safe.
+        saved: format in which element-wise functions (GELU, SiLU, products of two tensors) save
+            their inputs for backward; None saves them as they are. Operands of matrix products are
+            saved in `forward` in any case. Needs units to be safe.
         source: where an operand's scale comes from: `none` casts as is, `unit` divides by the
             tensor's unit, `loss` is `none` with the loss multiplied by `loss_scale`, `current`
             divides by this tensor's amax over the format's maximum.
@@ -46,6 +49,7 @@ class Recipe:
     backward: FloatFormat | None = None
     result: FloatFormat | None = None
     activations: FloatFormat | None = None
+    saved: FloatFormat | None = None
     source: ScaleSource = "none"
     loss_scale: float | Literal["dynamic"] | None = None
     skip: tuple[str, ...] = ()

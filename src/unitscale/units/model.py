@@ -37,6 +37,7 @@ def unit_scale(
     remeasure: Remeasure = "geometric",
     skip: Sequence[str] = (),
     activations: FloatFormat | None = None,
+    saved: FloatFormat | None = None,
 ) -> M:
     """Hold every tensor of an existing model at RMS about 1, with products in low precision.
 
@@ -53,13 +54,18 @@ def unit_scale(
         skip: patterns of module paths (as in fnmatch) whose products stay in full precision.
         activations: a format, FP16 say, that every tensor between products is rounded to, and
             its gradient; None leaves them in the model's dtype.
+        saved: a format, E4M3FN say, in which element-wise functions save their inputs for
+            backward: less memory, and a gradient that is off by a few percent there.
 
     Raises:
         TypeError: not a module. ValueError: already compiled or scaled, unknown recipe, a pattern
             that matches no module, an executor that the device does not have.
     Source: unit scaling after Blake, Orr, Luschi 2023; units as potentials, see docs/units.md.
     """
-    recipe = replace(parse(recipe), activations=activations or parse(recipe).activations)
+    recipe = parse(recipe)
+    recipe = replace(
+        recipe, activations=activations or recipe.activations, saved=saved or recipe.saved
+    )
     return compile_with(model, recipe, scale=True, inner=inner, remeasure=remeasure, skip=skip)
 
 

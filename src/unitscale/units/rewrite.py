@@ -16,6 +16,7 @@ from torch import fx
 from unitscale.gemm import ProductFormats, rounded
 from unitscale.numerics.capture import TensorNode, body_name, checkpointed, transformed
 from unitscale.recipes import Recipe
+from unitscale.units import saved
 from unitscale.units.assign import Monomial
 from unitscale.units.hold import hold
 from unitscale.units.plan import NodePlan, Symbols, plan_node
@@ -148,7 +149,10 @@ class Writer:
 
     def plain(self, node: fx.Node, plan: NodePlan) -> fx.Node:
         """A copy of an op with its factors, and of the body of a checkpoint call."""
+        saving = self.saving(node, plan)
         copy = self.copy(node, lambda x: self.edge(x, plan))
+        if saving is not None:
+            copy.target, copy.args = saved.saving, (*saving, *copy.args)
         body = checkpointed(node)
         if body is not None:
             # The body reads the same vector of factors, as its first input.
@@ -156,6 +160,18 @@ class Writer:
             self.bodies[body_name(node)] = writer.run()
             copy.args = (copy.args[0], self.vector, *copy.args[1:])
         return copy
+
+    def saving(self, node: fx.Node, plan: NodePlan) -> tuple[Any, ...] | None:
+        """What `saved.saving` is told of a function that saves its input; None if this does not."""
+        name, fmt = saved.with_saved_input(node), self.recipe.saved
+        if name is None or fmt is None or not self.symbols.tensors[node].requires_grad:
+            return None
+        units = []
+        for x in node.args:
+            assert isinstance(x, fx.Node)
+            before, inside, _ = self.factors_of(x, plan)
+            units.append(self.factor(before * inside))
+        return name, fmt.name, tuple(units)
 
     def copy(self, node: fx.Node, edge: Callable[[fx.Node], fx.Node]) -> fx.Node:
         """A copy of an op, with an edge of its own for each time that it takes a tensor.
