@@ -21,7 +21,7 @@ SLOW = 0.5
 """Seconds of a call from which a case gets `FEW` rounds only."""
 FEW = 3
 
-PEERS = ("gfloat", "microxcaling", "ml_dtypes", "unit-scaling")
+PEERS = ("gfloat", "microxcaling", "ml_dtypes", "torchao", "unit-scaling")
 """Distributions whose versions are printed if they took part."""
 
 # glibc gives memory of large tensors back and faults it in again, which takes longer than most

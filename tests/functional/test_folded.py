@@ -188,6 +188,11 @@ def test_nothing_is_folded_where_the_edges_must_be_seen() -> None:
     assert answers == [True, False, False, False, False]
     assert not can_fold(x, weight.double())
 
+    with torch.autograd.forward_ad.dual_level():
+        bias = torch.autograd.forward_ad.make_dual(torch.zeros(8), torch.ones(8))
+        tangent = torch.autograd.forward_ad.unpack_dual(U.linear(x, weight, bias)).tangent
+    assert torch.equal(tangent, torch.full((4, 8), 0.5))  # 4 rows: 4**-0.5
+
     class Other(Tensor):
         pass
 

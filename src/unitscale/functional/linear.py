@@ -81,7 +81,7 @@ def apply_linear(
         constraint, factors.output_scale, factors.grad_input_scale
     )
     scales = ProductScales(output_scale, grad_input_scale, factors.grad_weight_scale)
-    if can_fold(input, weight):
+    if can_fold(input, weight, *(() if bias is None else (bias,))):
         return folded_linear(input, weight, bias, scales, factors.grad_bias_scale)
     input = scale_bwd(input, scales.grad_left)
     output = scale_fwd(F.linear(input, scale_bwd(weight, scales.grad_right)), scales.output)
