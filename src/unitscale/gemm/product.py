@@ -5,8 +5,8 @@
     grad_weight = G(g)^T @ Q(x)             and each result rounded to `formats.result`
 
 The operands saved for backward are the rounded ones, in the format's own dtype (one byte a value
-for FP8). Emulated, a product is bit-equal to the CPU's `torch._scaled_mm` with float32 output,
-because operands are multiplied by their scales before the product. See `gemm.executor`.
+for FP8). Emulated, a product is that of the CPU's `torch._scaled_mm` with float32 output, up to the
+order of sums and to where a kernel multiplies by the scales. See `gemm.executor`.
 """
 
 from collections.abc import Sequence
