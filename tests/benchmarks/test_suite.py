@@ -6,6 +6,7 @@ No figure is looked at: what is tested is that there are rows, and what becomes 
 import json
 import subprocess
 import sys
+from datetime import date
 
 import paired
 import pytest
@@ -36,11 +37,21 @@ def test_every_script_exists():
 def test_page_holds_every_section_and_a_failure_fails(scripts):
     page = scripts / "RESULTS.md"
     assert suite.main(["good", "--out", str(page)]) == 0
-    assert "## good\n\nT. `python benchmarks/good.py`\n\nM\n" in page.read_text()
+    today = date.today().isoformat()
+    assert f"## good\n\nT. `python benchmarks/good.py`, {today}\n\nM\n" in page.read_text()
     assert "| a | 0.50 of copy | 0.40 to 0.62, n=7 | - |  |" in page.read_text()
     assert suite.main(["--out", str(page)]) == 1
     assert "## good" in page.read_text()
     assert "## bad\n\n`python benchmarks/bad.py`\n\nFailed with exit code 3." in page.read_text()
+
+
+def test_sections_that_are_not_asked_for_stay(scripts):
+    page = scripts / "RESULTS.md"
+    page.write_text(suite.HEAD + "\n## bad\n\nof old\n\n| a |\n\n## gone\n\nno such script\n")
+    assert suite.main(["good", "--out", str(page)]) == 0
+    good, bad = page.read_text().removeprefix(suite.HEAD).split("\n## ")[1:]
+    assert good.startswith("good\n\nT. ")
+    assert bad == "bad\n\nof old\n\n| a |\n"
 
 
 def test_a_script_over_the_budget_is_stopped(scripts):
