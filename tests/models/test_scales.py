@@ -17,13 +17,14 @@ CONFIG = CharLMConfig(unit_scaled=True)
 # width 128, four placements of the norm, widened by a tenth. The exceptions to "about 1":
 # - Attention averages over values that are nearly independent in the first layer, where its output
 #   is 0.48 (0.21 without norm), and correlated in the later ones, where it is 1.6.
-# - The rnn's weights see the gradients of all steps, correlated in time: up to 3.2.
+# - The rnn's weights see the gradients of all steps, correlated in time: up to 3.2; a
+#   norm's bias up to 4.2.
 # Real text correlates weight gradients further (all tokens move the logits the same way at first):
 # 2 to 30 there.
 RANGES = {
     "attention": ((0.19, 1.9), (0.13, 2.8), (0.21, 5.7)),
     "conv": ((0.87, 1.9), (0.75, 1.55), (0.75, 1.65)),
-    "rnn": ((0.87, 2.3), (0.4, 1.5), (0.65, 3.6)),
+    "rnn": ((0.87, 2.3), (0.4, 1.5), (0.65, 4.6)),
 }
 
 

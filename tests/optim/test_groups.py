@@ -59,6 +59,18 @@ def test_rates_follow_kind_width_and_depth():
     }
 
 
+def test_a_kind_may_have_a_rate_of_its_own():
+    plain = rates(language_model(), lr=2.0)
+    own = rates(language_model(), lr=2.0, rates={"input": 0.25, "output": 3.0})
+    assert own == plain | {"embedding.weight": 2.0 / 4 / 4, "readout.weight": 6.0}
+    (group,) = (
+        group
+        for group in optim.AdamW(language_model(), 2.0, rates={"output": 3.0}).param_groups
+        if group["kind"] == "output"
+    )
+    assert (group["lr"], group["lr_factor"]) == (6.0, 3.0)
+
+
 def test_each_parameter_is_in_one_group_with_its_name_and_factor():
     model = language_model()
     groups = optim.param_groups(model, 0.5)
@@ -156,6 +168,11 @@ def test_tied_parameter_at_two_depths_is_an_error():
             {"lr": 1.0, "kinds": {"norm.*": "gain"}},
             "kind of 'norm.weight' is 'gain'; the kinds are",
         ),
+        (
+            {"lr": 1.0, "rates": {"embedding": 2.0}},
+            "rates names the kind 'embedding'; the kinds are",
+        ),
+        ({"lr": 1.0, "rates": {"input": -1.0}}, r"rates\['input'\] is -1\.0; expected a finite"),
         ({"lr": 1.0, "kinds": {"norm.*": "hidden"}}, r"at least 2 dimensions.*shape \(16,\)"),
     ],
 )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unitscale.gemm.product import finish, restore, result_dtype, save, settled
-from unitscale.gemm.rounded import ProductFormats, round_grad_weight, round_value
+from unitscale.gemm.rounded import SUM_OVER_ROWS, ProductFormats, round_sum
 
 __all__ = ["conv1d", "conv2d", "conv3d"]
 
@@ -35,7 +35,7 @@ class ConvolutionProduct(torch.autograd.Function):
             along = None if bias is None else bias.view(-1, *[1] * len(geometry[0]))
             return finish(convolution(*values, None, *geometry), along, formats, dtype)
         output = convolution(*values, bias, *geometry)
-        return round_value(output, formats.result)
+        return round_sum(output, formats)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -47,11 +47,10 @@ class ConvolutionProduct(torch.autograd.Function):
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             *(g, x, weight, None, stride, padding, dilation, False, [0] * dims, groups, wanted)
         )
-        result = ctx.formats.result
         if grad_x is not None:
-            grad_x = round_value(grad_x, result).to(ctx.dtypes[0])
+            grad_x = round_sum(grad_x, ctx.formats).to(ctx.dtypes[0])
         if grad_weight is not None:
-            grad_weight = round_grad_weight(grad_weight, ctx.formats).to(ctx.dtypes[1])
+            grad_weight = round_sum(grad_weight, ctx.formats, SUM_OVER_ROWS).to(ctx.dtypes[1])
         # The bias is added, not multiplied: its gradient is the sum of the gradient as it came.
         axes = [axis for axis in range(grad.dim()) if axis != 1]
         grad_bias = grad.sum(axes) if ctx.needs_input_grad[3] else None

@@ -19,11 +19,12 @@ from torch import Tensor
 from unitscale.formats import FORMATS, torch_dtype
 from unitscale.gemm.executor import choose, without_fp8
 from unitscale.gemm.rounded import (
+    SUM_OVER_ROWS,
     ProductFormats,
     Quantized,
     quantize,
     round_data,
-    round_grad_weight,
+    round_sum,
     round_value,
     rounded,
 )
@@ -138,7 +139,7 @@ def finish(
 ) -> Tensor:
     """A product on the grid of the recipe's results, with the bias, in `dtype`."""
     product = product.to(dtype)
-    return product if bias is None else round_value(product + bias.to(dtype), formats.result)
+    return product if bias is None else round_sum(product + bias.to(dtype), formats)
 
 
 class LinearProduct(torch.autograd.Function):
@@ -153,7 +154,7 @@ class LinearProduct(torch.autograd.Function):
         if formats.executor == "bf16":
             return finish(F.linear(x, weight), bias, formats, dtype)
         output = F.linear(x, weight, bias)
-        return round_value(output, formats.result)
+        return round_sum(output, formats)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -161,10 +162,10 @@ class LinearProduct(torch.autograd.Function):
         g, (x, weight) = restore(ctx, grad)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = round_value(g @ weight, ctx.formats.result).to(ctx.dtypes[0])
+            grad_x = round_sum(g @ weight, ctx.formats).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
             product = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-            grad_weight = round_grad_weight(product, ctx.formats).to(ctx.dtypes[1])
+            grad_weight = round_sum(product, ctx.formats, SUM_OVER_ROWS).to(ctx.dtypes[1])
         if ctx.needs_input_grad[2]:
             # The bias is added, not multiplied: its gradient is the sum of the gradient as it came.
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
@@ -257,7 +258,7 @@ class MatmulProduct(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, formats: ProductFormats) -> Tensor:
         ctx.shapes, dtype = (a.shape, b.shape), result_dtype(a)
         a, b = save(ctx, formats, a, b, wanted=ctx.needs_input_grad[1::-1])
-        output = round_value(torch.matmul(a, b), formats.result)
+        output = round_sum(torch.matmul(a, b), formats)
         return output.to(dtype) if formats.executor == "bf16" else output
 
     @staticmethod
@@ -267,10 +268,10 @@ class MatmulProduct(torch.autograd.Function):
         grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
             product = (g @ b.mT).sum_to_size(ctx.shapes[0])
-            grad_a = round_value(product, ctx.formats.result).to(ctx.dtypes[0])
+            grad_a = round_sum(product, ctx.formats).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
             product = (a.mT @ g).sum_to_size(ctx.shapes[1])
-            grad_b = round_grad_weight(product, ctx.formats).to(ctx.dtypes[1])
+            grad_b = round_sum(product, ctx.formats, SUM_OVER_ROWS).to(ctx.dtypes[1])
         return grad_a, grad_b, None
 
 

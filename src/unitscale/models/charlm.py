@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from unitscale import nn as unn
 
-from .config import TAU, CharLMConfig
+from .config import DEFAULT_RATIO, TAU, CharLMConfig
 from .ops import STANDARD, UNIT_SCALED
 from .sequence import MLP, SEQUENCE_LAYERS
 
@@ -68,7 +68,9 @@ class CharLM(nn.Module):
 
 def scheme(config: CharLMConfig) -> unn.residual.Scheme:
     """The residual scheme that a configuration names."""
-    if config.residual not in TAU:
+    if config.residual == "default":
+        return unn.Ratio(ratio=DEFAULT_RATIO)
+    if config.residual == "running-mean":
         return unn.RunningMean()
     tau = TAU[config.residual] if config.tau is None else config.tau
     return unn.Fixed(share=tau) if config.residual == "fixed" else unn.Ratio(ratio=tau)

@@ -9,6 +9,7 @@ CHOICES = {
     "activation": ("gelu", "relu", "silu"),
 }
 TAU = {"fixed": 0.5, "ratio": 1.0}  # where tau is None; the others have no tau
+DEFAULT_RATIO = 0.5  # about what the plain sum of the standard model starts with: docs/results.md
 CONV_KERNEL = 7
 CONV_GROUPS = 8
 
@@ -30,8 +31,8 @@ class CharLMConfig:
             the sum, or "none". The embedding and the read-out's input are normalized in all four.
         residual: "fixed": the branch has the share `tau` of the variance; "running-mean": all
             branches and the embedding have equal shares; "ratio": branch over skip is `tau`;
-            "default": the plain sum `x + f(x)`, which the unit-scaled model holds at unit scale:
-            there it is "running-mean".
+            "default": the plain sum `x + f(x)`, which the unit-scaled model holds at unit scale,
+            with a branch half as large as the skip (`DEFAULT_RATIO`).
         tau: for "fixed" (None: 0.5) and "ratio" (None: 1).
         activation: of the MLP and of the convolution.
         bias: biases on linear layers and convolutions.

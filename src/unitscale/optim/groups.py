@@ -20,13 +20,15 @@ def param_groups(
     independent_weight_decay: bool = True,
     optimizer: OptimizerName = "adamw",
     kinds: Mapping[str, Kind] | None = None,
+    rates: Mapping[Kind, float] | None = None,
     readout_constraint: ReadoutConstraint | None = None,
 ) -> list[dict[str, Any]]:
     """The trainable parameters of `model` as torch parameter groups, one per kind and rate.
 
-    A group has `lr = lr_factor * lr` (`rules.lr_factor`), so a schedule that multiplies each
-    group's learning rate works unchanged, and one written by hand sets
-    `group["lr"] = lr_now * group["lr_factor"]`. Only matrices are decayed, not biases and gains.
+    A group has `lr = lr_factor * lr`, the factor being that of `rules.lr_factor` times its rate in
+    `rates`. So a schedule that multiplies each group's learning rate works unchanged, and one
+    written by hand sets `group["lr"] = lr_now * group["lr_factor"]`. Only matrices are decayed, not
+    biases and gains.
 
     With independent decay, a step at the peak rate removes the share `weight_decay` of a matrix,
     whatever `lr` and the width are, and the share follows the schedule. At `lr=0` nothing moves.
@@ -38,13 +40,16 @@ def param_groups(
         lr: the base learning rate, finite and >= 0; near 1 is usual for a unit-scaled model.
         kinds: the kind of parameters whose module does not state it, by full name or pattern
             (`{"head.*": "output"}`); the first match wins, also over the module's own statement.
+        rates: a kind's rate over the one that follows from its rule; 1 for kinds not named. They
+            hold at every width, as `lr` does.
         readout_constraint: for SGD, the constraint of the model's read-out, if it has one.
     Raises:
         ValueError: a parameter of unknown kind; a tied parameter with two kinds or depths; a
             pattern that matches nothing; a bad value.
     """
-    kinds = kinds or {}
+    kinds, rates = kinds or {}, rates or {}
     _check_values(lr, weight_decay, optimizer)
+    _check_rates(rates)
     _check_patterns(model, kinds)
     groups: dict[tuple[Kind, float], dict[str, Any]] = {}
     for use in _trainable(model, kinds):
@@ -54,7 +59,7 @@ def param_groups(
             use.depth,
             optimizer=optimizer,
             readout_constraint=readout_constraint,
-        )
+        ) * rates.get(use.kind, 1.0)
         group_lr = lr * factor
         decay = weight_decay if use.kind in MATRIX_KINDS else 0.0
         if independent_weight_decay and optimizer != "adam":
@@ -170,6 +175,18 @@ def _check_values(lr: float, weight_decay: float, optimizer: str) -> None:
             f"param_groups: optimizer is {optimizer!r}; expected one of "
             f"{', '.join(get_args(OptimizerName))}."
         )
+
+
+def _check_rates(rates: Mapping[Kind, float]) -> None:
+    for kind, rate in rates.items():
+        if kind not in KINDS:
+            raise ValueError(
+                f"param_groups: rates names the kind {kind!r}; the kinds are {', '.join(KINDS)}."
+            )
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(
+                f"param_groups: rates[{kind!r}] is {rate!r}; expected a finite number >= 0."
+            )
 
 
 def _check_patterns(model: nn.Module, kinds: Mapping[str, Kind]) -> None:

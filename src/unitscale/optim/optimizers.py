@@ -27,6 +27,7 @@ class AdamW(torch.optim.AdamW):
         weight_decay: float = 0.0,
         independent_weight_decay: bool = True,
         kinds: Mapping[str, Kind] | None = None,
+        rates: Mapping[Kind, float] | None = None,
         **options: Any,
     ) -> None:
         groups = _groups(
@@ -36,6 +37,7 @@ class AdamW(torch.optim.AdamW):
             weight_decay=weight_decay,
             independent_weight_decay=independent_weight_decay,
             kinds=kinds,
+            rates=rates,
         )
         super().__init__(groups, lr=lr, weight_decay=weight_decay, **options)
 
@@ -50,9 +52,10 @@ class Adam(torch.optim.Adam):
         *,
         weight_decay: float = 0.0,
         kinds: Mapping[str, Kind] | None = None,
+        rates: Mapping[Kind, float] | None = None,
         **options: Any,
     ) -> None:
-        groups = _groups(model, lr, "adam", weight_decay=weight_decay, kinds=kinds)
+        groups = _groups(model, lr, "adam", weight_decay=weight_decay, kinds=kinds, rates=rates)
         super().__init__(groups, lr=lr, weight_decay=weight_decay, **options)
 
 
@@ -71,6 +74,7 @@ class SGD(torch.optim.SGD):
         weight_decay: float = 0.0,
         independent_weight_decay: bool = True,
         kinds: Mapping[str, Kind] | None = None,
+        rates: Mapping[Kind, float] | None = None,
         readout_constraint: ReadoutConstraint | None = None,
         **options: Any,
     ) -> None:
@@ -81,6 +85,7 @@ class SGD(torch.optim.SGD):
             weight_decay=weight_decay,
             independent_weight_decay=independent_weight_decay,
             kinds=kinds,
+            rates=rates,
             readout_constraint=readout_constraint,
         )
         super().__init__(groups, lr=lr, weight_decay=weight_decay, **options)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from unitscale.formats import E4M3FN, E5M2
 from unitscale.models import CharLM
 from unitscale.models.next_byte import build
 from unitscale.numerics import Recorder, record
+from unitscale.optim.rules import Kind
 from unitscale.report.verdict import latest_state
 from unitscale.train.checkpoint import (
     TrainState,
@@ -43,6 +44,10 @@ from unitscale.train.tensorboard import Board
 from unitscale.train.units import apply_numerics, is_measuring, take_measurement
 
 OnRecord = Callable[[Record], None]
+
+# What u-muP's rules leave open: a byte's embedding learns at every step, a word's rarely. 700 steps
+# of 8 windows, fp32-units, seeds 0 to 2: 1.849 with 1 and 1, 1.833 with these; standard 1.824.
+UNIT_SCALED_RATES: Mapping[Kind, float] = {"input": 0.1, "output": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +130,7 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     """AdamW: torch's own, or with the u-muP rules for a model written unit-scaled."""
     options: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
     if config.is_written_unit_scaled:
-        return optim.AdamW(model, config.peak_lr, **options)
+        return optim.AdamW(model, config.peak_lr, rates=UNIT_SCALED_RATES, **options)
     return torch.optim.AdamW(model.parameters(), config.peak_lr, **options)
 
 
