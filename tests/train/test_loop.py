@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from train.tiny import MODEL, text_corpus, tiny_config
 from unitscale.data import Corpus
+from unitscale.models import CharLM
 from unitscale.train import CheckpointError, TrainConfig, loop, train
 from unitscale.train.folder import read_log
 
@@ -253,3 +254,16 @@ def test_overflowing_step_is_skipped_under_a_dynamic_loss_scale(
     after = checkpoint(tmp_path / "run")
     for name, value in loop.initial_state(config).model.state_dict().items():
         assert torch.equal(after[f"model.{name}"], value)
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "fp32-units"])
+def test_only_the_unit_scaled_model_has_rates_by_kind(recipe):
+    config = TrainConfig(recipe=recipe, model={"width": 16, "depth": 1})
+    model = CharLM(config.model_config)
+    groups = loop.build_optimizer(config, model).param_groups
+    found = {group.get("kind"): group["lr"] for group in groups}
+    if recipe == "fp32":
+        assert found == {None: config.peak_lr}
+    else:
+        assert found["input"] == pytest.approx(0.1 * 16**-0.5)
+        assert found["output"] == pytest.approx(2.0)
