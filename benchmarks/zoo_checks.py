@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch._dynamo.utils
+import transformers
 from torch import Tensor, nn
 from zoo_entry import Entry, loss_of
 
@@ -85,7 +86,7 @@ def check_units(entry: Entry, text: Split) -> dict[str, Any]:
 
 def measured_rows(model: nn.Module, entry: Entry, text: Split, step: int) -> dict[str, UnitRow]:
     """The rows after a forward and a backward pass on one batch."""
-    torch.manual_seed(1)
+    transformers.set_seed(1)
     with measured(model) as found:
         loss_of(model, entry.batch(text, step)).backward()
     model.zero_grad()
@@ -187,8 +188,8 @@ def trace(entry: Entry, text: Split, prepare: Callable[[nn.Module], Any]) -> dic
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, entry: Entry, text: Split, step: int
 ) -> float:
-    """One step; seeded, so that every arm draws the same dropout."""
-    torch.manual_seed(step)
+    """One step; seeded, so that every arm draws the same dropout, and the same masks from numpy."""
+    transformers.set_seed(step)
     optimizer.zero_grad()
     loss = loss_of(model, entry.batch(text, step))
     loss.backward()

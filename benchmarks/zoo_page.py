@@ -16,6 +16,7 @@ def write_page(page: Path, entries: Mapping[str, Entry], results: Results, steps
     """Write all tables for the models that have results."""
     parts = [
         HEAD.format(machine=machine()),
+        missing(entries, results, steps),
         units_section(entries, results),
         exact_section(entries, results),
         training_section(entries, results, steps),
@@ -34,6 +35,25 @@ and sounds are tones, drawn by a formula.
 
 {machine}
 """
+
+
+def missing(entries: Mapping[str, Entry], results: Results, steps: int) -> str:
+    """What the tables leave out, check by check."""
+    keys = {
+        "capture and units": "{} units",
+        "agreement": "{} exact",
+        "training": f"{{}} fp8-none {steps}",
+        "the other library": "{} peer",
+    }
+    lines = []
+    for check, key in keys.items():
+        without = [name for name in entries if key.format(name) not in results]
+        if len(without) == len(entries):
+            lines.append(f"- {check}: none of {len(entries)} models was run.")
+        elif without:
+            lines.append(f"- {check}: {', '.join(without)}.")
+    return "\nNot run, and so not in the tables:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
 
 UNITS = """
 ## What is captured, and which tensors are in the middle of a format's range

@@ -49,6 +49,30 @@ VISION = [
         window_size=4,
     ),
     classifier(
+        "Swin v2",
+        "Swinv2",
+        image_size=32,
+        patch_size=2,
+        embed_dim=32,
+        depths=[1, 1],
+        num_heads=[2, 4],
+        window_size=4,
+    ),
+    classifier(
+        "Hiera",
+        "Hiera",
+        image_size=[32, 32],
+        embed_dim=32,
+        depths=[1, 1],
+        num_heads=[1, 2],
+        patch_size=[3, 3],
+        patch_stride=[2, 2],
+        patch_padding=[1, 1],
+        query_stride=[2, 2],
+        masked_unit_size=[4, 4],
+        num_query_pool=1,
+    ),
+    classifier(
         "ConvNeXt", "ConvNext", patch_size=2, hidden_sizes=[32, 64], depths=[1, 2], num_stages=2
     ),
     classifier(
@@ -94,6 +118,17 @@ def clip() -> Any:
     return Contrastive(config).train()
 
 
+WAVES = {
+    "num_labels": CLASSES,
+    "conv_dim": [32, 32, 32],
+    "conv_stride": [5, 4, 2],
+    "conv_kernel": [10, 8, 4],
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "classifier_proj_size": WIDTH,
+} | SHAPE
+
 SOUND = partial(Entry, family="audio")
 
 SENSES = [
@@ -104,18 +139,15 @@ SENSES = [
         build=transformers_model(
             "Wav2Vec2ForSequenceClassification",
             "Wav2Vec2Config",
-            num_labels=CLASSES,
-            conv_dim=[32, 32, 32],
-            conv_stride=[5, 4, 2],
-            conv_kernel=[10, 8, 4],
-            num_feat_extract_layers=3,
-            num_conv_pos_embeddings=16,
-            num_conv_pos_embedding_groups=4,
-            classifier_proj_size=WIDTH,
             mask_time_prob=0.0,
             layerdrop=0.0,
-            **SHAPE,
+            **WAVES,
         ),
+        batch=tones,
+    ),
+    SOUND(
+        name="HuBERT",
+        build=transformers_model("HubertForSequenceClassification", "HubertConfig", **WAVES),
         batch=tones,
     ),
     SOUND(

@@ -39,7 +39,7 @@ GROUPED = SHAPE | {"num_key_value_heads": 2}
 def decoder(name: str, stem: str, family: str = "decoder", **settings: Any) -> Entry:
     """A causal model that `transformers` names `<stem>ForCausalLM`."""
     build = transformers_model(f"{stem}ForCausalLM", f"{stem}Config", use_cache=False, **settings)
-    batch = short if stem in ("Mamba", "Rwkv") else causal
+    batch = short if stem in ("Mamba", "Rwkv", "Jamba") else causal
     return Entry(name=name, family=family, build=build, batch=batch)
 
 
@@ -93,6 +93,18 @@ DECODERS = [
     decoder("StableLM", "StableLm", **GROUPED),
     decoder("OLMo 2", "Olmo2", **GROUPED),
     decoder("Granite", "Granite", **GROUPED),
+    decoder("Cohere", "Cohere", **GROUPED),
+    decoder(
+        "GPT-J",
+        "GPTJ",
+        n_embd=WIDTH,
+        n_layer=DEPTH,
+        n_head=HEADS,
+        n_inner=HIDDEN,
+        n_positions=128,
+        rotary_dim=8,
+        **MARKS,
+    ),
 ]
 
 EXPERTS = [
@@ -124,6 +136,32 @@ EXPERTS = [
         qk_rope_head_dim=8,
         v_head_dim=16,
         **SHAPE,
+    ),
+    decoder(
+        "GPT-OSS",
+        "GptOss",
+        "experts",
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        head_dim=16,
+        sliding_window=32,
+        **GROUPED,
+    ),
+    decoder(
+        "Qwen3-Next",
+        "Qwen3Next",
+        "experts",
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        layer_types=["linear_attention", "full_attention"],
+        **GROUPED,
     ),
 ]
 
@@ -159,6 +197,20 @@ STATE_SPACE = [
         num_hidden_layers=DEPTH,
         context_length=128,
         **MARKS,
+    ),
+    decoder(
+        "Jamba",
+        "Jamba",
+        "state space",
+        num_experts=2,
+        mamba_d_state=8,
+        mamba_dt_rank=4,
+        use_mamba_kernels=False,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        **GROUPED,
     ),
 ]
 
