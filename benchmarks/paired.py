@@ -17,7 +17,7 @@ from statistics import median, quantiles
 
 import torch
 
-SLOW = 0.5
+SLOW = 1.0
 """Seconds of a call from which a case gets `FEW` rounds only."""
 FEW = 3
 

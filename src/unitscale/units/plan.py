@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from unitscale.numerics.capture import TensorNode
+from unitscale.numerics.capture import TensorNode, is_parameter
 from unitscale.units.assign import Monomial, product
 from unitscale.units.rules import RULES, Rule, argument, operands, rule_of, writes_input
 
@@ -53,6 +53,25 @@ class NodePlan:
         grads = [self.backward.get(x, Monomial()) for x in taken]
         self.backward |= dict.fromkeys(taken, Monomial())
         return [output, *grads]
+
+    def fold_parameter(self, node: fx.Node) -> None:
+        """Multiply the output's gradient by the factor on a weight's, and divide the others by it.
+
+        For a linear op that rounds nothing. A weight's gradient comes out of a product and goes to
+        the optimizer: its factor is a pass over memory of its own. Those on the gradients before
+        and after the op join what computes or uses them.
+        """
+        rule = rule_of(node)
+        taken = operands(node, rule)
+        parameters = [x for x in taken if is_parameter(x)]
+        if rule.kind != "linear" or len(taken) != 2 or len(parameters) != 1:
+            return
+        one = Monomial()
+        factor, others = self.backward.get(parameters[0], one), set(taken) - set(parameters)
+        if any(carries_gradient(x) and self.backward.get(x, one).is_one for x in others):
+            return
+        self.after_backward = self.after_backward * factor
+        self.backward = {x: backward / factor for x, backward in self.backward.items()}
 
 
 class Symbols:

@@ -107,6 +107,8 @@ class Writer:
             return
         is_rounded = self.is_rounded(node)
         plan = plan_node(node, self.symbols, is_rounded=is_rounded)
+        if not is_rounded and self.recipe.activations is None:
+            plan.fold_parameter(node)
         copy = self.product(node, plan) if is_rounded else self.plain(node, plan)
         if node.op == "output":
             return
