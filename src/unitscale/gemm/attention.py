@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unitscale.gemm.product import restore, save
-from unitscale.gemm.rounded import ProductFormats, round_value, rounded
+from unitscale.gemm.rounded import ProductFormats, owned, round_value, rounded
 
 __all__ = ["scaled_dot_product_attention"]
 
@@ -33,7 +33,7 @@ class AttentionProduct(torch.autograd.Function):
         q, k, v = save(ctx, formats, query, key, value)
         ctx.options, ctx.query_factor, ctx.attn_mask = options, query_factor, attn_mask
         output = attend(q, k, v, query_factor, attn_mask, options)
-        return round_value(output, formats.result)
+        return owned(round_value(output, formats.result))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

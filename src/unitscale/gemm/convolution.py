@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unitscale.gemm.product import finish, restore, result_dtype, save, settled
-from unitscale.gemm.rounded import SUM_OVER_ROWS, ProductFormats, round_sum
+from unitscale.gemm.rounded import SUM_OVER_ROWS, ProductFormats, owned, round_sum
 
 __all__ = ["conv1d", "conv2d", "conv3d"]
 
@@ -33,9 +33,9 @@ class ConvolutionProduct(torch.autograd.Function):
         ctx.geometry = geometry
         if formats.executor == "bf16":
             along = None if bias is None else bias.view(-1, *[1] * len(geometry[0]))
-            return finish(convolution(*values, None, *geometry), along, formats, dtype)
+            return owned(finish(convolution(*values, None, *geometry), along, formats, dtype))
         output = convolution(*values, bias, *geometry)
-        return round_sum(output, formats)
+        return owned(round_sum(output, formats))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -22,6 +22,7 @@ from unitscale.gemm.rounded import (
     SUM_OVER_ROWS,
     ProductFormats,
     Quantized,
+    owned,
     quantize,
     round_data,
     round_sum,
@@ -152,9 +153,9 @@ class LinearProduct(torch.autograd.Function):
         dtype = result_dtype(x)
         x, weight = save(ctx, formats, x, weight, wanted=ctx.needs_input_grad[1::-1])
         if formats.executor == "bf16":
-            return finish(F.linear(x, weight), bias, formats, dtype)
+            return owned(finish(F.linear(x, weight), bias, formats, dtype))
         output = F.linear(x, weight, bias)
-        return round_sum(output, formats)
+        return owned(round_sum(output, formats))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -197,7 +198,7 @@ class ScaledProduct(torch.autograd.Function):
         dtype = result_dtype(x)
         output = multiply(left, right, output_factor, formats, dtype, fast_accum=True)
         output = finish(output, bias, formats, dtype)
-        return output.view(*x.shape[:-1], weight.shape[0])
+        return owned(output.view(*x.shape[:-1], weight.shape[0]))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -259,7 +260,7 @@ class MatmulProduct(torch.autograd.Function):
         ctx.shapes, dtype = (a.shape, b.shape), result_dtype(a)
         a, b = save(ctx, formats, a, b, wanted=ctx.needs_input_grad[1::-1])
         output = round_sum(torch.matmul(a, b), formats)
-        return output.to(dtype) if formats.executor == "bf16" else output
+        return owned(output.to(dtype) if formats.executor == "bf16" else output)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

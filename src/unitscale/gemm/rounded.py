@@ -107,6 +107,16 @@ def round_sum(
     return round_value(product * factor, name) / factor
 
 
+def owned(result: Tensor) -> Tensor:
+    """The result of an `autograd.Function`, no longer a view to autograd.
+
+    Some of torch's products are views of what their kernel wrote, and a model could not write into
+    a view that comes from a Function. For tensors that nothing else refers to.
+    """
+    fresh: Tensor = torch.ops.aten._unsafe_view(result, result.shape)
+    return fresh
+
+
 class Rounded(torch.autograd.Function):
     """Forward rounds to one format, backward rounds the gradient to another."""
 
@@ -115,7 +125,7 @@ class Rounded(torch.autograd.Function):
         ctx: Any, x: Tensor, fwd: str | None, bwd: str | None, current: tuple[bool, bool]
     ) -> Tensor:
         ctx.bwd, ctx.current = bwd, current[1]
-        return x.view_as(x) if fwd is None else round_value(x, fwd, current=current[0])
+        return x.clone() if fwd is None else round_value(x, fwd, current=current[0])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
