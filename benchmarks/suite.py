@@ -31,7 +31,7 @@ SCRIPTS: dict[str, list[str]] = {
     "rounding": ["rounding.py"],
     "rounding on all cores": ["rounding.py", "--threads", str(os.cpu_count()), "--rounds", "7"],
     "eager layer": ["eager_layer.py", "--rounds", "9"],
-    "units": ["unit_cost.py", "--rounds", "9"],
+    "units": ["unit_cost.py", "--rounds", "25"],
     "fp8 step": ["fp8_step.py", "--rounds", "9"],
 }
 
