@@ -33,31 +33,21 @@ PATCHES = {
     "intermediate_size": HIDDEN,
 }
 
+WINDOWS = {
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 32,
+    "num_heads": [2, 4],
+    "window_size": 4,
+}
+
 VISION = [
     classifier("ViT", "ViT", **PATCHES),
     classifier("DeiT", "DeiT", **PATCHES),
     classifier("BEiT", "Beit", **PATCHES),
     classifier("DINOv2", "Dinov2", mlp_ratio=2, **PATCHES),
-    classifier(
-        "Swin",
-        "Swin",
-        image_size=32,
-        patch_size=2,
-        embed_dim=32,
-        depths=[2, 2],
-        num_heads=[2, 4],
-        window_size=4,
-    ),
-    classifier(
-        "Swin v2",
-        "Swinv2",
-        image_size=32,
-        patch_size=2,
-        embed_dim=32,
-        depths=[1, 1],
-        num_heads=[2, 4],
-        window_size=4,
-    ),
+    classifier("Swin", "Swin", depths=[2, 2], **WINDOWS),
+    classifier("Swin v2", "Swinv2", depths=[1, 1], **WINDOWS),
     classifier(
         "Hiera",
         "Hiera",

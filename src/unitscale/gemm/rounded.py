@@ -125,6 +125,7 @@ class Rounded(torch.autograd.Function):
         ctx: Any, x: Tensor, fwd: str | None, bwd: str | None, current: tuple[bool, bool]
     ) -> Tensor:
         ctx.bwd, ctx.current = bwd, current[1]
+        # A copy and no view: a model may write into what a product returns (see `owned`).
         return x.clone() if fwd is None else round_value(x, fwd, current=current[0])
 
     @staticmethod
