@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from units.training import assert_trains_as_plain, named
+from unitscale.units import rows
 
 # 2026-11-24: torch 2.13's Dynamo reads `.grad` of what crosses a graph break.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -167,3 +168,30 @@ def test_sparse_gradient_is_measured_as_the_dense_one():
         found.append(named(assert_trains_as_plain(make, batch()))["table.weight"].grad_rms)
         torch._dynamo.reset()
     assert found[0] == pytest.approx(found[1])
+
+
+def test_many_layers_that_break_the_graph_and_know_their_number():
+    """Dynamo compiles such a layer once for each, and gives up after eight of them."""
+
+    class Layer(nn.Module):
+        def __init__(self, index: int) -> None:
+            super().__init__()
+            self.index, self.linear = index, nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            torch._dynamo.graph_break()
+            return x + y.tanh() / (1 + self.index)
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Layer(index) for index in range(12))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x.square().mean() * 100
+
+    model = assert_trains_as_plain(Deep, (torch.randn(4, 8),), plain=None)
+    assert len({row.name for row in rows(model) if row.name.startswith("layers.11.")}) > 0

@@ -138,6 +138,20 @@ def test_inference_mode_gives_the_plain_values():
             assert torch.equal(scaled(x * scale), plain(x * scale))
 
 
+def test_training_goes_on_after_evaluation_in_inference_mode():
+    """As Lightning evaluates: what is measured there must not reach a backward pass."""
+    _, scaled = pair_of_models()
+    x, target = batch()
+    for _ in range(3):
+        scaled.train()
+        scaled(x, target).backward()
+        scaled.eval()
+        with torch.inference_mode():
+            scaled(x)
+            scaled(x)
+    assert named(scaled)["conv.conv1d"].s != 1.0
+
+
 @pytest.mark.parametrize("shapes", [[(6, 8), (4, 8), (5, 8)], [(6, 8), (6, 12), (6, 9)]], ids=str)
 def test_other_shapes_are_bit_identical_and_keep_their_keys(shapes):
     """The second shape makes Dynamo compile again, with a symbolic size."""

@@ -245,6 +245,59 @@ def test_training_is_bit_identical_with(name):
     assert_trains_as_plain(make, batch())
 
 
+IDLE = {
+    "dropout in evaluation": lambda x: F.dropout(x, 0.1, training=False),
+    "dropout of nothing": lambda x: F.dropout(x, 0.0),
+    "dropout of channels": lambda x: F.dropout1d(x, 0.1, training=False),
+    "alpha dropout": lambda x: F.alpha_dropout(x, 0.1, training=False),
+    "plus": lambda x: +x,
+    "to a device": lambda x: x.cpu(),
+    "to a dtype": lambda x: x.type(torch.float32),
+    "flatten": lambda x: torch.flatten(x, 2),
+    "real part": lambda x: torch.real(x),
+    "attribute": lambda x: x.real,
+    "at least 2-D": lambda x: torch.atleast_2d(x),
+    "sum to its size": lambda x: x.sum_to_size(x.shape),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_a_call_that_returns_its_input_is_no_tensor_of_its_own(name):
+    """With several consumers on either side the order of the sums of gradients would differ."""
+
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x) * 30
+            d = IDLE[name](h)
+            waves = self.a(d).sin() * self.b(h).cos() + self.c(d).tanh()
+            return (waves + self.b(d) * 1e-2 + h.exp() * 1e-9).mean()
+
+    assert_trains_as_plain(Idle, (torch.randn(2, 4, 16),))
+
+
+@pytest.mark.parametrize("kept", [24, 64])
+def test_memory_read_by_as_strided_stays_as_it_is(kept):
+    """Its strides are constants of the plain layout: 24 of 96 columns, 96 apart."""
+
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(16, 96)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = (self.first(x) * 20)[:, :kept]
+            rows, columns = hidden.stride()
+            windows = hidden.as_strided((len(x), 2, 16), (rows, columns * 8, columns))
+            return windows.sum(1).square().mean()
+
+    model = assert_trains_as_plain(Strided, (torch.randn(8, 16),))
+    assert named(model)["getitem"].reason == "its memory is read by as_strided"
+
+
 def test_tensors_written_in_place_and_their_views_keep_one():
     make = type("Model", (Structure,), {"between": view_written_later})
     found = named(assert_trains_as_plain(make, batch()))

@@ -5,6 +5,7 @@ requires a gradient, its storage and its version. A storage whose version moved 
 place; every tensor on it keeps the unit (1, 1).
 """
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -20,6 +22,7 @@ from unitscale.numerics.example import evaluate, storage_id
 BOUNDARY = "input of the graph"
 MUTATED = "written to in place"
 EXPOSED = "leaves the graph together with a view of it"
+STRIDED = "its memory is read by as_strided"
 SUBCLASS = "tensor subclass"
 TRANSFORMED = "inside vmap or another function transform"
 SHARED = "used inside and outside of vmap or another function transform"
@@ -57,7 +60,15 @@ class TensorNode:
 
 
 # Calls that return their input itself when there is nothing to do.
-MAY_DO_NOTHING = ("to", "float", "double", "half", "bfloat16", "type_as", "contiguous", "reshape")
+MAY_DO_NOTHING = frozenset(
+    {
+        *("to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda"),
+        *("contiguous", "reshape", "flatten", "ravel", "positive", "conj"),
+        *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"),
+        *("feature_alpha_dropout", "pos", "real", "resolve_conj", "resolve_neg", "to_dense"),
+        *("atleast_1d", "atleast_2d", "atleast_3d", "sum_to_size", "getattr"),
+    }
+)
 
 
 def checkpointed(node: fx.Node) -> fx.GraphModule | None:
@@ -86,12 +97,25 @@ def drop_idle_calls(graph: fx.Graph) -> None:
         body = checkpointed(node)
         if body is not None:
             drop_idle_calls(body.graph)
-        if node.op != "call_method" or node.target not in MAY_DO_NOTHING:
-            continue
-        value, base = node.meta.get("example_value"), node.args[0]
-        if value is not None and value is base.meta.get("example_value"):
+        base = next(iter(node.all_input_nodes), None)
+        if base is not None and is_idle(node, base):
             node.replace_all_uses_with(base)
             graph.erase_node(node)
+
+
+def is_idle(node: fx.Node, base: fx.Node) -> bool:
+    """Whether a call returns its first tensor itself.
+
+    Dropout that drops nothing does; its example value is another tensor all the same.
+    """
+    if not node.op.startswith("call_") or op_name(node) not in MAY_DO_NOTHING:
+        return False
+    if node.target is F.dropout:
+        given = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
+        given.apply_defaults()
+        return given.arguments["p"] == 0 or not given.arguments["training"]
+    value = node.meta.get("example_value")
+    return value is not None and value is base.meta.get("example_value")
 
 
 def tensor_nodes(graph: fx.Graph, arguments: Sequence[str] = ()) -> dict[fx.Node, TensorNode]:
@@ -194,8 +218,16 @@ def pin(
 
 def pinned_storages(graph: fx.Graph) -> dict[int, str]:
     """The storages whose tensors keep the unit (1, 1), and why."""
-    exposed, written = exposed_storages(graph), written_storages(graph)
-    return dict.fromkeys(exposed, EXPOSED) | dict.fromkeys(written, MUTATED)
+    found = dict.fromkeys(exposed_storages(graph), EXPOSED)
+    found |= dict.fromkeys(strided_storages(graph), STRIDED)
+    return found | dict.fromkeys(written_storages(graph), MUTATED)
+
+
+def strided_storages(graph: fx.Graph) -> set[int]:
+    """The storages that `as_strided` reads: it relies on a layout, which a factor may change."""
+    nodes = (n for n in graph.nodes if n.op.startswith("call_") and op_name(n) == "as_strided")
+    values = (node.meta.get("example_value") for node in nodes)
+    return {storage_id(value) for value in values if isinstance(value, torch.Tensor)} - {0}
 
 
 def exposed_storages(graph: fx.Graph) -> set[int]:

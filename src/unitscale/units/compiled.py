@@ -5,6 +5,7 @@ is one of torch.nn's (an nn.Sequential, say). And Dynamo compiles a function for
 most, counted over all models of a class; from then on it runs the function as it is, and logs.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -24,20 +25,32 @@ def compile_in_place(
     """
     model.compile(backend=backend)  # sets what makes copies and pickles of a model plain
     compiled = torch.compile(entry(model), backend=backend)
+    layers = copies_of_a_layer(model)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         begin_call()
+        limit = config.recompile_limit + layers
         try:
-            with config.patch(fail_on_recompile_limit_hit=True):
+            with config.patch(fail_on_recompile_limit_hit=True, recompile_limit=limit):
                 return compiled(*args, **kwargs)
         except FailOnRecompileLimitHit as error:
             raise RuntimeError(
-                f"torch.compile has compiled {type(model).__name__} {config.recompile_limit} times "
+                f"torch.compile has compiled {type(model).__name__} {limit} times "
                 "and would run it from now on without its recipe; call torch.compiler.reset() "
                 "before you build the next model, or raise torch._dynamo.config.recompile_limit."
             ) from error
 
     model._compiled_call_impl = call
+
+
+def copies_of_a_layer(model: nn.Module) -> int:
+    """The largest number of submodules of one class of the model's own.
+
+    A layer that breaks the graph is compiled once for each, if it reads a number of its own, such
+    as its index.
+    """
+    own = (type(m) for m in model.modules() if not type(m).__module__.startswith("torch.nn."))
+    return max(Counter(own).values(), default=0)
 
 
 def entry(self: nn.Module) -> Callable[..., Any]:

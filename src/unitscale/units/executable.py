@@ -191,7 +191,8 @@ class Executable:
         """The numbers of the factors for one place."""
         units = self.units(prefix)
         values = [2.0 ** factor.log2(units) for factor in self.factors]
-        return torch.tensor(values, dtype=self.session.factor_dtype, device=self.device)
+        with torch.inference_mode(False):  # an evaluation's, and the next training step's
+            return torch.tensor(values, dtype=self.session.factor_dtype, device=self.device)
 
     def units(self, prefix: str) -> Mapping[str, Unit]:
         """The units of the graph's tensors by the names that the graph has for them."""

@@ -1,71 +1,95 @@
-"""Write out attention that Dynamo captured as one op, so that its products can be seen.
+"""Write out an op that Dynamo captured whole, so that the products inside it can be seen.
 
-`nn.MultiheadAttention` (and with it `nn.TransformerEncoder`) arrives as one call of
-`F.multi_head_attention_forward`, whose four products would neither have units nor be rounded. What
-replaces it calls the same functions in the same order, so the result is the same to the bit.
+`nn.MultiheadAttention` (and with it `nn.TransformerEncoder`) and the recurrent cells arrive as one
+call each, whose products would neither have units nor be rounded. What replaces it calls the same
+functions in the same order, so the result is the same to the bit.
 """
 
 import inspect
-import math
 import operator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import fx
 from torch.fx.proxy import GraphAppendingTracer, Proxy
 
 from unitscale.numerics.capture import checkpointed
 from unitscale.numerics.example import evaluate
+from unitscale.units import cells, multihead
 
-ATTENTION = inspect.signature(F.multi_head_attention_forward)
+Given = dict[str, Any]
+"""The arguments of a call by name: nodes, or proxies while its replacement is written."""
 
-UNUSUAL = ("bias_k", "bias_v", "static_k", "static_v")
-UNUSUAL_FLAGS = ("add_zero_attn", "use_separate_proj_weight")
+
+@dataclass(frozen=True)
+class Composite:
+    """An op in ops of its own.
+
+    Args:
+        signature: how its arguments are called.
+        fits: whether `write` does what this call of it does.
+        write: from its arguments to its results.
+    """
+
+    signature: inspect.Signature
+    fits: Callable[[fx.Node, Given], bool]
+    write: Callable[[Given], Any]
+
+
+COMPOSITES: dict[Any, Composite] = {
+    F.multi_head_attention_forward: Composite(
+        multihead.SIGNATURE, multihead.is_usual, multihead.attention
+    ),
+    torch.rnn_tanh_cell: Composite(cells.SIGNATURE, cells.is_plain, cells.tanh_cell),
+    torch.rnn_relu_cell: Composite(cells.SIGNATURE, cells.is_plain, cells.relu_cell),
+    torch.gru_cell: Composite(cells.SIGNATURE, cells.is_plain, cells.gru_cell),
+    torch.lstm_cell: Composite(cells.SIGNATURE, cells.is_plain, cells.lstm_cell),
+}
 
 
 def expand(graph: fx.Graph, *, recomputed: bool = False) -> None:
-    """Replace every attention of the usual kind; the others stay one op, with no unit inside.
+    """Replace every call that a composite fits; the others stay one op, with no unit inside.
 
-    Not usual are a causal mask whose weights are asked for (they would differ in the last bit) and,
-    in a `recomputed` body of a checkpoint, dropout (it would draw other numbers).
+    So does one with dropout in a `recomputed` body of a checkpoint: it would draw other numbers.
     """
     for node in list(graph.nodes):
         body = checkpointed(node)
         if body is not None:
             expand(body.graph, recomputed=True)
             body.recompile()
-        if node.target is not F.multi_head_attention_forward:
+        composite = COMPOSITES.get(node.target)
+        if composite is None:
             continue
-        given = ATTENTION.bind(*node.args, **node.kwargs)
-        given.apply_defaults()
-        draws = recomputed and given.arguments["dropout_p"] and given.arguments["training"]
-        if is_usual(node, given.arguments) and not draws:
-            replace(node, given.arguments)
+        bound = composite.signature.bind(*node.args, **node.kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        draws = recomputed and given.get("dropout_p") and given["training"]
+        if composite.fits(node, given) and not draws and has_plain_users(node):
+            replace(node, composite.write, given)
 
 
-def is_usual(node: fx.Node, given: dict[str, Any]) -> bool:
-    """Whether `attention` does what this call does."""
-    return (
-        all(given[name] is None for name in UNUSUAL)
-        and not any(given[name] for name in UNUSUAL_FLAGS)
-        and not (given["need_weights"] and given["is_causal"])
-        and given["query"].meta["example_value"].dim() == 3
-        and all(user.target is operator.getitem for user in node.users)
-    )
+def has_plain_users(node: fx.Node) -> bool:
+    """Whether a tuple is only taken apart."""
+    is_tuple = isinstance(node.meta["example_value"], tuple)
+    return not is_tuple or all(user.target is operator.getitem for user in node.users)
 
 
-def replace(node: fx.Node, given: dict[str, Any]) -> None:
-    """Put the ops of `attention` where a call of it was."""
+def replace(node: fx.Node, write: Callable[[Given], Any], given: Given) -> None:
+    """Put the ops of `write` where a call was."""
     tracer = Tracer(node)
     proxies = {x: Proxy(x, tracer) for x in node.all_input_nodes}
     with node.graph.inserting_before(node):
-        results = attention({name: proxies.get(x, x) for name, x in given.items()})
-    for user in list(node.users):
-        index = user.args[1]
-        assert isinstance(index, int)
-        user.replace_all_uses_with(results[index].node)
-        node.graph.erase_node(user)
+        # To fx an argument is a node; a proxy of one is as good for the calls of `write`.
+        results = write(fx.node.map_arg(given, proxies.__getitem__))  # type: ignore[arg-type]
+    if isinstance(results, Proxy):
+        node.replace_all_uses_with(results.node)
+    else:
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]].node)
+            node.graph.erase_node(user)
     node.graph.erase_node(node)
 
 
@@ -82,110 +106,3 @@ class Tracer(GraphAppendingTracer):
         node.meta = {key: x for key, x in self.meta.items() if key != "example_value"}
         node.meta["example_value"] = evaluate(node, self.meta["example_value"])
         return node
-
-
-def example(x: Proxy) -> Tensor:
-    """The example value behind a proxy."""
-    value: Tensor = x.node.meta["example_value"]
-    return value
-
-
-def size(x: Proxy, axis: int) -> Any:
-    """A size of a tensor: a number, or a node for one that may change."""
-    number = example(x).size(axis)
-    return number if isinstance(number, int) else x.size(axis)
-
-
-def attention(given: dict[str, Any]) -> tuple[Any, Any]:
-    """What `F.multi_head_attention_forward` computes, [length, batch, width], and the weights."""
-    query, key, need_weights = given["query"], given["key"], given["need_weights"]
-    heads, width = given["num_heads"], given["embed_dim_to_check"]
-    target, batch, source = size(query, 0), size(query, 1), size(key, 0)
-    mask, is_causal = combined_mask(given, batch, source)
-    q, k, v = (
-        x.view(length, batch * heads, width // heads).transpose(0, 1)
-        for x, length in zip(projected(given, width), (target, source, source), strict=True)
-    )
-    dropout = given["dropout_p"] if given["training"] else 0.0
-    if need_weights:
-        q = q * math.sqrt(1.0 / float(width // heads))
-        k = k.transpose(-2, -1)
-        logits = torch.bmm(q, k) if mask is None else torch.baddbmm(mask, q, k)
-        weights = F.softmax(logits, dim=-1)
-        weights = F.dropout(weights, p=dropout) if dropout > 0.0 else weights
-        merged = torch.bmm(weights, v).transpose(0, 1).reshape(target * batch, width)
-        weights = weights.view(batch, heads, target, source)
-        weights = weights.mean(dim=1) if given["average_attn_weights"] else weights
-    else:
-        if mask is not None:
-            shared = example(mask).size(0) == 1
-            mask = mask.unsqueeze(0) if shared else mask.view(batch, heads, -1, source)
-        q = q.view(batch, heads, target, width // heads)
-        k, v = (x.view(batch, heads, source, width // heads) for x in (k, v))
-        output = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
-        merged, weights = output.permute(2, 0, 1, 3).reshape(batch * target, width), None
-    output = F.linear(merged, given["out_proj_weight"], given["out_proj_bias"])
-    return output.view(target, batch, width), weights
-
-
-def projected(given: dict[str, Any], width: int) -> tuple[Any, Any, Any]:
-    """Query, key and value after their projections, in as few products as they allow."""
-    query, key, value = given["query"], given["key"], given["value"]
-    weight, bias = given["in_proj_weight"], given["in_proj_bias"]
-    if query is key is value:
-        q, k, v = unpacked(F.linear(query, weight, bias), 3, width)
-        return q, k, v
-    if key is value:
-        parts = [width, 2 * width]
-        (w_q, w_kv), (b_q, b_kv) = split(weight, parts), split(bias, parts)
-        q = F.linear(query, w_q, b_q)
-        k, v = unpacked(F.linear(key, w_kv, b_kv), 2, width)
-        return q, k, v
-    (w_q, w_k, w_v), (b_q, b_k, b_v) = chunk(weight), chunk(bias)
-    return F.linear(query, w_q, b_q), F.linear(key, w_k, b_k), F.linear(value, w_v, b_v)
-
-
-def unpacked(x: Any, count: int, width: int) -> list[Any]:
-    """The results of one product for several projections."""
-    x = x.unflatten(-1, (count, width)).unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous()
-    return [x[i] for i in range(count)]
-
-
-def split(x: Any, parts: list[int]) -> list[Any]:
-    """Pieces of a packed parameter; None of none."""
-    if x is None:
-        return [None] * len(parts)
-    pieces = x.split(parts)
-    return [pieces[i] for i in range(len(parts))]
-
-
-def chunk(x: Any) -> list[Any]:
-    """Three equal pieces of a packed parameter; None of none."""
-    if x is None:
-        return [None] * 3
-    pieces = x.chunk(3)
-    return [pieces[i] for i in range(3)]
-
-
-def combined_mask(given: dict[str, Any], batch: Any, source: Any) -> tuple[Any, bool]:
-    """The sum of both masks, [1 or batch * heads, length, length], and whether it is causal."""
-    mask, padding = given["attn_mask"], given["key_padding_mask"]
-    heads, is_causal = given["num_heads"], given["is_causal"]
-    if is_causal and padding is None and not given["need_weights"]:
-        return None, True
-    mask = as_float(mask, given["query"])
-    if mask is not None and example(mask).dim() == 2:
-        mask = mask.unsqueeze(0)
-    if padding is None:
-        return mask, is_causal
-    padding = as_float(padding, given["query"]).view(batch, 1, 1, source)
-    padding = padding.expand(-1, heads, -1, -1).reshape(batch * heads, 1, source)
-    return padding if mask is None else mask + padding, False
-
-
-def as_float(mask: Any, query: Proxy) -> Any:
-    """A mask as something to add: -inf where a boolean one is true."""
-    if mask is None or example(mask).is_floating_point():
-        return mask
-    zeros = torch.zeros_like(mask, dtype=example(query).dtype)
-    return zeros.masked_fill(mask, -math.inf)
