@@ -68,7 +68,7 @@ def check_units(entry: Entry, text: Split) -> dict[str, Any]:
     session = session_of(model)
     breaks = torch._dynamo.utils.counters["graph_break"]
     kept = Counter(
-        re.sub(r" of [\d.e+]+", "", row.reason)
+        re.sub(r" of [\d.e+-]+", "", row.reason)
         for row in calibration.values()
         if row.reason and row.op not in ("parameter", "input")
     )

@@ -111,9 +111,13 @@ def test_fill_values_allow_no_s_below_one(amax):
         ((1.0, math.nan, 1.0), "gradient is not finite"),
         ((0.01, 1.0, 3.4e38), "holds fill values of 3.4e+38"),
         ((8.0, 1.0, 3.4e38), None),
+        ((2.0**-40, 2.0**40, 1.0), None),
+        ((2.0**-41, 1.0, 1.0), "value of 4.5e-13 is beyond the range of units"),
+        ((1.0, 2.0**-41, 1.0), "gradient of 4.5e-13 is beyond the range of units"),
+        ((1.0, 2.0**41, 1.0), "gradient of 2.2e+12 is beyond the range of units"),
     ],
 )
-def test_reason_says_why_a_half_stays_at_one(measured, expected):
+def test_reason_says_why_a_tensor_is_not_held_at_one(measured, expected):
     assert reason(*measured) == expected
 
 

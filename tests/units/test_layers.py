@@ -8,8 +8,12 @@ from torch import Tensor, nn
 from units.training import assert_trains_as_plain, named
 from unitscale.units import rows
 
-# 2026-11-24: torch 2.13's Dynamo reads `.grad` of what crosses a graph break.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+# 2026-11-24: torch 2.13's Dynamo reads `.grad` of what crosses a graph break, and makes an instance
+# of a custom autograd.Function.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+]
 
 
 class Around(nn.Module):
@@ -56,6 +60,41 @@ class SpectralNorm(Around):
 
     def between(self, x: Tensor) -> Tensor:
         return x
+
+
+class OrthogonalMap(Around):
+    """A matrix exponential: its backward takes the exponential of a matrix with the gradient in it,
+    and as many squarings as that is large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.utils.parametrizations.orthogonal(self.first, orthogonal_map="matrix_exp")
+
+    def between(self, x: Tensor) -> Tensor:
+        return x.sin() * 1e4
+
+
+class FirstOnly(torch.autograd.Function):
+    """A backward written by hand that has no gradient for its second input."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * 2, None
+
+
+class NoGradient(Around):
+    """Parameters behind the second input get none, and not zeros: an optimizer tells them apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.third = nn.Linear(8, 8)
+
+    def between(self, x: Tensor) -> Tensor:
+        return FirstOnly.apply(x, self.third(x).sin())
 
 
 class MovingAverage(Around):
@@ -142,6 +181,8 @@ LAYERS = [
     SparseTable,
     RenormalizedTable,
     SpectralNorm,
+    OrthogonalMap,
+    NoGradient,
     MovingAverage,
     WrittenParameter,
     Experts,
@@ -171,7 +212,7 @@ def test_sparse_gradient_is_measured_as_the_dense_one():
 
 
 def test_many_layers_that_break_the_graph_and_know_their_number():
-    """Dynamo compiles such a layer once for each, and gives up after eight of them."""
+    """Dynamo compiles such a layer once for each, and would give up after eight of them."""
 
     class Layer(nn.Module):
         def __init__(self, index: int) -> None:

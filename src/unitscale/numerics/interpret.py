@@ -5,10 +5,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils.hooks import RemovableHandle
 
 from unitscale.numerics.capture import TensorNode, checkpointed
 
 Observer = Callable[[TensorNode, Tensor], None]
+
+
+def on_gradient(value: Tensor, observe: Callable[[Tensor], None]) -> RemovableHandle:
+    """`value.register_hook(observe)`, but for a backward written by hand that returns None."""
+
+    def hook(grad: Tensor | None) -> None:
+        if grad is not None:
+            observe(grad)
+
+    return value.register_hook(hook)
 
 
 class ObservingInterpreter(fx.Interpreter):
@@ -17,7 +28,7 @@ class ObservingInterpreter(fx.Interpreter):
     Args:
         tensors: the nodes to show, see `capture.tensor_nodes`.
         observe: gets each of them with its value, under `no_grad`; it must not change or keep it,
-            and may register a hook for its gradient.
+            and may ask for its gradient (`on_gradient`).
     """
 
     def __init__(

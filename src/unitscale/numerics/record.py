@@ -19,7 +19,7 @@ from unitscale.formats import E4M3FN, E5M2, FloatFormat
 from unitscale.numerics.capture import TensorNode, drop_idle_calls, tensor_nodes
 from unitscale.numerics.digest import SAMPLE, Digest, digest, read
 from unitscale.numerics.example import storage_id
-from unitscale.numerics.interpret import ObservingInterpreter
+from unitscale.numerics.interpret import ObservingInterpreter, on_gradient
 from unitscale.numerics.place import Places, argument_names, parameter_slots
 from unitscale.numerics.sink import Row, Sink
 
@@ -178,7 +178,7 @@ class Recorder:
             # What keeps (1, 1) has its true gradient; only a product takes its value at a unit.
             held_log2 = unit.phi if unit and tensor.pinned is None else 0
             self.handles.append(
-                value.register_hook(lambda g: self.digest(tensor, "gradient", g, held_log2))
+                on_gradient(value, lambda g: self.digest(tensor, "gradient", g, held_log2))
             )
 
     def digest(self, tensor: TensorNode, direction: str, x: Tensor, held_log2: int) -> None:

@@ -18,6 +18,7 @@ from unitscale import units
 from unitscale.formats import E4M3FN, E5M2, FP16, FloatFormat
 from unitscale.numerics import digest, flushed_fraction, saturated_fraction
 from unitscale.numerics.capture import TensorNode
+from unitscale.numerics.interpret import on_gradient
 from unitscale.numerics.sink import format_limits
 from unitscale.train.measure import OUTSIDE, held, held_grad, share_in_range
 from unitscale.units.model import session_of
@@ -179,7 +180,7 @@ def observe(
         losses.statistics["gradient"] = statistics(grad, int(math.log2(row.phi)))
 
     if value.requires_grad:
-        value.register_hook(observe_grad)
+        on_gradient(value, observe_grad)
 
 
 def loss_in(fmt: FloatFormat, before: Tensor, after: Tensor) -> Loss:

@@ -69,12 +69,14 @@ def is_rounding_error(grad_rms: float | None, largest: float) -> bool:
 
 
 def reason(rms: float | None, grad_rms: float | None, amax: float | None = None) -> str | None:
-    """Why a tensor with these measurements keeps 1 for its s or phi; None if both have a scale."""
+    """Why a tensor with these measurements is not held at RMS 1; None if it is."""
     for name, value in (("value", rms), ("gradient", grad_rms)):
         if value is not None and not math.isfinite(value):
             return f"{name} is not finite"
         if value is not None and value < ZERO_RMS:
             return f"{name} is zero"
+        if value is not None and abs(round(math.log2(value))) > MAX_EXPONENT:
+            return f"{name} of {value:.1e} is beyond the range of units"
     if amax is not None and amax >= FILL and exponent(rms) < 0:
         return f"holds fill values of {amax:.1e}"
     return None

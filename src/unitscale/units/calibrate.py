@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from unitscale.formats import FloatFormat
 from unitscale.numerics import amax, flushed_fraction, rms, saturated_fraction
 from unitscale.numerics.capture import MUTATED, TensorNode
+from unitscale.numerics.interpret import on_gradient
 from unitscale.units.assign import ONE, Unit
 
 UNINITIALIZED = ("empty", "empty_like", "empty_strided")
@@ -99,7 +100,7 @@ class Measurement:
             flushed = flushed_fraction(held, self.watch.forward).item()
             reading.flushed = larger(reading.flushed, flushed)
         if value.requires_grad:
-            self.handles.append(value.register_hook(self.gradient_hook(tensor, reading, unit)))
+            self.handles.append(on_gradient(value, self.gradient_hook(tensor, reading, unit)))
 
     def gradient_hook(
         self, tensor: TensorNode, reading: Reading, unit: Unit

@@ -1,7 +1,7 @@
 """Compile a model in place so that nothing of it can be left out in silence.
 
 `Module.compile()` alone would leave out two things. It captures nothing of a model whose own class
-is one of torch.nn's (an nn.Sequential, say). And Dynamo compiles a function for eight situations at
+is one of torch.nn's (an nn.Sequential, say). And Dynamo compiles a function for some situations at
 most, counted over all models of a class; from then on it runs the function as it is, and logs.
 """
 
@@ -14,6 +14,9 @@ import torch
 from torch import nn
 from torch._dynamo import config
 from torch._dynamo.exc import FailOnRecompileLimitHit
+
+LEAST_LIMIT = 64
+"""Compilations of one frame that are no fault: torch's 8 are few for layers with graph breaks."""
 
 
 def compile_in_place(
@@ -29,7 +32,7 @@ def compile_in_place(
 
     def call(*args: Any, **kwargs: Any) -> Any:
         begin_call()
-        limit = config.recompile_limit + layers
+        limit = max(LEAST_LIMIT, config.recompile_limit) + layers
         try:
             with config.patch(fail_on_recompile_limit_hit=True, recompile_limit=limit):
                 return compiled(*args, **kwargs)

@@ -21,13 +21,14 @@ class Hold(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, fwd: Tensor | None, bwd: Tensor | None) -> Tensor:
         ctx.save_for_backward(bwd)
+        ctx.set_materialize_grads(False)  # a parameter that gets no gradient is not to get zeros
         return x.view_as(x) if fwd is None else times(x, fwd)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
         (bwd,) = ctx.saved_tensors
-        return grad if bwd is None else times(grad, bwd), None, None
+        return grad if grad is None or bwd is None else times(grad, bwd), None, None
 
 
 def times(x: Tensor, factor: Tensor) -> Tensor:

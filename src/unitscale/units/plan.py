@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from unitscale.numerics.capture import TensorNode, is_parameter
+from unitscale.numerics.capture import TensorNode, is_parameter, op_name
 from unitscale.units.assign import Monomial, product
 from unitscale.units.rules import RULES, Rule, argument, operands, rule_of, writes_input
 
@@ -156,9 +156,11 @@ def carries_gradient(node: fx.Node) -> bool:
 def is_foreign(node: fx.Node) -> bool:
     """Whether a node may run a backward that is not torch's: a custom autograd.Function, say.
 
-    So is an op that writes into its input: nothing may come between the two.
+    So is an op that writes into its input: nothing may come between the two. The gradient of a
+    matrix exponential is itself one, of a matrix with the gradient in it, and takes as many
+    squarings as that is large.
     """
-    if writes_input(node):
+    if writes_input(node) or op_name(node).endswith("matrix_exp"):
         return True
     if node.op != "call_function" or node.target in RULES:
         return False
