@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from zoo_entry import LENGTH, VOCABULARY, Entry, causal, noised
+from zoo_entry import LENGTH, VOCABULARY, Entry, causal, noised, short
 
 WIDTH = 64
 
@@ -26,6 +26,25 @@ class RecurrentLM(nn.Module):
         """The loss."""
         hidden, _ = self.recurrent(self.embedding(input_ids))
         return next_byte_loss(self.readout(hidden), labels)
+
+
+class CellLM(nn.Module):
+    """A byte model that steps through time itself, with a GRU's cell and then an LSTM's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.first, self.second = nn.GRUCell(WIDTH, WIDTH), nn.LSTMCell(WIDTH, WIDTH)
+        self.readout = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """The loss."""
+        first, second, hidden = None, None, []
+        for x in self.embedding(input_ids).unbind(1):
+            first = self.first(x, first)
+            second = self.second(first, second)
+            hidden.append(second[0])
+        return next_byte_loss(self.readout(torch.stack(hidden, 1)), labels)
 
 
 class EncoderLM(nn.Module):
@@ -122,6 +141,7 @@ TORCH = [
         batch=causal,
         dynamo=CAPTURE_RECURRENT,
     ),
+    Entry(name="nn.GRUCell, nn.LSTMCell", family="torch", build=CellLM, batch=short),
     Entry(name="gated convolutions", family="torch", build=ConvolutionLM, batch=causal),
     Entry(name="denoising U-Net", family="torch", build=UNet, batch=noised),
 ]
