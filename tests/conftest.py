@@ -4,8 +4,10 @@ import os
 import sys
 from collections.abc import Iterator
 
-# Before torch is imported; pytest-xdist runs one process per core.
+# Before torch is imported; pytest-xdist runs one process per core, so each computes in one thread
+# and compiles by itself (inductor would start a pool of compilers in each).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -15,6 +15,8 @@ LAYOUTS = {
     "sliced in a middle axis": torch.randn(4, 6, 8)[:, ::2],
     "every second element": torch.randn(4, 6, 8)[..., ::2],
     "half of a chunk": torch.randn(4, 6, 128).chunk(2, -1)[1],
+    "starting past the alignment": torch.randn(7, 24)[1:],
+    "starting there, with gaps": torch.randn(8, 5, 17)[:, 1],
     "an axis of one": torch.randn(5, 1, 6)[..., ::2],
     "expanded": torch.randn(4, 1, 8).expand(4, 6, 8),
     "empty": torch.randn(4, 6, 8)[:0],
@@ -46,6 +48,17 @@ def test_rows_keep_their_alignment(length: int) -> None:
     first = torch.randn(8, 17, 64)[:, 0]
     weight = torch.randn(10, 64)
     assert torch.equal(F.linear(hold(first, TWO), weight), 2 * F.linear(first, weight))
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 15])
+@pytest.mark.parametrize("width", [5, 24])
+def test_the_first_element_keeps_its_alignment(width: int, start: int) -> None:
+    """A step of a sequence, say: MKL chooses a kernel by the address on some processors."""
+    x = torch.randn(100 + start)[start:].as_strided((3, width), (width + 3, 1), start)
+    held = hold(x, TWO)
+    assert held.data_ptr() % 64 == x.data_ptr() % 64 == 4 * start
+    weight = torch.randn(width, width)
+    assert torch.equal(F.linear(held, weight), 2 * F.linear(x, weight))
 
 
 def test_gradient_is_multiplied_by_the_other_factor() -> None:

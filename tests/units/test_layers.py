@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from units.training import assert_trains_as_plain, named
-from unitscale.units import rows
+from unitscale.units import compiled, rows, unit_scale
+from unitscale.units.model import session_of
 
 # 2026-11-24: torch 2.13's Dynamo reads `.grad` of what crosses a graph break, and makes an instance
 # of a custom autograd.Function.
@@ -211,8 +212,9 @@ def test_sparse_gradient_is_measured_as_the_dense_one():
     assert found[0] == pytest.approx(found[1])
 
 
-def test_many_layers_that_break_the_graph_and_know_their_number():
+def test_many_layers_that_break_the_graph_and_know_their_number(monkeypatch):
     """Dynamo compiles such a layer once for each, and would give up after eight of them."""
+    monkeypatch.setattr(compiled, "LEAST_LIMIT", 1)
 
     class Layer(nn.Module):
         def __init__(self, index: int) -> None:
@@ -236,3 +238,32 @@ def test_many_layers_that_break_the_graph_and_know_their_number():
 
     model = assert_trains_as_plain(Deep, (torch.randn(4, 8),), plain=None)
     assert len({row.name for row in rows(model) if row.name.startswith("layers.11.")}) > 0
+
+
+class Flagged(Around):
+    """One compilation for each flag."""
+
+    def forward(self, x: Tensor, flag: str) -> Tensor:
+        return super().forward(x if flag == "0" else -x)
+
+    def between(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_a_model_may_be_compiled_more_often_than_torch_does():
+    model = unit_scale(Flagged(), "fp32-units", inner="eager")
+    flags = [str(i) for i in range(torch._dynamo.config.recompile_limit + 2)]
+    for flag in flags:
+        model(*batch(), flag).backward()
+    assert len(session_of(model).executables) == len(flags)
+
+
+def test_a_model_that_compiles_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(compiled, "LEAST_LIMIT", 1)
+    model = unit_scale(Flagged(), "fp32-units", inner="eager")
+    refused = pytest.raises(RuntimeError, match=r"compiled Flagged 2 times .* without its recipe")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for flag in "01":
+            model(*batch(), flag).backward()
+        with refused:
+            model(*batch(), "2")

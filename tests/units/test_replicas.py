@@ -1,5 +1,6 @@
 """Data-parallel processes agree on units, although each sees a share of the batch."""
 
+import faulthandler
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ class Model(nn.Module):
 
 def run(rank: int, folder: Path, wrapper: str) -> None:
     """Three steps; the processes differ in the scale of their data, and in when they recompile."""
+    faulthandler.dump_traceback_later(300, exit=True)  # the parent waits for as long as it takes
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=PROCESSES

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscale.units import rows, unit_scale
+from unitscale.units.model import session_of
 
 
 class TwoLayers(nn.Module):
@@ -83,6 +84,20 @@ def assert_trains_as_plain(
     held = [row for row in rows(model) if (row.s, row.phi) != (1.0, 1.0) and row.op != "parameter"]
     assert len(held) >= least_units, "too few tensors have a unit"
     return model
+
+
+def ops(model: nn.Module) -> set[str]:
+    """The names of the functions that the graphs of a scaled model call."""
+    return {
+        getattr(node.target, "__name__", "")
+        for executable in session_of(model).executables
+        for node in executable.module.graph.nodes
+    }
+
+
+def assert_written_out(model: nn.Module, op: str) -> None:
+    """No graph of a scaled model calls `op` any more."""
+    assert op not in ops(model)
 
 
 def named(model: nn.Module) -> dict[str, Any]:

@@ -5,13 +5,14 @@ the functions, and in the order, of ATen/native/RNN.cpp of torch (GRUCell, LSTMC
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-__all__ = ["SIGNATURE", "gru_cell", "is_plain", "lstm_cell", "relu_cell", "tanh_cell"]
+__all__ = ["SIGNATURE", "gru_cell", "is_plain", "lstm_cell", "simple_cell"]
 
 
 def cell(input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> None:
@@ -50,16 +51,10 @@ def divided(gates: Any, width: int) -> list[Any]:
     return [parts[0], parts[1]]
 
 
-def tanh_cell(given: dict[str, Any]) -> Any:
-    """The next hidden state of an `nn.RNNCell`."""
+def simple_cell(given: dict[str, Any], *, activation: Callable[[Any], Any]) -> Any:
+    """The next hidden state."""
     from_input, from_hidden = products(given, given["hx"])
-    return torch.tanh(from_hidden + from_input)
-
-
-def relu_cell(given: dict[str, Any]) -> Any:
-    """The next hidden state of an `nn.RNNCell` with relu."""
-    from_input, from_hidden = products(given, given["hx"])
-    return torch.relu(from_hidden + from_input)
+    return activation(from_hidden + from_input)
 
 
 def lstm_cell(given: dict[str, Any]) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,8 +44,12 @@ COMPOSITES: dict[Any, Composite] = {
     F.multi_head_attention_forward: Composite(
         multihead.SIGNATURE, multihead.is_usual, multihead.attention
     ),
-    torch.rnn_tanh_cell: Composite(cells.SIGNATURE, cells.is_plain, cells.tanh_cell),
-    torch.rnn_relu_cell: Composite(cells.SIGNATURE, cells.is_plain, cells.relu_cell),
+    torch.rnn_tanh_cell: Composite(
+        cells.SIGNATURE, cells.is_plain, partial(cells.simple_cell, activation=torch.tanh)
+    ),
+    torch.rnn_relu_cell: Composite(
+        cells.SIGNATURE, cells.is_plain, partial(cells.simple_cell, activation=torch.relu)
+    ),
     torch.gru_cell: Composite(cells.SIGNATURE, cells.is_plain, cells.gru_cell),
     torch.lstm_cell: Composite(cells.SIGNATURE, cells.is_plain, cells.lstm_cell),
 }

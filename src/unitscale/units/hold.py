@@ -4,6 +4,7 @@ A rewritten graph reads its factors from one small tensor, so that re-measuring 
 never recompiles.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,9 +35,9 @@ class Hold(torch.autograd.Function):
 def times(x: Tensor, factor: Tensor) -> Tensor:
     """`x * factor` in the dtype of x; the factor is a scalar tensor, a power of two in practice.
 
-    Outside of a compiler the result lies in memory as `x` does, gaps and repetitions included:
-    torch's kernels may round differently on contiguous memory (gelu does, which it hands to another
-    library, and a sum goes through its terms in another order).
+    Outside of a compiler the result lies in memory as `x` does, gaps, repetitions and alignment
+    included: torch's kernels may round differently elsewhere (gelu does, which it hands to another
+    library, a sum goes through its terms in another order, and MKL chooses a kernel by alignment).
     """
     if torch.compiler.is_compiling() or x.is_sparse:
         return (x * factor).to(x.dtype)
@@ -45,9 +46,23 @@ def times(x: Tensor, factor: Tensor) -> Tensor:
     for axis in shared:
         x = x.narrow(axis, 0, 1)
     y = (x * factor).to(x.dtype)  # `to`: two scalar tensors would promote to float32
-    if not x.is_contiguous() and y.stride() != x.stride():
-        y = torch.empty_strided(x.size(), gapped(x), dtype=x.dtype, device=x.device).copy_(y)
+    as_it_lies = x.is_contiguous() or y.stride() == x.stride()
+    strides, start = y.stride() if as_it_lies else gapped(x), misaligned(x)
+    if start or not as_it_lies:
+        y = empty(x, strides, start).copy_(y)
     return y.expand(size) if shared else y
+
+
+def misaligned(x: Tensor) -> int:
+    """By how many elements the first one of `x` is past the last multiple of `ALIGNMENT`."""
+    return x.data_ptr() % ALIGNMENT // x.element_size()
+
+
+def empty(x: Tensor, strides: Sequence[int], start: int) -> Tensor:
+    """Memory for the elements of `x`, the first of them `start` past an aligned one."""
+    length = 1 + sum((n - 1) * stride for n, stride in zip(x.size(), strides, strict=True))
+    memory = torch.empty(start + max(length, 0), dtype=x.dtype, device=x.device)
+    return memory.as_strided(x.size(), strides, start)
 
 
 def gapped(x: Tensor) -> list[int]:
