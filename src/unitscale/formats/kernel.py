@@ -158,7 +158,12 @@ def _round_steps(
         else:
             is_past = y.abs() > limit
         y = torch.where(is_past, y * (torch.inf if fmt.has_inf else torch.nan), y)
-    return y if fmt.has_negative_zero else y + 0.0  # -0 + 0 is +0
+    return y if fmt.has_negative_zero else without_negative_zero(y)
+
+
+def without_negative_zero(y: Tensor) -> Tensor:
+    """+0 for -0; adding 0 would give it too, but not where a compiler removes such sums."""
+    return torch.where(y == 0, 0.0, y)
 
 
 def _up_by_chance(steps: Tensor, bits: Bits) -> Tensor:
@@ -190,7 +195,7 @@ def _round_bits(x: Tensor, law: Law, limit: float, bits: Bits) -> Tensor:
     y |= pattern & SIGN
     y |= (EXPONENT - magnitude) >> 31  # NaN: all ones, which is another; else no bit
     y = y.view(torch.float32)
-    return y if fmt.has_negative_zero else y + 0.0  # -0 + 0 is +0
+    return y if fmt.has_negative_zero else without_negative_zero(y)
 
 
 def magnitude_stochastic(magnitude: Tensor, fmt: FloatFormat, bits: Bits) -> Tensor:
