@@ -224,6 +224,10 @@ def _measure(x: Tensor, fmt: BlockFormat) -> Tensor:
 # How they are run: as they are, in pieces, or compiled.
 
 
+OVERWRITES = torch.__version__ >= "2.12"
+"""Whether Inductor compiles blocks written over what they are made of; that of torch 2.11 fails."""
+
+
 def _run(
     formula: Formula,
     given: BlockLaw,
@@ -250,6 +254,9 @@ def _run(
         width = rows.shape[1]
         lanes = None if given.keys is None else lane_numbers(rows.device, width)
         is_in_place = outs[0].data_ptr() == rows.data_ptr()  # type: ignore[union-attr]
+        if is_in_place and not OVERWRITES:
+            (y,) = _run(formula, given, rows, (None,), compiled, scales)
+            return (rows.copy_(y),)
         arrays = [rows, scales, *outs] if not is_in_place else [rows, scales]
         for array in arrays:
             if array is not None:

@@ -51,7 +51,7 @@ def apply(
         torch._dynamo.mark_dynamic(rows_out, 0)
         _kernel(law, encode, False)(rows, keys, lanes, inv_scale, rows_out)
     if whole < x.numel():
-        y = law(flat[whole:], Bits(keys, start=whole), inv_scale)
+        y = law.rounded(flat[whole:], Bits(keys, start=whole), inv_scale)
         flat_out[whole:].copy_(codes_of(y.float(), law.fmt) if encode else y)
     return out
 
@@ -76,7 +76,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def _kernel(law: Law, encode: bool, in_place: bool) -> Callable[..., Any]:
     def rounded(x: Tensor, keys: Given, lanes: Given, inv_scale: Given) -> Tensor:
-        y = law(x, Bits(keys, lanes=lanes), inv_scale)
+        y = law.rounded(x, Bits(keys, lanes=lanes), inv_scale)
         return codes_of(y.float(), law.fmt) if encode else y
 
     def over_itself(x: Tensor, *given: Given) -> None:

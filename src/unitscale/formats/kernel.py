@@ -86,8 +86,11 @@ class Law:
     dtype: torch.dtype
     """Of the input."""
 
-    def __call__(self, x: Tensor, bits: Bits, inv_scale: Tensor | None) -> Tensor:
-        """`x * inv_scale` rounded, in the dtype of the computation; x is left alone."""
+    def rounded(self, x: Tensor, bits: Bits, inv_scale: Tensor | None) -> Tensor:
+        """`x * inv_scale` rounded, in the dtype of the computation; x is left alone.
+
+        No `__call__`: Dynamo of torch 2.11 hashes what it calls, before it has its fields.
+        """
         if inv_scale is not None:
             x = (x if x.dtype == torch.float64 else x.float()) * inv_scale
         limit = self.fmt.max_within(CARRIERS[self.dtype])

@@ -91,15 +91,17 @@ def round_to(
         )
     x = x.detach()
     if is_traced(x):
-        y = in_rows(x, lambda part: law(part, bits, scale), rounding)
+        y = in_rows(x, lambda part: law.rounded(part, bits, scale), rounding)
         if out is not None:
             return out.copy_(y)
-        return y.clone() if y is x else y.to(x.dtype)
+        # No `to` that does nothing: an autograd.Function that ends in one has zero gradients under
+        # Dynamo of torch 2.11.
+        return y.clone() if y is x else y if y.dtype == x.dtype else y.to(x.dtype)
     if compiled and fused.serves(x, out):
         out = torch.empty_like(x) if out is None else out
         return fused.apply(law, x, bits.keys, scale, out, encode=False)
 
-    write: Write = lambda part, bits: law(part, bits, scale)
+    write: Write = lambda part, bits: law.rounded(part, bits, scale)
     if scale is None and rounding == "nearest" and _cast_is_exact(x, fmt, saturate):
         limit = fmt.max_within(carrier(x.dtype, "round_to"))
         dtype = TORCH_DTYPES[fmt]

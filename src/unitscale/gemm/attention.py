@@ -50,6 +50,10 @@ class AttentionProduct(torch.autograd.Function):
         return (*rounded_grads, None, None, None, None)
 
 
+TAKES_FORMATS = torch.__version__ >= "2.12"
+"""Whether Dynamo passes a tuple made in a graph to a function of `allow_in_graph`."""
+
+
 @torch.compiler.allow_in_graph
 def attention_product(*args: Any) -> Tensor:
     """`AttentionProduct` for Dynamo, which does not trace a backward that calls autograd."""
@@ -90,13 +94,15 @@ def scaled_dot_product_attention(
     """`F.scaled_dot_product_attention` in low precision.
 
     `query_factor`, a scalar tensor, multiplies the query after it is rounded: it takes the units of
-    query and key to the logits, which must see their true values. With dropout, or with a mask
-    that is learned, the operands are rounded in the same way but saved as they are.
+    query and key to the logits, which must see their true values. With dropout, with a mask that
+    is learned, or compiled by torch 2.11, the operands are rounded in the same way but saved as
+    they are.
     """
     formats = formats._replace(executor="emulated")  # for the sake of the probabilities
     options = (is_causal, scale, enable_gqa)
     learned_mask = attn_mask is not None and attn_mask.requires_grad
-    if not dropout_p and not learned_mask:
+    is_one_op = TAKES_FORMATS or not torch.compiler.is_compiling()
+    if not dropout_p and not learned_mask and is_one_op:
         return attention_product(query, key, value, query_factor, attn_mask, options, formats)
     q, k, v = (
         rounded(x, formats.forward, formats.result, current=(formats.current, False))

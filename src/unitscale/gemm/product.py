@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unitscale.formats import FORMATS, torch_dtype
+from unitscale.formats.rounding import is_traced
 from unitscale.gemm.executor import choose, without_fp8
 from unitscale.gemm.rounded import (
     SUM_OVER_ROWS,
@@ -115,11 +116,6 @@ def restore(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Any]]:
     if values.element_size() == 2:
         operands = [None if x is None else in_backward(x, grad) for x in operands]
     return values, operands
-
-
-def is_traced(x: Tensor) -> bool:
-    """Whether a compiler is taking down what happens to `x`."""
-    return torch.compiler.is_compiling() or type(x) is not Tensor
 
 
 def in_backward(x: Tensor, grad: Tensor) -> Tensor:
