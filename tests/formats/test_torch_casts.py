@@ -1,6 +1,6 @@
 """What torch's own casts to narrow formats do, so that a change in torch is noticed.
 
-Seen in torch 2.13 on a CPU. The saturation of E4M3FN came with 2.12 (pull request 178817); before
+Seen in torch 2.13 on a CPU. The saturation of E4M3FN came with 2.13 (pull request 178817); before
 it, the cast gave NaN there. `round_to` clamps first and depends on none of this.
 """
 
@@ -18,7 +18,7 @@ E4M3FNUZ, E5M2FNUZ = torch.float8_e4m3fnuz, torch.float8_e5m2fnuz
 E8M0FNU = torch.float8_e8m0fnu
 NAN, INF = math.nan, math.inf
 
-SATURATES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+SATURATES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 E4M3FN_OVERFLOW = 0x7E if SATURATES else 0x7F  # 448 or NaN
 
 # dtype, input, code

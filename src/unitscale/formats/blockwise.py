@@ -224,8 +224,8 @@ def _measure(x: Tensor, fmt: BlockFormat) -> Tensor:
 # How they are run: as they are, in pieces, or compiled.
 
 
-OVERWRITES = torch.__version__ >= "2.12"
-"""Whether Inductor compiles blocks written over what they are made of; that of torch 2.11 fails."""
+OVERWRITES = torch.__version__ >= "2.13"
+"""Whether Inductor compiles blocks written over what they are made of; before 2.13 it fails."""
 
 
 def _run(
