@@ -45,6 +45,11 @@ def flag_by_position(x):
     return F.dropout(x.sin(), 0.25, True, True)
 
 
+def dropout_of_channels(x):
+    """It returns its input, which is no sign that it did nothing."""
+    return F.dropout1d(x.sin()[None] + 1, 0.5, True, True)[0]
+
+
 def method(x):
     return (x.sin() + x).mul_(3).masked_fill_(x > 20, 3.0).relu_()
 
@@ -71,6 +76,7 @@ NEW = [
     divide_what_is_used_before,
     flag,
     flag_by_position,
+    dropout_of_channels,
     method,
     used_under_its_old_name,
     view_of_what_is_not_used,

@@ -104,16 +104,19 @@ def drop_idle_calls(graph: fx.Graph) -> None:
 
 
 def is_idle(node: fx.Node, base: fx.Node) -> bool:
-    """Whether a call returns its first tensor itself.
+    """Whether a call returns its first tensor itself, and leaves it as it is.
 
-    Dropout that drops nothing does; its example value is another tensor all the same.
+    Dropout that drops nothing does; the example value of `F.dropout` is another tensor all the
+    same. In place it returns its input when it drops, too.
     """
     if not node.op.startswith("call_") or op_name(node) not in MAY_DO_NOTHING:
         return False
-    if node.target is F.dropout:
-        given = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
+    if getattr(node.target, "__module__", "") == F.__name__:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
         given.apply_defaults()
-        return given.arguments["p"] == 0 or not given.arguments["training"]
+        drops = given.arguments["p"] > 0 and given.arguments["training"]
+        if drops or node.target is F.dropout:
+            return not drops
     value = node.meta.get("example_value")
     return value is not None and value is base.meta.get("example_value")
 
