@@ -71,7 +71,30 @@ def pooled(x):
     return y.repeat(1, 2)[:, :8] + x
 
 
+NODES = torch.tensor([0, 2, 2, 1])
+
+
+def messages(x):
+    """How a graph network sums what arrives at a node."""
+    summed = x.new_zeros(3, 8).scatter_add_(0, NODES[:, None].expand(4, 8), x.sin())
+    largest = x.new_zeros(3, 8).scatter_reduce_(0, NODES[:, None].expand(4, 8), x, "amax")
+    return summed + largest
+
+
+def rows_of_a_table(x):
+    table = torch.zeros(4, 8).index_add_(0, NODES, x).index_copy_(0, NODES[:1], x[:1] * 2)
+    return table.index_put_((NODES,), x, accumulate=True).index_fill_(1, NODES[:2], 0.5)
+
+
+def scattered(x):
+    table = torch.ones(4, 8).scatter_(0, NODES[None, :].expand(1, 4), x[:1, :4])
+    return table.masked_scatter_(x > 0, x)
+
+
 NEW = [
+    messages,
+    rows_of_a_table,
+    scattered,
     add_and_multiply,
     divide_what_is_used_before,
     flag,

@@ -27,6 +27,8 @@ METHODS = (
     *("add", "sub", "mul", "div", "neg", "abs", "pow", "square", "sqrt", "rsqrt", "reciprocal"),
     *("exp", "log", "sigmoid", "tanh", "relu", "leaky_relu", "clamp", "clamp_min", "clamp_max"),
     *("masked_fill", "addcmul", "addcdiv", "lerp", "tril", "triu"),
+    *("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill"),
+    *("index_put", "masked_scatter"),
 )
 """Those that have a form `x.op_(...)`, which does to `x` what `x.op(...)` returns."""
 
