@@ -9,6 +9,7 @@ from typing import get_args
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import Parameter
 
 from unitscale.formats import fused
 from unitscale.formats.catalogue import BF16, E4M3FN, E5M2, FP16, FP32
@@ -197,7 +198,7 @@ def in_rows(x: Tensor, write: Callable[[Tensor], Tensor], rounding: Rounding) ->
 
 def is_traced(x: Tensor) -> bool:
     """Whether x belongs to a graph in the making."""
-    return torch.compiler.is_compiling() or type(x) is not Tensor
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter)
 
 
 def _cast_is_exact(x: Tensor, fmt: FloatFormat, saturate: bool) -> bool:

@@ -41,7 +41,7 @@ def times(x: Tensor, factor: Tensor) -> Tensor:
     included: torch's kernels may round differently elsewhere (gelu does, which it hands to another
     library, a sum goes through its terms in another order, and MKL chooses a kernel by alignment).
     """
-    if is_traced(x.detach()) or x.is_sparse:
+    if is_traced(x) or x.is_sparse:
         return (x * factor).to(x.dtype)
     size = x.size()
     shared = [axis for axis, stride in enumerate(x.stride()) if stride == 0 and x.size(axis) > 1]
