@@ -29,7 +29,7 @@ from torch import nn
 
 from unitscale import unit_scale
 from unitscale.gemm.executor import fp8_products
-from unitscale.gemm.scaled import MULTIPLE
+from unitscale.gemm.kernel import MULTIPLE
 from unitscale.recipes import RECIPES
 
 SIZES = (8192, 4096)

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from unitscale.numerics import record
+from unitscale.record import record
 from unitscale.train import TrainConfig
 from unitscale.train.loop import initial_state
 from unitscale.train.units import apply_numerics

@@ -51,9 +51,9 @@ def test_import_that_goes_up_is_seen(tmp_path, statement, complaint):
 
 
 def test_import_of_a_peer_is_seen(tmp_path):
-    package = write(tmp_path, gemm__product="from ..scaling import scaled")
+    package = write(tmp_path, numerics__digest="from ..scaling import scaled")
     assert list(tree.layer_violations(package)) == [
-        "gemm/product.py:1: gemm imports scaling, which is not below it"
+        "numerics/digest.py:1: numerics imports scaling, which is not below it"
     ]
 
 

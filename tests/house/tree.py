@@ -15,16 +15,22 @@ PACKAGE = REPOSITORY / "src" / "unitscale"
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("laws", "growth", "compress", "adapt"),
     ("train",),
     ("models", "data"),
-    ("laws", "growth", "compress", "ptq", "adapt"),
-    ("units", "optim", "distributed"),
-    ("recipes",),
+    ("deploy",),
+    ("record",),
+    ("report",),
+    ("units",),
+    ("distributed",),
+    ("optim",),
     ("nn",),
     ("functional",),
-    ("scaling", "gemm", "numerics"),
+    ("graph",),
+    ("recipes",),
+    ("gemm",),
+    ("scaling", "numerics"),
     ("formats",),
-    ("report",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -6,7 +6,7 @@ import torch
 from unitscale.models import CharLM, CharLMConfig
 from unitscale.models.charlm import scheme
 from unitscale.models.config import CHOICES, DEFAULT_RATIO
-from unitscale.models.ops import SumResidual
+from unitscale.models.parts import SumResidual
 from unitscale.nn import Ratio, RunningMean
 
 

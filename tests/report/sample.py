@@ -44,7 +44,7 @@ def recording_rows(
     layer: int = 0,
     noise: bool = False,
 ) -> list[dict[str, Any]]:
-    """What `numerics.record` gives of some layers, each with a linear and an add, both directions.
+    """What `record.record` gives of some layers, each with a linear and an add, both directions.
 
     From `fault_at` on the gradients of one layer's linear are 2**-20 of what they were. With
     `noise` no two numbers are alike, the worst case for the size of a file.

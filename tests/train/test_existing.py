@@ -12,8 +12,8 @@ from train.tiny import text_corpus, tiny_config
 from unitscale.data import Corpus
 from unitscale.train import TrainConfig, loop, train
 from unitscale.train.config import STANDARD_LR
-from unitscale.train.folder import read_log
-from unitscale.train.plan import plan_runs
+from unitscale.train.planned import plan_runs
+from unitscale.train.run_folder import read_log
 
 pytest.importorskip("transformers")
 

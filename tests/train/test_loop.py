@@ -15,7 +15,7 @@ from train.tiny import MODEL, text_corpus, tiny_config
 from unitscale.data import Corpus
 from unitscale.models import CharLM
 from unitscale.train import CheckpointError, TrainConfig, loop, train
-from unitscale.train.folder import read_log
+from unitscale.train.run_folder import read_log
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from unitscale.train.measure import rms, saved_for_backward, share_in_range
+from unitscale.record.ranges import share_in_range
+from unitscale.train.measure import rms, saved_for_backward
 
 
 def test_saved_bytes_are_those_of_the_activations() -> None:

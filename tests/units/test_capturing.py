@@ -8,7 +8,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 from units.training import assert_trains_as_plain, named
-from unitscale.numerics import record
+from unitscale.record import record
 from unitscale.units import apply_recipe, rows, unit_scale
 
 # 2026-11-24: torch 2.13's Dynamo reads `.grad` of what crosses a graph break, and instantiates the

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from units.training import assert_trains_as_plain, named
-from unitscale.numerics.capture import TRANSFORMED
+from unitscale.graph.capture import TRANSFORMED
 
 
 def two_in_a_row(x: Tensor, y: Tensor) -> Tensor:

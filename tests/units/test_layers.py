@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from units.training import assert_trains_as_plain, named
 from unitscale.units import compiled, rows, unit_scale
-from unitscale.units.model import session_of
+from unitscale.units.api import session_of
 
 # 2026-11-24: torch 2.13's Dynamo reads `.grad` of what crosses a graph break, and makes an instance
 # of a custom autograd.Function.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from units.training import assert_same_trace, assert_trains_as_plain, named, train
 from unitscale.units import rows, unit_scale
-from unitscale.units.model import require_session
+from unitscale.units.api import require_session
 
 
 class Normed(nn.Module):

@@ -42,13 +42,13 @@ def analyse(
 
         factory = find_factory(model)
         if out is not None:
-            from unitscale.train.folder import make_folder
+            from unitscale.train.run_folder import make_folder
 
             make_folder(out)
     results = run(model, factory)
     if out is not None:
         from unitscale.report.analysis import write_analysis
-        from unitscale.train.folder import write_json
+        from unitscale.train.run_folder import write_json
 
         with checking_arguments():
             write_json(out / "results.json", results)
@@ -63,7 +63,7 @@ def run(name: str, factory: Any) -> dict[str, Any]:
     """The analysis of what the factory makes; failures are one line and an exit code."""
     from unitscale.data import fixed_windows, open_corpus
     from unitscale.models.next_byte import as_loss
-    from unitscale.train.analysis import AnalysisError, analyse, failing, subject_of
+    from unitscale.record.analysis import AnalysisError, analyse, failing, subject_of
     from unitscale.train.loop import to_inputs
 
     batch = to_inputs(fixed_windows(open_corpus().train, count=4, length=65))

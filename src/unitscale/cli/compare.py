@@ -69,7 +69,7 @@ def compare(
     results.json, loss.png, report.html and one folder per run.
     """
     from unitscale.data import open_corpus
-    from unitscale.train.plan import claim_comparison, plan_runs
+    from unitscale.train.planned import claim_comparison, plan_runs
     from unitscale.train.tensorboard import writer_class
 
     with checking_arguments():
@@ -108,7 +108,7 @@ def run(
     from unitscale.report import draw_losses, headline, write_report
     from unitscale.train import compare as compare_runs
     from unitscale.train.comparison import loss_curves
-    from unitscale.train.folder import write_json
+    from unitscale.train.run_folder import write_json
 
     results: dict[str, Any] = {}
     try:

@@ -15,7 +15,7 @@ def report(
         Path,
         typer.Argument(
             metavar="RUN_DIR",
-            help="Folder of `compare` or `train`, or a numerics.jsonl of numerics.record.",
+            help="Folder of `compare` or `train`, or a numerics.jsonl of record.record.",
         ),
     ],
     out: Annotated[

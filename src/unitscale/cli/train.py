@@ -52,7 +52,7 @@ def train(
     end, result.json and report.html. Ctrl-C finishes the step and leaves a checkpoint of it.
     """
     from unitscale.data import open_corpus
-    from unitscale.train.folder import claim_folder
+    from unitscale.train.run_folder import claim_folder
     from unitscale.train.tensorboard import writer_class
 
     with checking_arguments():

@@ -19,6 +19,7 @@ from torch import Tensor
 from unitscale.formats import FORMATS, torch_dtype
 from unitscale.formats.rounding import is_traced
 from unitscale.gemm.executor import choose, without_fp8
+from unitscale.gemm.kernel import scaled_mm
 from unitscale.gemm.rounded import (
     SUM_OVER_ROWS,
     ProductFormats,
@@ -30,7 +31,6 @@ from unitscale.gemm.rounded import (
     round_value,
     rounded,
 )
-from unitscale.gemm.scaled import scaled_mm
 
 __all__ = ["Factors", "addmm", "in_backward", "linear", "matmul"]
 

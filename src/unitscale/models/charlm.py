@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from unitscale import nn as unn
 
 from .config import DEFAULT_RATIO, TAU, CharLMConfig
-from .ops import STANDARD, UNIT_SCALED
+from .parts import STANDARD, UNIT_SCALED
 from .sequence import MLP, SEQUENCE_LAYERS
 
 

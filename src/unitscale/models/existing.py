@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 BUILT_IN = ("gpt2", "llama")
-"""Configurations of `transformers` with about a million parameters, see `next_byte`."""
+"""Configurations of `transformers` with about a million parameters, see `language`."""
 
 
 def is_existing(name: str) -> bool:
@@ -33,7 +33,7 @@ def find_factory(name: str, options: Mapping[str, Any] | None = None) -> Callabl
     if name in BUILT_IN:
         if find_spec("transformers") is None:
             raise ValueError(f"{name} needs transformers; run: pip install 'unitscale[hf]'")
-        factory: Any = getattr(import_module("unitscale.models.next_byte"), name)
+        factory: Any = getattr(import_module("unitscale.models.language"), name)
     else:
         factory = import_attribute(name)
     if not callable(factory):

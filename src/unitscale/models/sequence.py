@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import CONV_GROUPS, CONV_KERNEL, CharLMConfig
-from .ops import Ops
+from .parts import Ops
 
 
 class Attention(nn.Module):

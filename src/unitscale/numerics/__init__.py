@@ -1,7 +1,10 @@
 """Statistics of tensors that say how well a number format holds them."""
 
+import warnings
+from importlib import import_module
+from typing import Any
+
 from unitscale.numerics.digest import digest
-from unitscale.numerics.record import Recorder, record
 from unitscale.numerics.statistics import (
     amax,
     exponent_histogram,
@@ -14,15 +17,22 @@ from unitscale.numerics.statistics import (
 )
 
 __all__ = [
-    "Recorder",
     "amax",
     "digest",
     "exponent_histogram",
     "flushed_fraction",
     "kurtosis",
-    "record",
     "rms",
     "saturated_fraction",
     "sqnr_db",
     "subnormal_fraction",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The recorder under its old name: recording moved to a room of its own, above this one."""
+    if name not in ("Recorder", "record"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    message = f"unitscale.numerics.{name} is unitscale.record.{name} now"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return getattr(import_module("unitscale.record"), name)

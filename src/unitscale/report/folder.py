@@ -19,7 +19,7 @@ ProductsOf = Callable[[str], Sequence[tuple[str, str, str, str]]]
 def write_report(
     folder: Path, path: Path | None = None, *, products_of: ProductsOf = lambda recipe: ()
 ) -> Path:
-    """Write report.html from what `compare`, `train` or `numerics.record` left; returns its path.
+    """Write report.html from what `compare`, `train` or `record.record` left; returns its path.
 
     Args:
         folder: a comparison (results.json), a run (config.json) or a JSONL file of `record`.
@@ -46,7 +46,7 @@ def write_report(
     else:
         raise FileNotFoundError(
             f"{folder} holds no run: expected results.json of `unitscale compare`, config.json of "
-            f"`unitscale train`, or {RECORDING} of numerics.record"
+            f"`unitscale train`, or {RECORDING} of record.record"
         )
     return path
 

@@ -47,7 +47,7 @@ def write_html(
     """Write one self-contained HTML file: a verdict in words, and charts to look into it.
 
     Args:
-        rows: rows of `numerics.record` (a line with the formats may be among them) or of
+        rows: rows of `record.record` (a line with the formats may be among them) or of
             `us.units`; or several recordings, which the page lets one choose from.
         subtitle: what the page is about, in a line; that of the results unless given.
         curves: losses of the runs.

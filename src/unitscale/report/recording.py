@@ -1,6 +1,6 @@
 """A recording as data: rows of statistics to one series per tensor and direction.
 
-Reads what `numerics.record` leaves (rows, or its JSONL or Parquet file) and the rows of `us.units`.
+Reads what `record.record` leaves (rows, or its JSONL or Parquet file) and the rows of `us.units`.
 """
 
 import json
@@ -90,7 +90,7 @@ def group(rows: Iterable[Any], *, label: str = "") -> Recording:
     """Rows of any of the known kinds to a recording.
 
     Raises:
-        TypeError: a row is neither of `numerics.record` nor of `us.units`.
+        TypeError: a row is neither of `record.record` nor of `us.units`.
     """
     formats: dict[str, FormatLimits] = {}
     found: dict[tuple[str, str], Series] = {}
@@ -120,7 +120,7 @@ def unfold(given: Any) -> Iterator[Row]:
         return
     if not hasattr(given, "grad_rms"):
         raise TypeError(
-            f"a row is a {type(given).__name__}; expected the rows of numerics.record or us.units"
+            f"a row is a {type(given).__name__}; expected the rows of record.record or us.units"
         )
     halves = (
         ("value", given.rms, given.amax, -math.log2(given.s)),

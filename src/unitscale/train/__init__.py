@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from unitscale.train.config import TrainConfig
-from unitscale.train.folder import CheckpointError
+from unitscale.train.run_folder import CheckpointError
 
 if TYPE_CHECKING:
     from unitscale.train.comparison import compare

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unitscale.train.folder import CheckpointError, write_atomically
 from unitscale.train.loss_scale import LossScale
+from unitscale.train.run_folder import CheckpointError, write_atomically
 from unitscale.train.units import Kept, units_to_keep
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from unitscale.data import Corpus
 from unitscale.report import Curve, summarize
 from unitscale.train.config import TrainConfig
-from unitscale.train.folder import Record, read_log
 from unitscale.train.loop import train
-from unitscale.train.plan import claim_comparison, run_folder
+from unitscale.train.planned import claim_comparison, run_folder
+from unitscale.train.run_folder import Record, read_log
 
 OnRecord = Callable[[TrainConfig, Record], None]
 

@@ -19,8 +19,8 @@ from unitscale.data import Corpus, fixed_windows, sample_windows
 from unitscale.formats import E4M3FN, E5M2
 from unitscale.models import CharLM
 from unitscale.models.next_byte import build
-from unitscale.numerics import Recorder, record
 from unitscale.optim.rules import Kind
+from unitscale.record import Recorder, record
 from unitscale.report.verdict import latest_state
 from unitscale.train.checkpoint import (
     TrainState,
@@ -29,7 +29,10 @@ from unitscale.train.checkpoint import (
 )
 from unitscale.train.config import TrainConfig
 from unitscale.train.divergence import final_loss, has_diverged, has_exploded
-from unitscale.train.folder import (
+from unitscale.train.interrupt import deferred_interrupt
+from unitscale.train.loss_scale import LossScale
+from unitscale.train.measure import first_look, saved_for_backward
+from unitscale.train.run_folder import (
     CheckpointError,
     Record,
     RunLog,
@@ -37,9 +40,6 @@ from unitscale.train.folder import (
     read_json,
     write_json,
 )
-from unitscale.train.interrupt import deferred_interrupt
-from unitscale.train.loss_scale import LossScale
-from unitscale.train.measure import first_look, saved_for_backward
 from unitscale.train.tensorboard import Board
 from unitscale.train.units import apply_numerics, is_measuring, take_measurement
 

@@ -1,7 +1,7 @@
 """What the first step says about a run: memory held for backward, tensors in a format's middle."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -11,12 +11,9 @@ import torch
 from torch import Tensor
 
 from unitscale import units
+from unitscale.record.ranges import OUTSIDE, held, held_grad, share_in_range
 from unitscale.train.config import TrainConfig
 from unitscale.train.loss_scale import LossScale
-
-LOW, HIGH = 0.5, 2.0
-OUTSIDE = ("parameter", "input")
-"""The ops of rows that no op of the model computed."""
 
 
 @dataclass
@@ -50,12 +47,6 @@ def saved_for_backward(model: torch.nn.Module) -> Iterator[SavedStorages]:
     saved = SavedStorages({tensor.untyped_storage().data_ptr() for tensor in own})
     with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
         yield saved
-
-
-def share_in_range(values: Iterable[float | None]) -> float | None:
-    """Share of the RMS values in [1/2, 2]; None and exact zeros have no scale and do not count."""
-    scales = [value for value in values if value is not None and value != 0]
-    return sum(LOW <= value <= HIGH for value in scales) / len(scales) if scales else None
 
 
 def first_look(
@@ -92,16 +83,6 @@ def held_in_range(rows: Sequence[units.UnitRow]) -> dict[str, float | None]:
         "gradients": share_in_range(held_grad(row) for row in inner),
         "weights": share_in_range(held(row) for row in rows if row.op == "parameter"),
     }
-
-
-def held(row: units.UnitRow) -> float | None:
-    """RMS of a tensor as it is held."""
-    return None if row.rms is None else row.rms / row.s
-
-
-def held_grad(row: units.UnitRow) -> float | None:
-    """RMS of a tensor's gradient as it is carried."""
-    return None if row.grad_rms is None else row.grad_rms * row.phi
 
 
 def shares_in_range(

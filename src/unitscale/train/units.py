@@ -7,7 +7,7 @@ import torch
 
 from unitscale import units
 from unitscale.train.config import TrainConfig
-from unitscale.units.model import session_of
+from unitscale.units.api import session_of
 
 Kept = dict[str, Any]
 """Units and the place in the measuring schedule, as JSON holds them."""

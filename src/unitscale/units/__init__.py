@@ -7,8 +7,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from unitscale.units.assign import Unit
-from unitscale.units.model import (
+from unitscale.units.api import (
     apply_recipe,
     backend,
     load_units,
@@ -19,8 +18,9 @@ from unitscale.units.model import (
     save_units,
     unit_scale,
 )
-from unitscale.units.report import UnitRow
-from unitscale.units.rules import INSIDE
+from unitscale.units.assign import Unit
+from unitscale.units.ops import INSIDE
+from unitscale.units.row import UnitRow
 
 __all__ = [
     "INSIDE",

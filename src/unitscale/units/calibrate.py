@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx
 
 from unitscale.formats import FloatFormat
+from unitscale.graph.capture import MUTATED, TensorNode
+from unitscale.graph.interpret import on_gradient
 from unitscale.numerics import amax, flushed_fraction, rms, saturated_fraction
-from unitscale.numerics.capture import MUTATED, TensorNode
-from unitscale.numerics.interpret import on_gradient
 from unitscale.units.assign import ONE, Unit
 
 UNINITIALIZED = ("empty", "empty_like", "empty_strided")

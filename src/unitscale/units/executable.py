@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo import lookup_backend
 
-from unitscale.numerics.capture import TensorNode, tensor_nodes
-from unitscale.numerics.interpret import Observer, ObservingInterpreter
-from unitscale.numerics.place import parameter_slots
+from unitscale.graph.capture import TensorNode, tensor_nodes
+from unitscale.graph.interpret import Observer, ObservingInterpreter
+from unitscale.graph.place import parameter_slots
+from unitscale.graph.recompute import recomputing
 from unitscale.units.assign import Unit
 from unitscale.units.calibrate import Measurement, Watch
+from unitscale.units.ops import operands, rule_of
 from unitscale.units.products import is_rounded_product
-from unitscale.units.recompute import recomputing
 from unitscale.units.rewrite import rewrite
-from unitscale.units.rules import operands, rule_of
 
 if TYPE_CHECKING:
     from unitscale.units.session import Session

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from unitscale.numerics.capture import TensorNode, is_parameter, op_name
+from unitscale.graph.capture import TensorNode, is_parameter, op_name
 from unitscale.units.assign import Monomial, product
-from unitscale.units.rules import RULES, Rule, argument, operands, rule_of, writes_input
+from unitscale.units.ops import RULES, Rule, argument, operands, rule_of, writes_input
 
 
 @dataclass(kw_only=True)

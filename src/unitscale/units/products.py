@@ -11,9 +11,9 @@ from torch import Tensor, fx
 
 from unitscale import gemm
 from unitscale.gemm import ProductFormats, choose
-from unitscale.numerics.capture import module_path
+from unitscale.graph.capture import module_path
 from unitscale.recipes import Recipe
-from unitscale.units.rules import operands, rule_of
+from unitscale.units.ops import operands, rule_of
 
 # Products that `gemm` computes itself, with operands held in eight bits; the others are rounded
 # at their edges.

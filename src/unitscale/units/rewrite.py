@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import fx
 
 from unitscale.gemm import ProductFormats, rounded
-from unitscale.numerics.capture import TensorNode, body_name, checkpointed, transformed
+from unitscale.graph.capture import TensorNode, body_name, checkpointed, transformed
 from unitscale.recipes import Recipe
 from unitscale.units import saved
 from unitscale.units.assign import Monomial
 from unitscale.units.hold import hold
+from unitscale.units.ops import operands, rule_of
 from unitscale.units.plan import NodePlan, Symbols, plan_node
 from unitscale.units.products import (
     GEMM,
@@ -27,7 +28,6 @@ from unitscale.units.products import (
     is_rounded_product,
     matrix_operands,
 )
-from unitscale.units.rules import operands, rule_of
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from unitscale.gemm import Quantized, in_backward, quantize
 from unitscale.units.hold import times
-from unitscale.units.rules import is_real
+from unitscale.units.ops import is_real
 
 __all__ = ["BY_NAME", "saving", "with_saved_input"]
 

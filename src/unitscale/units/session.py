@@ -12,17 +12,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import fx, nn
 
-from unitscale.numerics.capture import BOUNDARY, TensorNode, drop_idle_calls
-from unitscale.numerics.place import Places, argument_names
+from unitscale.graph.capture import BOUNDARY, TensorNode, drop_idle_calls
+from unitscale.graph.expand import expand
+from unitscale.graph.inplace import return_new
+from unitscale.graph.place import Places, argument_names
 from unitscale.recipes import Recipe
 from unitscale.units.assign import ONE, Unit, assign, is_rounding_error, reason
 from unitscale.units.calibrate import Reading
 from unitscale.units.executable import Executable
-from unitscale.units.expand import expand
-from unitscale.units.inplace import return_new
+from unitscale.units.ops import INSIDE, is_inside_scaled_op
 from unitscale.units.replicas import exchange, groups_of
-from unitscale.units.report import UnitRow
-from unitscale.units.rules import INSIDE, is_inside_scaled_op
+from unitscale.units.row import UnitRow
 
 Schedule = Literal["geometric", "drift", "once", "never"]
 Remeasure = Schedule | Collection[int]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from unitscale.data import Corpus
 from unitscale.train.config import TrainConfig
-from unitscale.train.folder import check_run, make_folder
+from unitscale.train.run_folder import check_run, make_folder
 
 OUTPUTS = ("results.json", "loss.png", "report.html")
 

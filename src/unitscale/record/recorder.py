@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from unitscale.formats import E4M3FN, E5M2, FloatFormat
-from unitscale.numerics.capture import TensorNode, drop_idle_calls, tensor_nodes
+from unitscale.graph.capture import TensorNode, drop_idle_calls, tensor_nodes
+from unitscale.graph.example import storage_id
+from unitscale.graph.interpret import ObservingInterpreter, on_gradient
+from unitscale.graph.place import Places, argument_names, parameter_slots
 from unitscale.numerics.digest import SAMPLE, Digest, digest, read
-from unitscale.numerics.example import storage_id
-from unitscale.numerics.interpret import ObservingInterpreter, on_gradient
-from unitscale.numerics.place import Places, argument_names, parameter_slots
-from unitscale.numerics.sink import Row, Sink
+from unitscale.record.sink import Row, Sink
 
 SESSION = "unitscale_session"
 """Attribute of a scaled model: an object with `units`, a map of tensor names to (s, phi)."""

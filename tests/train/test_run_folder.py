@@ -8,7 +8,7 @@ import pytest
 
 from unitscale.data import Corpus, open_corpus
 from unitscale.train import CheckpointError, TrainConfig
-from unitscale.train.folder import (
+from unitscale.train.run_folder import (
     RunLog,
     claim_folder,
     read_json,

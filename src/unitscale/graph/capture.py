@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from unitscale.numerics.example import evaluate, storage_id
+from unitscale.graph.example import evaluate, storage_id
 
 BOUNDARY = "input of the graph"
 MUTATED = "written to in place"

@@ -18,7 +18,7 @@ from unitscale.gemm import choose
 from unitscale.recipes import Recipe, parse
 from unitscale.units.compiled import compile_in_place
 from unitscale.units.products import formats_of
-from unitscale.units.report import UnitRow
+from unitscale.units.row import UnitRow
 from unitscale.units.session import Remeasure, Session
 
 ATTRIBUTE = "unitscale_session"

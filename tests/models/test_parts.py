@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from unitscale import nn as unn
-from unitscale.models.ops import STANDARD, UNIT_SCALED, Ops
+from unitscale.models.parts import STANDARD, UNIT_SCALED, Ops
 
 
 @pytest.mark.parametrize("ops", [STANDARD, UNIT_SCALED], ids=lambda ops: ops.name)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import fx
 from torch.utils.checkpoint import checkpoint
 
-from unitscale.numerics.capture import checkpointed
+from unitscale.graph.capture import checkpointed
 
 __all__ = ["recomputing"]
 

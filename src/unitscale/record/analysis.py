@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from unitscale import units
 from unitscale.formats import E4M3FN, E5M2, FP16, FloatFormat
+from unitscale.graph.capture import TensorNode
+from unitscale.graph.interpret import on_gradient
 from unitscale.numerics import digest, flushed_fraction, saturated_fraction
-from unitscale.numerics.capture import TensorNode
-from unitscale.numerics.interpret import on_gradient
-from unitscale.numerics.sink import format_limits
-from unitscale.train.measure import OUTSIDE, held, held_grad, share_in_range
-from unitscale.units.model import session_of
+from unitscale.record.ranges import OUTSIDE, held, held_grad, share_in_range
+from unitscale.record.sink import format_limits
+from unitscale.units.api import session_of
 
 VALUE_FORMATS = (E4M3FN, FP16)
 GRAD_FORMATS = (E5M2, FP16)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 
-from unitscale.numerics.capture import checkpointed
-from unitscale.numerics.example import evaluate, storage_id, storages
+from unitscale.graph.capture import checkpointed
+from unitscale.graph.example import evaluate, storage_id, storages
 
 OPERATORS: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from units.training import assert_trains_as_plain, named
-from unitscale.numerics.capture import MUTATED
+from unitscale.graph.capture import MUTATED
 from unitscale.units import unit_scale
 
 

@@ -8,8 +8,8 @@ from torch._subclasses import FakeTensorMode
 
 from gemm.edges import PRODUCT_FORMATS, assert_same_bits, saved_bytes, values_and_gradients
 from unitscale import gemm
+from unitscale.gemm.kernel import scaled_mm
 from unitscale.gemm.product import NO_FACTORS, ScaledProduct
-from unitscale.gemm.scaled import scaled_mm
 
 E4M3FN, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 FP8 = PRODUCT_FORMATS["fp8 by scaled_mm"]

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import fx
 from torch.fx.proxy import GraphAppendingTracer, Proxy
 
-from unitscale.numerics.capture import checkpointed
-from unitscale.numerics.example import evaluate
-from unitscale.units import cells, multihead
+from unitscale.graph import cells, multihead
+from unitscale.graph.capture import checkpointed
+from unitscale.graph.example import evaluate
 
 Given = dict[str, Any]
 """The arguments of a call by name: nodes, or proxies while its replacement is written."""

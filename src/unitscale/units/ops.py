@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import fx
 from torch._ops import OpOverload, OpOverloadPacket
 
-from unitscale.numerics.capture import is_real_float
+from unitscale.graph.capture import is_real_float
 from unitscale.scaling import scaled
 
 INSIDE = "inside a unit-scaled op"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.units.rules import ADD_PRODUCT, BOTH, FIRST, RESHAPE, RULES, SUM, WEIGHTED, Rule
+from unitscale.units.ops import ADD_PRODUCT, BOTH, FIRST, RESHAPE, RULES, SUM, WEIGHTED, Rule
 
 Arguments = tuple[Any, ...]
 

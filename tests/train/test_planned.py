@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from train.tiny import text_corpus, tiny_config
-from unitscale.train.folder import claim_folder
-from unitscale.train.plan import claim_comparison, plan_runs, run_folder
+from unitscale.train.planned import claim_comparison, plan_runs, run_folder
+from unitscale.train.run_folder import claim_folder
 
 
 def test_runs_differ_in_recipe_seed_and_rate_only() -> None:
