@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from unitscale import numerics
-from unitscale import record as us_record
 from unitscale.formats import E4M3FN, E5M2, FP16
 from unitscale.record import record
 from unitscale.report import judge, read_recording, write_html
@@ -392,11 +390,3 @@ def test_formats_are_judged_by_direction():
     assert found <= {("gradient", "E5M2"), ("value", "E4M3FN")}
     assert "lose more than 1 % of their values in E5M2; worst: " in verdict.paragraph
     assert "100 % flushed to zero" in verdict.paragraph
-
-
-@pytest.mark.parametrize("name", ["record", "Recorder"])
-def test_old_name_is_kept_with_a_warning(name):
-    with pytest.warns(DeprecationWarning, match=f"unitscale.record.{name}"):
-        assert getattr(numerics, name) is getattr(us_record, name)
-    with pytest.raises(AttributeError, match="no attribute 'rekord'"):
-        _ = numerics.rekord
