@@ -15,8 +15,10 @@ from unitscale.numerics.statistics import (
     sqnr_db,
     subnormal_fraction,
 )
+from unitscale.numerics.survey import Survey, survey
 
 __all__ = [
+    "Survey",
     "amax",
     "digest",
     "exponent_histogram",
@@ -26,6 +28,7 @@ __all__ = [
     "saturated_fraction",
     "sqnr_db",
     "subnormal_fraction",
+    "survey",
 ]
 
 
