@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from numerics.allocation import largest_allocation
 from unitscale.formats import E4M3FN, E5M2
 from unitscale.numerics import (
     amax,
@@ -17,7 +18,8 @@ from unitscale.numerics import (
     sqnr_db,
     subnormal_fraction,
 )
-from unitscale.numerics.digest import read, stride_of
+from unitscale.numerics import chunk as chunk_module
+from unitscale.numerics.digest import LINE, every, read, stride_of
 
 FORMATS = (E4M3FN, E5M2)
 
@@ -108,3 +110,45 @@ def test_digest_is_of_the_tensor_as_it_was():
     found, expected = digest(x, FORMATS), digest(x.clone(), FORMATS).row()
     x.zero_()
     assert found.row() == expected
+
+
+@pytest.mark.parametrize("chunk", [500, 3 * LINE])
+def test_a_digest_in_chunks_is_that_of_the_whole(chunk, monkeypatch):
+    x = torch.randn(200, 300)
+    masked = torch.where(x > 2, -math.inf, x)
+    views = [x, masked, x.t(), masked.t(), x[:, ::3], x.half(), x.double()]
+    expected = [digest(view, FORMATS).row() for view in views]
+    monkeypatch.setattr(chunk_module, "CHUNK", chunk)
+    for view, row in zip(views, expected, strict=True):
+        found = digest(view, FORMATS).row()
+        assert found["rms"] == pytest.approx(row["rms"], rel=1e-5)
+        assert found | {"rms": 0} == row | {"rms": 0}
+
+
+def test_a_long_sum_does_not_stall():
+    """A sum of ones in float32 stands still at 2**24."""
+    ones = torch.ones(()).expand(2**20, 32)
+    row = digest(ones, FORMATS).row()
+    assert (row["rms"], row["data_fraction"]) == (1.0, 1.0)
+    stalled = torch.linalg.vector_norm(ones, dtype=torch.float32)
+    assert stalled / 2.0**12.5 == pytest.approx(0.5**0.5)
+
+
+def test_a_sum_of_long_lines_is_exact_to_six_digits():
+    x = torch.full((100 * LINE + 17,), 1.1)
+    assert digest(x, FORMATS).row()["rms"] == pytest.approx(1.1, rel=1e-5)
+
+
+@pytest.mark.parametrize("view", [lambda x: x, torch.t, lambda x: x[:, 1:]], ids=["", "t", "part"])
+def test_a_digest_copies_no_large_tensor(view, monkeypatch):
+    size = 4096
+    monkeypatch.setattr(chunk_module, "CHUNK", size)
+    x = view(torch.randn(40, size + 1))
+    for tensor in (x, torch.where(x > 2, -math.inf, x)):
+        assert largest_allocation(digest, tensor, FORMATS, sample=1000) <= size
+
+
+def test_the_sample_follows_rows_in_every_layout():
+    x = torch.arange(7 * 11 * 5).view(7, 11, 5)
+    for view in (x, x.mT, x[:, ::2], x.permute(2, 0, 1)):
+        assert torch.equal(every(view, 3), view.reshape(-1)[::3])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from numerics.allocation import largest_allocation
 from unitscale.formats import E2M1FN, E4M3FN, E5M2, FP16, FP64, round_to
 from unitscale.numerics import (
     amax,
@@ -17,11 +18,18 @@ from unitscale.numerics import (
     sqnr_db,
     subnormal_fraction,
 )
+from unitscale.numerics import chunk as chunk_module
 
 NAN, INF = math.nan, math.inf
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 each_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 with_format = [flushed_fraction, subnormal_fraction, saturated_fraction]
+
+
+@pytest.fixture(autouse=True, params=[chunk_module.CHUNK, 7], ids=["whole", "in chunks"])
+def _chunk(request, monkeypatch):
+    """Everything holds in one chunk and in many."""
+    monkeypatch.setattr(chunk_module, "CHUNK", request.param)
 
 
 def same(actual, expected):
@@ -194,3 +202,36 @@ def test_the_input_is_a_constant():
     results = [rms(x), amax(x), kurtosis(x), sqnr_db(x, x * 2)]
     results += [share(x, E4M3FN) for share in with_format]
     assert not any(result.requires_grad for result in results)
+
+
+@pytest.mark.parametrize("skip_fill", [False, True])
+def test_a_long_sum_does_not_stall(skip_fill, monkeypatch):
+    """A sum of ones in float32 stands still at 2**24."""
+    monkeypatch.setattr(chunk_module, "CHUNK", 2**20)
+    ones = torch.ones(()).expand(2**20, 32)
+    assert same(rms(ones, skip_fill=skip_fill), 1.0)
+    stalled = torch.linalg.vector_norm(ones, dtype=torch.float32)
+    assert stalled / 2.0**12.5 == pytest.approx(0.5**0.5)
+
+
+@pytest.mark.parametrize("view", [lambda x: x, torch.t, lambda x: x[:, 1:]], ids=["", "t", "part"])
+def test_no_statistic_copies_the_tensor(view, monkeypatch):
+    size = 4096
+    monkeypatch.setattr(chunk_module, "CHUNK", size)
+    x = view(torch.randn(40, size + 1))
+    single = [rms, amax, kurtosis, exponent_histogram]
+    calls = [(f, x) for f in single] + [(f, x, E4M3FN) for f in with_format]
+    for function, *args in [*calls, (sqnr_db, x, x.clone().t().contiguous().t())]:
+        assert largest_allocation(function, *args) <= size
+    for function in (rms, amax, kurtosis):
+        assert largest_allocation(function, x, skip_fill=True) <= size
+    assert largest_allocation(lambda: x.double()) == x.numel()
+
+
+def test_statistics_of_two_layouts():
+    x = torch.randn(30, 20)
+    y = round_to(x, E4M3FN)
+    expected = pytest.approx(sqnr_db(x, y).item(), rel=1e-12)
+    for other in (y.t().contiguous().t(), torch.stack([y, y], -1)[..., 0]):
+        assert sqnr_db(x, other).item() == expected
+        assert sqnr_db(x.t(), other.t()).item() == expected

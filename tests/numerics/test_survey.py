@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from numerics.allocation import largest_allocation
 from unitscale.formats import E4M3FN, E5M2, E8M0FNU, FORMATS, FP16, FP64
 from unitscale.numerics import amax, flushed_fraction, rms, saturated_fraction
 from unitscale.numerics import chunk as chunk_module
@@ -114,30 +114,11 @@ def test_nothing_is_flushed_where_there_is_no_zero():
     assert survey(torch.tensor([2.0**-140]), format=E8M0FNU).flushed == 0.0
 
 
-class LargestAllocation(TorchDispatchMode):
-    """The number of elements of the largest new tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.largest, self.seen = 0, set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and not func._schema.returns[0].alias_info:
-            self.largest = max(self.largest, result.numel())
-        return result
-
-
 @pytest.mark.parametrize("step", [1, 2])
 def test_memory_is_that_of_chunks(step):
     x = torch.randn(20 * step, CHUNK)[::step]
-    with LargestAllocation() as seen:
-        survey(x, format=E4M3FN)
-    assert seen.largest == CHUNK
-    with LargestAllocation() as seen:  # the negative
-        rms_of_a_copy = x.double().square().mean().sqrt()
-    assert seen.largest == x.numel()
-    assert survey(x, format=None).rms == pytest.approx(rms_of_a_copy.item(), rel=x.numel() * 1e-15)
+    assert largest_allocation(survey, x, format=E4M3FN) == CHUNK
+    assert largest_allocation(lambda: x.double()) == x.numel()
 
 
 def test_chunks_hold_every_element_once():

@@ -24,17 +24,31 @@ def chunks(x: Tensor, size: int | None = None) -> Iterator[Tensor]:
         x: any shape and strides.
         size: elements of a chunk, at least 1; if it is None, what suits the device.
     """
+    return (part for (part,) in chunks_of(x, size=size))
+
+
+def chunks_of(*tensors: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """The `chunks` of several tensors of one shape, in step: the same elements of each.
+
+    The order is that of the first tensor's memory.
+    """
+    x = tensors[0]
     if size is None:
         size = CHUNK if x.is_cpu else ELSEWHERE * CHUNK
     if x.numel() == 0:
         return
     order = sorted(range(x.dim()), key=lambda axis: x.stride(axis), reverse=True)
-    x = x.permute(order)
-    if x.is_contiguous():
-        yield from x.view(-1).split(size)
+    tensors = tuple(tensor.permute(order) for tensor in tensors)
+    x = tensors[0]
+    if all(tensor.is_contiguous() for tensor in tensors):
+        yield from zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
     elif x.numel() <= size:
-        yield x
+        yield tensors
     else:
         row = x.numel() // len(x)
-        for rows in x.split(max(size // row, 1)):
-            yield from chunks(rows[0], size) if row > size else (rows,)
+        count = max(size // row, 1)
+        for rows in zip(*(tensor.split(count) for tensor in tensors), strict=True):
+            if row > size:
+                yield from chunks_of(*(part[0] for part in rows), size=size)
+            else:
+                yield rows
