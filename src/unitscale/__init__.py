@@ -26,48 +26,81 @@ if TYPE_CHECKING:
         train,
         units,
     )
+    from .recipes import parse as recipe
     from .scaling import scale_bwd, scale_fwd, scaled
-    from .units import apply_recipe, recalibrate, unit_scale
+    from .units import (
+        apply_recipe,
+        coverage,
+        full_precision,
+        load_units,
+        recalibrate,
+        save_units,
+        set_recipe,
+        summary,
+        unit_scale,
+        unscale,
+    )
+    from .units import rows as unit_rows
 
 __all__ = [
     "__version__",
     "apply_recipe",
+    "coverage",
     "data",
     "formats",
+    "full_precision",
     "functional",
     "gemm",
+    "load_units",
     "models",
     "nn",
     "numerics",
     "optim",
     "recalibrate",
+    "recipe",
     "recipes",
     "record",
     "report",
+    "save_units",
     "scale_bwd",
     "scale_fwd",
     "scaled",
     "scaling",
+    "set_recipe",
+    "summary",
     "train",
+    "unit_rows",
     "unit_scale",
     "units",
+    "unscale",
 ]
 
 _HOMES = {
     "apply_recipe": "units",
+    "coverage": "units",
+    "full_precision": "units",
+    "load_units": "units",
     "recalibrate": "units",
+    "recipe": "recipes.parse",
+    "save_units": "units",
     "scale_bwd": "scaling",
     "scale_fwd": "scaling",
     "scaled": "scaling",
+    "set_recipe": "units",
+    "summary": "units",
+    "unit_rows": "units.rows",
     "unit_scale": "units",
+    "unscale": "units",
 }
+"""Where a name of this module is defined: a room, or a room and the name that it has there."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if home := _HOMES.get(name):
-        return getattr(import_module(f".{home}", __name__), name)
+        room, _, own = home.partition(".")
+        return getattr(import_module(f".{room}", __name__), own or name)
     return import_module(f".{name}", __name__)
 
 

@@ -307,7 +307,7 @@ def strip(expression: str) -> str:
     """
     dotted = re.sub(r"\[['\"]?([^\]'\"]*)['\"]?\]", r".\1", expression)
     parts = [p for p in dotted.split(".") if p not in ("_modules", "_parameters", "_buffers")]
-    while parts and parts[0] in ("L", "G", "self", "kwargs", ""):
+    while parts and parts[0] in ("L", "G", "self", "own", "this()", "kwargs", ""):
         parts.pop(0)
     if len(parts) > 2 and parts[0] == "args":
         parts = parts[2:]  # L['args'][0] is `self` behind a decorator

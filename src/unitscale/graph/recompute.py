@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unitscale.graph.capture import checkpointed
 
-__all__ = ["recomputing"]
+__all__ = ["checkpoint_options", "recomputing"]
 
 
 def recomputing(module: fx.GraphModule) -> fx.GraphModule:
@@ -27,6 +27,11 @@ def recomputing(module: fx.GraphModule) -> fx.GraphModule:
 
 def recomputed(body: fx.GraphModule, *args: Any, **options: Any) -> Any:
     """`torch.utils.checkpoint` with the options that the model's author gave."""
+    return checkpoint(body, *args, **checkpoint_options(body, options))
+
+
+def checkpoint_options(body: fx.GraphModule, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a checkpoint call, for a body that is run again by eager PyTorch."""
     if "_checkpoint_context_fn" in body.meta:
-        options["context_fn"] = body.meta["_checkpoint_context_fn"]
-    return checkpoint(body, *args, **options | {"use_reentrant": False})
+        options = {**options, "context_fn": body.meta["_checkpoint_context_fn"]}
+    return options | {"use_reentrant": False}

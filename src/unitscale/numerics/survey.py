@@ -59,7 +59,9 @@ def survey(x: Tensor, *, format: FloatFormat | None, log2_scale: int = 0) -> Sur
     table = torch.stack(parts)
     norm = torch.linalg.vector_norm(table[:, 0])
     rms = norm / table[:, 2].sum().clamp(min=1).sqrt()
-    found = torch.stack([rms, table[:, 1].amax(), *table[:, 3:].sum(0)]).tolist()
+    numbers = torch.stack([rms, table[:, 1].amax(), *table[:, 3:].sum(0)])
+    # A tensor of a wrapper subclass (a DTensor, say) gives its numbers one by one.
+    found = numbers.tolist() if type(numbers) is Tensor else [x.item() for x in numbers.unbind()]
     total = x.numel()
     shares = [count / total for count in found[2:]] or [None, None]
     return Survey(found[0], found[1], shares[0], shares[1])

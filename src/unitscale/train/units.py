@@ -25,7 +25,7 @@ def apply_numerics(config: TrainConfig, model: torch.nn.Module, kept: Kept | Non
         if kept is not None:
             session = session_of(model)
             assert session is not None
-            session.load_state_dict(kept)
+            session.store.load_state_dict(kept)
     elif recipe.rounds:
         units.apply_recipe(model, recipe, inner=inner)
 
@@ -35,18 +35,14 @@ def units_to_keep(model: torch.nn.Module) -> Kept | None:
     session = session_of(model)
     if session is None or not session.scale:
         return None
-    return session.state_dict()
+    session.terms.collect()
+    return session.store.state_dict()
 
 
 def is_measuring(model: torch.nn.Module) -> bool:
     """Whether the forward pass just made is that of a measuring step."""
     session = session_of(model)
-    executables = session.executables if session else []
-    return any(
-        run.training and place.pending is not None
-        for run in executables
-        for place in run.places.values()
-    )
+    return session is not None and session.terms.measured
 
 
 def take_measurement(model: torch.nn.Module) -> list[str]:
@@ -55,5 +51,5 @@ def take_measurement(model: torch.nn.Module) -> list[str]:
     assert session is not None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        session.collect()
+        session.terms.collect()
     return [str(warning.message) for warning in caught]

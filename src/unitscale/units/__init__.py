@@ -1,40 +1,53 @@
 """An existing model to a unit-scaled one: capture, calibrate, assign, rewrite, execute.
 
-The package can be called: `us.units(model)` gives a scaled model's rows.
+The package can be called, as long as the old name of `us.unit_rows` is kept: `us.units(model)`.
 """
 
 import sys
+import warnings
 from types import ModuleType
 from typing import Any
 
 from unitscale.units.api import (
     apply_recipe,
     backend,
+    coverage,
+    full_precision,
     load_units,
     measure,
     measured,
     recalibrate,
     rows,
     save_units,
+    set_recipe,
+    summary,
     unit_scale,
+    unscale,
 )
 from unitscale.units.assign import Unit
 from unitscale.units.ops import INSIDE
+from unitscale.units.overview import Summary
 from unitscale.units.row import UnitRow
 
 __all__ = [
     "INSIDE",
+    "Summary",
     "Unit",
     "UnitRow",
     "apply_recipe",
     "backend",
+    "coverage",
+    "full_precision",
     "load_units",
     "measure",
     "measured",
     "recalibrate",
     "rows",
     "save_units",
+    "set_recipe",
+    "summary",
     "unit_scale",
+    "unscale",
 ]
 
 
@@ -42,6 +55,10 @@ class CallableModule(ModuleType):
     """Lets `us.units` be both this package and the function the design gives that name."""
 
     def __call__(self, model: Any) -> list[UnitRow]:
+        """The rows of a scaled model, as `us.unit_rows`, which type checkers see."""
+        warnings.warn(
+            "us.units(model) is us.unit_rows(model) now", DeprecationWarning, stacklevel=2
+        )
         return rows(model)
 
 

@@ -1,7 +1,6 @@
 """The calls a person makes: scale a model, read its units, measure again, keep them in a file."""
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,25 +14,24 @@ from torch import fx, nn
 
 from unitscale.formats import FloatFormat
 from unitscale.gemm import choose
+from unitscale.graph.engine import compiled_call
 from unitscale.recipes import Recipe, parse
-from unitscale.units.compiled import compile_in_place
+from unitscale.units.forward import attach, detach, forward_of
+from unitscale.units.overview import Summary, summarize
 from unitscale.units.products import formats_of
 from unitscale.units.row import UnitRow
-from unitscale.units.session import Remeasure, Session
-
-ATTRIBUTE = "unitscale_session"
-"""Where a model keeps its session; not a parameter, buffer or module, so no checkpoint sees it."""
+from unitscale.units.schedule import Remeasure
+from unitscale.units.session import Session
+from unitscale.units.store import check_state
 
 M = TypeVar("M", bound=nn.Module)
-
-UNCAPTURED = (nn.RNN, nn.LSTM, nn.GRU)
 
 
 def unit_scale(
     model: M,
     recipe: str | Recipe = "fp8",
     *,
-    inner: str | Callable[..., Any] = "inductor",
+    inner: str | Callable[..., Any] = "auto",
     remeasure: Remeasure = "geometric",
     skip: Sequence[str] = (),
     activations: FloatFormat | None = None,
@@ -48,10 +46,13 @@ def unit_scale(
     Args:
         model: any module; its forward is captured at the first call, by torch.compile.
         recipe: a name of `unitscale.recipes.RECIPES` or a `Recipe`; "fp32-units" rounds nothing.
-        inner: the torch.compile backend that runs the result; "eager" starts at once.
-        remeasure: training steps at which units are measured: "geometric" (0, 1, 2, 4, 8, ...),
-            "drift" (those and every 64th), "once", "never" or a collection of steps.
-        skip: patterns of module paths (as in fnmatch) whose products stay in full precision.
+        inner: the torch.compile backend that runs the result. "auto" is "inductor" on an
+            accelerator and "eager", which starts at once, on a CPU.
+        remeasure: training calls at which units are measured: "geometric" (0, 1, 2, 4, ..., 1024,
+            then every 1,024th), "drift" (those and every 64th), "once", "never" or a collection of
+            steps. A measuring step is an ordinary step of the recipe.
+        skip: patterns of module paths (as in fnmatch) whose products stay in full precision, with
+            all that is inside of those modules.
         activations: a format, FP16 say, that every tensor between products is rounded to, and
             its gradient; None leaves them in the model's dtype.
         saved: a format, E4M3FN say, in which element-wise functions save their inputs for
@@ -73,7 +74,7 @@ def apply_recipe(
     model: M,
     recipe: str | Recipe,
     *,
-    inner: str | Callable[..., Any] = "inductor",
+    inner: str | Callable[..., Any] = "auto",
     remeasure: Remeasure = "never",
     skip: Sequence[str] = (),
 ) -> M:
@@ -104,37 +105,80 @@ def compile_with(
     check_model(model, caller)
     check_patterns(model, (*recipe.skip, *skip), caller)
     check_executor(model, recipe, caller)
-    session = Session(
-        replace(recipe, skip=(*recipe.skip, *skip)),
-        scale=scale,
-        remeasure=remeasure,
-        inner=inner,
-        model=model,
-    )
-    compile_in_place(model, session, session.begin_call)
-    model.__dict__[ATTRIBUTE] = session
+    recipe = replace(recipe, skip=(*recipe.skip, *skip))
+    session = Session(recipe, scale=scale, remeasure=remeasure, inner=inner, model=model)
+    attach(model, session)
     return model
 
 
+def unscale(model: M) -> M:
+    """Give a scaled model its plain forward back, in place; a plain one stays as it is.
+
+    Parameters, buffers, hooks and what the optimizer knows stay. Its units are forgotten; keep them
+    with `save_units`.
+    """
+    detach(model)
+    return model
+
+
+def set_recipe(model: M, recipe: str | Recipe) -> M:
+    """Go on with a scaled model under another recipe, with the units and schedule that it has.
+
+    Args:
+        recipe: as for `unit_scale`; its own patterns of modules to skip take the place of the
+            earlier ones.
+    Raises:
+        ValueError: the model is not scaled; else as `unit_scale`. Nothing was changed.
+    """
+    old = require_session(model, "set_recipe")
+    recipe = parse(recipe)
+    check_patterns(model, recipe.skip, "set_recipe")
+    check_executor(model, recipe, "set_recipe")
+    old.terms.collect()
+    session = Session(recipe, scale=old.scale, inner=old.inner, model=model, store=old.store)
+    detach(model)
+    attach(model, session)
+    return model
+
+
+@contextmanager
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """Run a scaled model as the plain one inside of the context.
+
+    Nothing is rounded or measured, and these calls do not count in the schedule. Nested contexts
+    end with the outermost.
+
+    Raises:
+        ValueError: the model is not scaled.
+    """
+    session = require_session(model, "full_precision")
+    session.suspended += 1
+    try:
+        yield
+    finally:
+        session.suspended -= 1
+
+
 def check_model(model: Any, caller: str) -> None:
-    """Refuse what cannot be compiled in place, and name what Dynamo will not capture."""
+    """Refuse what cannot be captured in place."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: got {type(model).__name__}; expected a torch.nn.Module.")
+    name = type(model).__name__
     if session_of(model) is not None:
         raise ValueError(
-            f"{caller}: this {type(model).__name__} is already scaled; use a fresh one."
+            f"{caller}: this {name} is already scaled; call us.set_recipe(model, recipe) to change "
+            "its recipe, or us.unscale(model) first."
         )
-    if getattr(model, "_compiled_call_impl", None) is not None or hasattr(model, "_orig_mod"):
+    if compiled_call(model) is not None or hasattr(model, "_orig_mod"):
         raise ValueError(
-            f"{caller}: this {type(model).__name__} is already compiled; pass the plain model, "
+            f"{caller}: this {name} is already compiled; pass the plain model, "
             f"{caller} compiles it (choose the compiler with inner=)."
         )
-    recurrent = [name for name, m in model.named_modules() if isinstance(m, UNCAPTURED)]
-    if recurrent and not torch._dynamo.config.allow_rnn:
-        warnings.warn(
-            f"{caller}: torch.compile does not capture the recurrent modules {recurrent}, so they "
-            "run as they are; set torch._dynamo.config.allow_rnn = True, or use unitscale.nn.",
-            stacklevel=4,
+    inner = [path for path, m in model.named_modules() if m is not model and session_of(m)]
+    if inner:
+        raise ValueError(
+            f"{caller}: {', '.join(map(repr, inner[:3]))} of this {name} is scaled already, and "
+            "would keep its own recipe; call us.unscale on it first, and scale the whole model."
         )
 
 
@@ -163,7 +207,8 @@ def check_executor(model: nn.Module, recipe: Recipe, caller: str) -> None:
 
 def session_of(model: nn.Module) -> Session | None:
     """The session of a scaled model, or None."""
-    return model.__dict__.get(ATTRIBUTE)
+    forward = forward_of(model)
+    return None if forward is None else forward.session
 
 
 def require_session(model: nn.Module, caller: str) -> Session:
@@ -176,19 +221,43 @@ def require_session(model: nn.Module, caller: str) -> Session:
     if session is None:
         raise ValueError(
             f"{caller}: this {type(model).__name__} has no units; call us.unit_scale(model) or "
-            "us.apply_recipe(model, recipe) first (a copy of a scaled model is a plain model)."
+            "us.apply_recipe(model, recipe) first (a pickle of a scaled model is a plain model)."
         )
     return session
 
 
 def recalibrate(model: nn.Module) -> None:
-    """Make the next training step of a scaled model a measuring step, whatever the schedule."""
-    require_session(model, "recalibrate").request_measurement()
+    """Make the next training call of a scaled model a measuring step, whatever the schedule.
+
+    Data-parallel copies measure too, if one of them is told to.
+    """
+    require_session(model, "recalibrate").store.requested = True
 
 
 def rows(model: nn.Module) -> list[UnitRow]:
     """One row per tensor of a scaled model's graphs: its unit, its RMS, and why it has none."""
     return require_session(model, "units").rows()
+
+
+def summary(model: nn.Module) -> Summary:
+    """How far the recipe holds in a scaled model; prints as a table.
+
+    The products by what multiplies them, with their share of the multiply-adds, and the modules
+    that are not covered, with the reason. It tells of what has run so far.
+
+    Raises:
+        ValueError: the model is not scaled.
+    """
+    return summarize(require_session(model, "summary"))
+
+
+def coverage(model: nn.Module) -> float:
+    """Share in [0, 1] of a scaled model's multiply-adds whose operands the recipe rounds.
+
+    Raises:
+        ValueError: the model is not scaled.
+    """
+    return summary(model).coverage
 
 
 @contextmanager
@@ -203,15 +272,14 @@ def measured(model: nn.Module) -> Iterator[list[UnitRow]]:
     if temporary:
         apply_recipe(model, "fp32", inner="eager")
     session = require_session(model, "measured")
-    session.request_measurement()
+    session.store.requested = True
     try:
         yield found
     finally:
-        session.measure_next = False
+        session.store.requested = False
         found.extend(session.rows())
         if temporary:
-            model.__dict__.pop(ATTRIBUTE)
-            model._compiled_call_impl = None  # what Module.compile set
+            detach(model)
 
 
 def measure(model: nn.Module, *inputs: Any) -> list[UnitRow]:
@@ -234,11 +302,21 @@ def measure(model: nn.Module, *inputs: Any) -> list[UnitRow]:
 
 
 def save_units(model: nn.Module, path: str | Path) -> None:
-    """Write a scaled model's units to a JSON file, to resume with (`load_units`)."""
+    """Write a scaled model's units to a JSON file, to resume with (`load_units`).
+
+    Raises:
+        ValueError: the model is not scaled, or has no units yet.
+    """
     session = require_session(model, "save_units")
+    session.terms.collect()
+    if not session.store.units:
+        raise ValueError(
+            f"save_units: this {type(model).__name__} has no units yet; they are set by its first "
+            "training step (forward and backward) or evaluation."
+        )
     content = {
         "parameters": [name for name, _ in model.named_parameters()],
-        **session.state_dict(),
+        **session.store.state_dict(),
     }
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -250,16 +328,27 @@ def load_units(model: nn.Module, path: str | Path) -> None:
     """Read units from a file of `save_units` into a scaled model, and where its schedule stood.
 
     Raises:
-        ValueError: the file is of another model: its parameters are others, or its tensors are not
-            those of the graphs captured so far, if there are any.
+        ValueError: it is no such file, or one of another model: its parameters are others, or its
+            tensors are not those of the graphs captured so far, if there are any. Nothing was
+            changed.
     """
     session = require_session(model, "load_units")
-    content = json.loads(Path(path).read_text())
-    check_keys(path, {name for name, _ in model.named_parameters()}, set(content["parameters"]))
-    captured = {name for name, _ in session.tensors()}
-    if captured:
-        check_keys(path, captured, content["units"].keys())
-    session.load_state_dict(content)
+    try:
+        content = json.loads(Path(path).read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"load_units: {path} is no file of save_units: {error}") from None
+    try:
+        check_state(content)
+    except ValueError as error:
+        raise ValueError(f"load_units: {path}: {error}") from None
+    if not isinstance(content.get("parameters"), list):
+        raise ValueError(f"load_units: {path} does not name the parameters of its model")
+    names = set(map(str, content["parameters"]))
+    check_keys(path, {name for name, _ in model.named_parameters()}, names)
+    session.terms.collect()
+    if captured := session.store.units.keys():
+        check_keys(path, set(captured), content["units"].keys())
+    session.store.load_state_dict(content)
 
 
 def check_keys(path: str | Path, wanted: Set[str], found: Set[str]) -> None:
@@ -281,7 +370,7 @@ def backend(
     without units measures only if told to. Each graph has units of its own; to read or save them
     use `unit_scale`.
     """
-    given: dict[str, Any] = {"recipe": "fp8", "inner": "inductor", "remeasure": None, "skip": ()}
+    given: dict[str, Any] = {"recipe": "fp8", "inner": "auto", "remeasure": None, "skip": ()}
     unknown = (options or {}).keys() - given.keys()
     if unknown:
         raise ValueError(

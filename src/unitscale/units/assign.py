@@ -14,6 +14,7 @@ which makes the gradient that accumulates at x_i equal phi(x_i) * g(x_i), whatev
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 MAX_EXPONENT = 40
 """Units stay within 2**+-40, so that a product of three of them is inside float32's range."""
@@ -50,14 +51,36 @@ def exponent(rms: float | None) -> int:
     return max(-MAX_EXPONENT, min(MAX_EXPONENT, round(math.log2(rms))))
 
 
-def assign(rms: float | None, grad_rms: float | None, amax: float | None = None) -> Unit:
+def assign(
+    rms: float | None,
+    grad_rms: float | None,
+    amax: float | None = None,
+    *,
+    grad_amax: float | None = None,
+    limit: float | None = None,
+    grad_limit: float | None = None,
+) -> Unit:
     """The unit of a tensor: s = 2**round(log2 rms), phi = 2**-round(log2 grad_rms).
 
     None (never measured, or no gradient) leaves that half at 1. A tensor with fill values (`amax`)
-    gets no s below 1, which would make infinities of them.
+    gets no s below 1, which would make infinities of them. With a limit, s is at least so large
+    that `amax / s <= limit`, and phi so small that `grad_amax * phi <= grad_limit`: an outlier then
+    has room to grow. For a float format that costs nothing: the binades lost at the low end are
+    those that the format has to spare.
     """
-    s = exponent(rms)
-    return Unit(max(s, 0) if amax is not None and amax >= FILL else s, -exponent(grad_rms))
+    s, phi = exponent(rms), -exponent(grad_rms)
+    if amax is not None and amax >= FILL:
+        s = max(s, 0)
+    elif is_scale(amax) and limit is not None:
+        s = min(max(s, math.ceil(math.log2(amax / limit))), MAX_EXPONENT)
+    if is_scale(grad_amax) and grad_amax < FILL and grad_limit is not None:
+        phi = max(min(phi, math.floor(math.log2(grad_limit / grad_amax))), -MAX_EXPONENT)
+    return Unit(s, phi)
+
+
+def is_scale(magnitude: float | None) -> TypeGuard[float]:
+    """Whether a magnitude was measured and is neither zero, NaN nor infinite."""
+    return magnitude is not None and ZERO_RMS <= magnitude < math.inf
 
 
 def is_rounding_error(grad_rms: float | None, largest: float) -> bool:

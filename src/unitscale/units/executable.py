@@ -1,26 +1,23 @@
 """A captured graph that runs: measured at some steps, as rewritten at the others."""
 
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dynamo import lookup_backend
 
-from unitscale.graph.capture import TensorNode, tensor_nodes
-from unitscale.graph.interpret import Observer, ObservingInterpreter
+from unitscale.graph.capture import TensorNode, drop_idle_calls, tensor_nodes
+from unitscale.graph.engine import address, saves_elsewhere
+from unitscale.graph.expand import expand
+from unitscale.graph.inplace import return_new
 from unitscale.graph.place import parameter_slots
-from unitscale.graph.recompute import recomputing
 from unitscale.units.assign import Unit
-from unitscale.units.calibrate import Measurement, Watch
-from unitscale.units.ops import operands, rule_of
+from unitscale.units.call import Call, Terms
+from unitscale.units.measurement import Measurement
+from unitscale.units.observe import MeasuringStep, UnitsInForce
 from unitscale.units.products import is_rounded_product
-from unitscale.units.rewrite import rewrite
-
-if TYPE_CHECKING:
-    from unitscale.units.session import Session
+from unitscale.units.program import Program, numbers
 
 __all__ = ["Executable", "Place"]
 
@@ -30,20 +27,25 @@ class Place:
     """What a graph remembers for one submodule that it runs for.
 
     Args:
-        prefix: what the names of its tensors lack, see `numerics.place`.
-        key: under which its training steps are counted.
-        requested: whether its next step measures, whatever the schedule.
-        vector: the numbers of the factors under the units in force.
-        pending: a measurement that waits for its backward pass.
-        call: the call of the whole model that it began in.
+        prefix: what the names of its tensors lack, see `graph.place`.
+        program: the graph, rewritten for the products that are rounded there.
+        vector: the numbers of the factors under the units of `version`.
+        version: of the unit store.
+        is_known: whether every unit that the graph needs was set, at that version.
     """
 
     prefix: str
-    key: str
-    requested: bool
+    program: Program
     vector: Tensor
-    pending: Measurement | None = None
-    call: int = 0
+    version: int = -1
+    is_known: bool = False
+
+
+def prepare(module: fx.GraphModule) -> None:
+    """Write a captured graph in the form whose tensors have units, equal to it to the bit."""
+    expand(module.graph)
+    drop_idle_calls(module.graph)
+    return_new(module.graph)
 
 
 def refuse_nested(tensors: Iterable[TensorNode]) -> None:
@@ -57,165 +59,168 @@ def refuse_nested(tensors: Iterable[TensorNode]) -> None:
 
 
 class Executable:
-    """One captured graph, and the places of the model that it runs for: one, but for breaks.
+    """One captured graph, and the places of the model that it runs for: one, but for breaks."""
 
-    With an `observer` every later step is the plain one, shown to it.
-    """
-
-    def __init__(
-        self, session: "Session", module: fx.GraphModule, example_inputs: Sequence[Any]
-    ) -> None:
-        self.session, self.module = session, module
-        session.prepare(module)
-        self.tensors = session.distinguish(tensor_nodes(module.graph, session.arguments))
-        if session.scale or session.recipe.rounds:
+    def __init__(self, terms: Terms, module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
+        self.terms, self.module = terms, module
+        prepare(module)
+        self.slots = parameter_slots(module.graph)
+        self.first_prefix = first_prefix = self.prefix(example_inputs)
+        tensors = tensor_nodes(module.graph, terms.arguments)
+        self.tensors = self.distinguish(tensors, is_whole=not first_prefix)
+        if terms.store.scale or terms.recipe.rounds:
             refuse_nested(self.tensors.values())
+        terms.store.parameters |= {t.name for t in self.tensors.values() if t.is_parameter}
         self.training = torch.is_grad_enabled() and any(
             isinstance(x, Tensor) and x.requires_grad for x in example_inputs
         )
-        self.slots = parameter_slots(module.graph)
-        self.places: dict[str, Place] = {}
-        rewritten = rewrite(module, self.tensors, session.recipe, scale=session.scale)
-        self.factors = rewritten.factors
         self.device = next((x.device for x in example_inputs if isinstance(x, Tensor)), None)
-        self.run = self.compile(rewritten.module, example_inputs)
-        self.observer: Observer | None = None
+        self.places: dict[str, Place] = {}
+        self.programs: dict[frozenset[fx.Node], Program] = {}
+        first = self.program(first_prefix)
+        first.compile(
+            terms.inner_for(self.device), example_inputs, self.numbers(first, terms.store.units)
+        )
 
-    def compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        """Hand the rewritten graph to the inner compiler."""
-        inner = self.session.inner
-        if inner == "eager":
-            return recomputing(module).forward
-        compiler = lookup_backend(inner) if isinstance(inner, str) else inner
-        return compiler(module, [self.vector(""), *inputs])
+    def distinguish(
+        self, tensors: dict[fx.Node, TensorNode], *, is_whole: bool
+    ) -> dict[fx.Node, TensorNode]:
+        """Give the tensors outside of every submodule names that no other graph uses.
 
-    def __call__(self, *args: Any) -> Any:
-        """One step: measure if it is due, else run the rewritten graph."""
-        place = self.place(args)
-        if self.observer is not None:
-            return self.show(place, self.observer, args)
-        if self.training:
-            self.collect_at(place)  # that alone: others may be in the middle of a backward pass
-        else:
-            self.session.collect()
-        if not self.is_due(place):
-            self.count_step(place)
-            return self.run(place.vector, *args)
-        calls = self.session.calls
-        if place.pending is not None and (calls == 0 or place.call != calls):
-            place.pending.close()  # its backward pass never came
-            place.pending = None
-        if place.pending is None:  # else this is the second call within one of the model
-            place.pending, place.call = Measurement(self.watch(place.prefix)), calls
-        place.requested = False
-        return ObservingInterpreter(self.module, self.tensors, place.pending.read).run(*args)
+        A graph of one submodule alone (not `is_whole`) has the names that its tensors would have
+        in a graph of the whole model.
+        """
+        names = tuple(tensor.name for tensor in tensors.values() if tensor.at_root)
+        parameters = tuple(sorted(name for _, name in self.slots))
+        index = self.terms.store.index_of((is_whole, parameters, names))
+        if index == 0:
+            return tensors
+        return {
+            node: replace(tensor, name=f"graph{index}.{tensor.name}") if tensor.at_root else tensor
+            for node, tensor in tensors.items()
+        }
 
-    def show(self, place: Place, observer: Observer, inputs: Sequence[Any]) -> Any:
-        """A plain step, seen by an observer that knows the tensors by their names in the model."""
+    def prefix(self, inputs: Sequence[Any]) -> str:
+        """What the names of the graph's tensors lack, for these inputs."""
+        return self.terms.places.prefix(self.slots, inputs) if self.slots else ""
 
-        def observe(tensor: TensorNode, value: Tensor) -> None:
-            observer(replace(tensor, name=place.prefix + tensor.name), value)
-
-        return ObservingInterpreter(self.module, self.tensors, observe).run(*inputs)
+    def program(self, prefix: str) -> Program:
+        """The graph rewritten for the products that the recipe rounds at a place."""
+        recipe = self.terms.recipe
+        rounded = frozenset(n for n in self.tensors if is_rounded_product(n, recipe, prefix))
+        if rounded not in self.programs:
+            self.programs[rounded] = Program(
+                self.module,
+                self.tensors,
+                recipe,
+                rounded,
+                scale=self.terms.store.scale,
+                training=self.training,
+            )
+        return self.programs[rounded]
 
     def place(self, inputs: Sequence[Any]) -> Place:
-        """The place that a call with these inputs is for."""
-        prefix = self.session.places.prefix(self.slots, inputs) if self.slots else ""
+        """The place that a call with these inputs is for, with the numbers of its factors."""
+        prefix, store = self.prefix(inputs), self.terms.store
         if prefix not in self.places:
-            names = "\n".join(prefix + tensor.name for tensor in self.tensors.values())
-            self.places[prefix] = Place(
-                prefix=prefix,
-                key=f"{zlib.crc32(names.encode()):08x}",
-                requested=self.session.measure_next,
-                vector=self.vector(prefix),
+            program = self.program(prefix)
+            vector = self.numbers(program, {})
+            self.places[prefix] = Place(prefix=prefix, program=program, vector=vector)
+        place = self.places[prefix]
+        if place.version != store.version:
+            # A new vector: a backward pass still to come holds on to the old one.
+            place.vector = self.numbers(place.program, self.units(prefix))
+            s, phi = place.program.needed
+            place.is_known = not any(store.lacks(prefix + name, phi=False) for name in s) and not (
+                self.training and any(store.lacks(prefix + name, phi=True) for name in phi)
             )
-        return self.places[prefix]
+            place.version = store.version
+        return place
 
-    def request(self) -> None:
-        """Make the next step everywhere a measuring step."""
-        for place in self.places.values():
-            place.requested = True
-
-    def count_step(self, place: Place) -> None:
-        """Count a training step; a recompile of the same graph goes on with its count."""
-        if self.training:
-            self.session.steps[place.key] = self.session.steps.get(place.key, 0) + 1
-
-    def is_due(self, place: Place) -> bool:
-        """Whether the next step measures: the schedule or a request says so.
-
-        A graph that runs without gradients (evaluation) uses the units of the training graphs. If
-        it has a tensor that none of them has, it measures its values once after each time that
-        training did.
-        """
-        if place.requested or place.pending is not None:
-            return True
-        session = self.session
-        if self.training:
-            return session.is_due(session.steps.get(place.key, 0))
-        wants = session.scale and session.remeasure != "never"
-        visible = (place.prefix + t.name for t in self.tensors.values() if t.is_visible)
-        return wants and any(map(session.lacks, visible))
-
-    def collect(self) -> None:
-        """Take over the finished measurements of every place."""
-        for place in list(self.places.values()):
-            self.collect_at(place)
-
-    def collect_at(self, place: Place) -> None:
-        """Take over a finished measurement; one whose backward pass never came is taken again."""
-        if place.pending is None or (self.training and not place.pending.has_gradients):
-            return
-        found, place.pending = place.pending, None
-        readings = found.close()
-        self.count_step(place)
-        try:
-            self.session.adopt(
-                {place.prefix + name: reading for name, reading in readings.items()},
-                training=self.training,
-                broken=found.broken_by(place.prefix),
-            )
-        except ValueError:
-            place.requested = True  # these were no units: measure again
-            raise
-
-    def update(self) -> None:
-        """Write the numbers of the factors under the session's units into new vectors.
-
-        New ones, because a backward pass still to come holds on to the old.
-        """
-        for place in self.places.values():
-            place.vector = self.vector(place.prefix)
-
-    def vector(self, prefix: str) -> Tensor:
-        """The numbers of the factors for one place."""
-        units = self.units(prefix)
-        values = [2.0 ** factor.log2(units) for factor in self.factors]
-        with torch.inference_mode(False):  # an evaluation's, and the next training step's
-            return torch.tensor(values, dtype=self.session.factor_dtype, device=self.device)
+    def numbers(self, program: Program, units: Mapping[str, Unit]) -> Tensor:
+        """The numbers of a program's factors under some units."""
+        exponents = [factor.log2(units) for factor in program.factors]
+        return numbers(exponents, self.device, self.terms.factor_dtype)
 
     def units(self, prefix: str) -> Mapping[str, Unit]:
         """The units of the graph's tensors by the names that the graph has for them."""
-        known = self.session.units
+        known = self.terms.store.units
         if not prefix:
             return known
         names = (tensor.name for tensor in self.tensors.values())
         return {name: known[prefix + name] for name in names if prefix + name in known}
 
-    def watch(self, prefix: str = "") -> Watch:
-        """What the recipe rounds in this graph, and which values say that a step is sound."""
-        recipe = self.session.recipe
-        products = [n for n in self.tensors if is_rounded_product(n, recipe)]
-        taken: Iterable[fx.Node] = (x for n in products for x in operands(n, rule_of(n)))
-        *_, last = self.module.graph.nodes
-        results = [x for x in last.all_input_nodes if x in self.tensors]
-        if self.training:  # of the others their gradients tell: parts may be masked afterwards
-            results = [x for x in results if x.meta["example_value"].dim() == 0]
-        return Watch(
-            forward=recipe.forward,
-            backward=recipe.backward,
-            operands=frozenset(taken),
-            outputs=frozenset(products),
-            results=frozenset(results),
-            units=self.units(prefix),
+    def __call__(self, *args: Any) -> Any:
+        """Run the graph: as a measuring step if it is due or a unit is missing."""
+        terms = self.terms
+        if terms.call is None:  # nobody calls a model around it
+            with terms.calling():
+                return self(*args)
+        call, place = terms.call, self.place(args)
+        call.graphs += 1
+        call.parameters.update(id(args[i]) for i, _ in self.slots)
+        was_inside, terms.inside_graph = terms.inside_graph, True
+        result = self.run(call, place, args)
+        # Left set where an exception passes: it came from the graph, not from capturing it.
+        terms.inside_graph = was_inside
+        return result
+
+    def run(self, call: Call, place: Place, args: Sequence[Any]) -> Any:
+        """The graph in the way that fits this call."""
+        terms, program = self.terms, place.program
+        key = (id(self), place.prefix, *self.identity(args))
+        if call.is_replay and key in terms.remembered:
+            how = terms.remembered[key]
+            if isinstance(how, UnitsInForce):
+                return MeasuringStep(program.measured, how, ()).run(None, *args)
+            return program.run(how, *args)
+        call.trained |= self.training
+        measures = (call.is_due and self.training) or (
+            terms.store.sets_units and not place.is_known
         )
+        remembers = not call.is_replay and saves_elsewhere()
+        if measures or terms.observer is not None:
+            units, result = self.measure(call, place, args, measures=measures)
+            if remembers:
+                terms.remember(key, units)
+            return result
+        if remembers:
+            terms.remember(key, place.vector)
+        return program.run(place.vector, *args)
+
+    def identity(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """What tells the inputs of one call from those of another: where they lie."""
+        given = {i for i, _ in self.slots}
+        inputs = [x for i, x in enumerate(args) if i not in given and isinstance(x, Tensor)]
+        return tuple((address(x), x.shape) for x in inputs)
+
+    def measure(
+        self, call: Call, place: Place, args: Sequence[Any], *, measures: bool
+    ) -> tuple[UnitsInForce, Any]:
+        """A measuring step, or one that is only observed, and the units that it ran at."""
+        terms, program, key = self.terms, place.program, (id(self), place.prefix)
+        if key not in call.measuring:
+            store, names = terms.store, [t.name for t in self.tensors.values()]
+            missing = {n for n in names if place.prefix + n in store.without_phi}
+            call.measuring[key] = (
+                UnitsInForce(
+                    self.units(place.prefix), missing, program.watch, sets=store.sets_units
+                ),
+                Measurement(
+                    program.watch,
+                    prefix=place.prefix,
+                    call=call.number,
+                    arrive=terms.arrived.append if self.training else None,
+                ),
+            )
+        units, measurement = call.measuring[key]
+        readers: list[Any] = [measurement] if measures else []
+        if terms.observer is not None:
+            readers.append(terms.observer(place.prefix))
+        result = MeasuringStep(program.measured, units, readers).run(None, *args)
+        call.measured |= measures and self.training
+        if measures and not self.training:
+            terms.store.adopt(
+                measurement.full_readings, training=False, broken=measurement.broken_by
+            )
+        return units, result

@@ -4,15 +4,16 @@ A rewritten graph reads its factors from one small tensor, so that re-measuring 
 never recompiles.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unitscale.formats.rounding import is_traced
+from unitscale.graph.engine import is_batched
 
-__all__ = ["hold"]
+__all__ = ["hold", "measured_hold", "number", "times"]
 
 ALIGNMENT = 64
 """Bytes: the widest vector of a CPU, and how torch aligns memory."""
@@ -22,26 +23,74 @@ class Hold(torch.autograd.Function):
     """Forward multiplies by `fwd`, backward by `bwd`; None is exactly 1 and costs nothing."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, fwd: Tensor | None, bwd: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, fwd: Tensor | None, bwd: Tensor | None, exact: bool) -> Tensor:
         ctx.save_for_backward(bwd)
+        ctx.exact = exact
         ctx.set_materialize_grads(False)  # a parameter that gets no gradient is not to get zeros
-        return x.view_as(x) if fwd is None else times(x, fwd)
+        return x.view_as(x) if fwd is None else times(x, fwd, exact=exact)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        refuse_second_derivative()
         (bwd,) = ctx.saved_tensors
-        return grad if grad is None or bwd is None else times(grad, bwd), None, None
+        if grad is None or bwd is None:
+            return grad, None, None, None
+        return times(grad, bwd, exact=ctx.exact), None, None, None
 
 
-def times(x: Tensor, factor: Tensor) -> Tensor:
+class MeasuredHold(torch.autograd.Function):
+    """`Hold` in a measuring step: its backward factor is known only once the gradient is there.
+
+    It saves no tensor, so it may be computed again by a checkpoint.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, fwd: float | None, bwd: Callable[[Tensor], float], exact: bool
+    ) -> Tensor:
+        ctx.bwd, ctx.exact = bwd, exact
+        ctx.set_materialize_grads(False)
+        return x.view_as(x) if fwd is None else times(x, number(fwd, x), exact=exact)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        refuse_second_derivative()
+        if grad is None:
+            return None, None, None, None
+        factor = ctx.bwd(grad)
+        if factor == 1.0:
+            return grad, None, None, None
+        return times(grad, number(factor, grad), exact=ctx.exact), None, None, None
+
+
+def refuse_second_derivative() -> None:
+    """Say that a backward pass cannot itself be differentiated.
+
+    Raises:
+        NotImplementedError: the pass is recorded, as with `create_graph=True`.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "unit_scale: second derivatives (create_graph=True, a gradient penalty, a Hessian) are "
+            "not supported, because the factor on a gradient is not the factor on its value; "
+            "compute that loss inside of `with us.full_precision(model):`."
+        )
+
+
+def number(factor: float, x: Tensor) -> Tensor:
+    """A factor as a scalar tensor beside `x`, in float32: float16 ends at 2^-24."""
+    return torch.tensor(factor, dtype=torch.float32, device=x.device)
+
+
+def times(x: Tensor, factor: Tensor, *, exact: bool = True) -> Tensor:
     """`x * factor` in the dtype of x; the factor is a scalar tensor, a power of two in practice.
 
-    Outside of a compiler the result lies in memory as `x` does, gaps, repetitions and alignment
-    included: torch's kernels may round differently elsewhere (gelu does, which it hands to another
-    library, a sum goes through its terms in another order, and MKL chooses a kernel by alignment).
+    If `exact`, then outside of a compiler the result lies in memory as `x` does, gaps, repetitions
+    and alignment included: torch's kernels may round differently elsewhere (gelu does, which it
+    hands to another library, a sum goes through its terms in another order, and MKL chooses a
+    kernel by alignment).
     """
-    if is_traced(x) or x.is_sparse:
+    if not exact or is_traced(x) or x.is_sparse or is_batched(x):
         return (x * factor).to(x.dtype)
     size = x.size()
     shared = [axis for axis, stride in enumerate(x.stride()) if stride == 0 and x.size(axis) > 1]
@@ -83,9 +132,20 @@ def gapped(x: Tensor) -> list[int]:
     return strides
 
 
-def hold(x: Tensor, fwd: Tensor | None = None, bwd: Tensor | None = None) -> Tensor:
+def hold(
+    x: Tensor, fwd: Tensor | None = None, bwd: Tensor | None = None, exact: bool = True
+) -> Tensor:
     """Multiply `x` by `fwd` on the way forward and its gradient by `bwd` on the way back.
 
-    The factors are scalar tensors on the device of `x`; None leaves that direction alone.
+    The factors are scalar tensors on the device of `x`; None leaves that direction alone. `exact`
+    keeps where and how the result lies in memory, see `times`: where nothing is rounded, equality
+    with the plain model to the bit is promised, and kernels choose their order of sums by that.
     """
-    return Hold.apply(x, fwd, bwd)
+    return Hold.apply(x, fwd, bwd, exact)
+
+
+def measured_hold(
+    x: Tensor, fwd: float | None, bwd: Callable[[Tensor], float], *, exact: bool
+) -> Tensor:
+    """`hold` with a backward factor that is asked for when the gradient comes."""
+    return MeasuredHold.apply(x, fwd, bwd, exact)

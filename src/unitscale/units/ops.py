@@ -274,3 +274,8 @@ def operands(node: fx.Node, rule: Rule) -> list[fx.Node]:
     slots = [argument(node, slot) for slot in rule.operands] if rule.operands else list(node.args)
     fx.node.map_arg(slots, found.setdefault)
     return list(found)
+
+
+def unrounded_reason(node: fx.Node) -> str | None:
+    """Why no recipe rounds a product; None for an op that is none, or that a rule rounds."""
+    return None

@@ -3,17 +3,19 @@
 import operator
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from unitscale import gemm
 from unitscale.gemm import ProductFormats, choose
 from unitscale.graph.capture import module_path
+from unitscale.graph.example import evaluate
 from unitscale.recipes import Recipe
-from unitscale.units.ops import operands, rule_of
+from unitscale.units.ops import operands, rule_of, unrounded_reason
 
 # Products that `gemm` computes itself, with operands held in eight bits; the others are rounded
 # at their edges.
@@ -57,11 +59,21 @@ def formats_at(node: fx.Node, recipe: Recipe) -> ProductFormats:
     return choose(formats_of(recipe), example.dtype, example.device)
 
 
-def is_rounded_product(node: fx.Node, recipe: Recipe) -> bool:
-    """Whether the recipe rounds the operands of this node."""
-    path = module_path(node)
-    skipped = any(fnmatchcase(path, pattern) for pattern in recipe.skip)
-    return recipe.rounds and not skipped and rule_of(node).product
+def is_rounded_product(node: fx.Node, recipe: Recipe, prefix: str = "") -> bool:
+    """Whether the recipe rounds the operands of this node.
+
+    `prefix` is what its module path lacks, see `graph.place`.
+    """
+    return recipe.rounds and rule_of(node).product and not skipping(node, recipe, prefix)
+
+
+def skipping(node: fx.Node, recipe: Recipe, prefix: str = "") -> str | None:
+    """The pattern of `recipe.skip` that a node's module, or a module around that, matches."""
+    path = (prefix + module_path(node)).removesuffix(".")
+    names = path.split(".") if path else []
+    around = [".".join(names[:count]) for count in range(len(names) + 1)]
+    matches = (pattern for pattern in recipe.skip for x in around if fnmatchcase(x, pattern))
+    return next(matches, None)
 
 
 def fits_gemm(node: fx.Node) -> bool:
@@ -82,3 +94,52 @@ def matrix_operands(node: fx.Node) -> list[fx.Node]:
     left, right = (x.meta["example_value"].dim() for x in taken)
     is_linear = GEMM[node.target] is gemm.linear
     return taken if is_linear or (left >= 2 and right >= 2 and 2 in (left, right)) else []
+
+
+class Multiplied(NamedTuple):
+    """What multiplies the operands of one product.
+
+    Args:
+        by: the formats of value and gradient operands and the executor, or "full precision".
+        why: why it is full precision; None of one that is rounded.
+    """
+
+    by: str
+    why: str | None
+
+    def __str__(self) -> str:
+        return self.by if self.why is None else f"{self.by}: {self.why}"
+
+
+FULL_PRECISION = "full precision"
+
+
+def multiplied(
+    node: fx.Node, recipe: Recipe, *, is_rounded: bool, prefix: str = ""
+) -> Multiplied | None:
+    """What multiplies a node's operands; None of an op that is no product."""
+    if not rule_of(node).product and unrounded_reason(node) is None:
+        return None
+    if is_rounded:
+        formats = formats_at(node, recipe)
+        forward, backward = formats.forward or "as is", formats.backward or "as is"
+        result = f" -> {formats.result}" if formats.result else ""
+        executor = formats.executor if fits_gemm(node) else "rounded at its edges"
+        return Multiplied(f"{forward}, gradients {backward}{result} ({executor})", None)
+    if not recipe.rounds:
+        return Multiplied(FULL_PRECISION, f"recipe {recipe.name} rounds nothing")
+    if pattern := skipping(node, recipe, prefix):
+        return Multiplied(FULL_PRECISION, f"skip={pattern!r}")
+    why = unrounded_reason(node) or "no rule rounds this op with these arguments"
+    return Multiplied(FULL_PRECISION, why)
+
+
+def multiply_adds(node: fx.Node) -> int:
+    """Multiply-adds of a node on its example values, by torch's own counter; 0 if it knows none."""
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            evaluate(node, node.meta["example_value"])
+        return int(counter.get_total_flops()) // 2
+    except Exception:  # an op that does not run again on fake tensors has no count
+        return 0

@@ -4,18 +4,19 @@ Units that differ would be correct, because a graph sends true gradients out; bu
 depend on how its batch is split, and a checkpoint would hold the units of one process.
 """
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from unitscale.units.calibrate import Reading
+from unitscale.graph.engine import active_ddp
+from unitscale.units.reading import Reading, as_numbers, merged
+from unitscale.units.store import UnitStore
 
-__all__ = ["exchange", "groups_of", "merged"]
+__all__ = ["agree", "exchange", "groups_of"]
 
 
 def groups_of(model: nn.Module) -> list[Any]:
@@ -25,7 +26,7 @@ def groups_of(model: nn.Module) -> list[Any]:
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return []
-    wrapper = DistributedDataParallel._get_active_ddp_module()
+    wrapper = active_ddp()
     if wrapper is not None:
         return [wrapper.process_group]
     from torch.distributed.tensor import DTensor  # slow to import, and loaded if there is one
@@ -35,33 +36,34 @@ def groups_of(model: nn.Module) -> list[Any]:
     return [] if first is None else list(first.device_mesh.get_all_groups())
 
 
+def agree(store: UnitStore, groups: Iterable[Any]) -> None:
+    """Give all processes of some groups the units that they measured together, and their requests.
+
+    Each process has to call it before each training call. If one of them has measured since the
+    last time, by the schedule, a request or a graph of its own, then all exchange what they read.
+    """
+    groups = list(groups)
+    measured, requested = bool(store.unshared), store.requested
+    for group in groups:
+        measured, requested = any_of((measured, requested), group)
+    store.requested = requested
+    if measured:
+        store.share(partial(exchange, groups=groups))
+
+
+def any_of(flags: tuple[bool, bool], group: Any) -> tuple[bool, bool]:
+    """Whether each flag is set in any process of a group."""
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    found = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
+    first, second = found.tolist()
+    return bool(first), bool(second)
+
+
 def exchange(readings: dict[str, Reading], groups: Iterable[Any]) -> dict[str, Reading]:
     """The readings of all processes of some groups as one; each has to call it."""
     for group in groups:
-        mine = {name: asdict(reading) for name, reading in readings.items()}
         found: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(found, mine, group=group)
+        dist.all_gather_object(found, as_numbers(readings), group=group)
         readings = merged(found)
     return readings
-
-
-def merged(found: Sequence[dict[str, dict[str, float | None]]]) -> dict[str, Reading]:
-    """The readings of several processes, by name and field, as one.
-
-    An RMS is that of all shares together, which are of one size; of other numbers the largest.
-    Processes may have measured different tensors, in graphs of their own.
-    """
-    names = dict.fromkeys(name for readings in found for name in readings)
-    return {name: merge([r[name] for r in found if name in r]) for name in names}
-
-
-def merge(readings: Sequence[dict[str, float | None]]) -> Reading:
-    """One reading of the shares of a tensor."""
-    result: dict[str, float | None] = {}
-    for field in asdict(Reading()):
-        values = [value for r in readings if (value := r[field]) is not None]
-        if field.endswith("rms"):
-            result[field] = math.hypot(*values) / math.sqrt(len(values)) if values else None
-        else:
-            result[field] = max(values, default=None)
-    return Reading(**result)

@@ -5,7 +5,7 @@ way out; here that is written down, as `hold` nodes around a copy of the op.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from unitscale.gemm import ProductFormats, rounded
+from unitscale.gemm import ProductFormats
+from unitscale.gemm import rounded as round_both_ways
 from unitscale.graph.capture import TensorNode, body_name, checkpointed, transformed
 from unitscale.recipes import Recipe
 from unitscale.units import saved
@@ -25,9 +26,28 @@ from unitscale.units.products import (
     GEMM,
     fits_gemm,
     formats_at,
-    is_rounded_product,
     matrix_operands,
 )
+
+FACTOR, FACTORS, DEFINES, SHOWS, SUM = (
+    "unitscale_factor",
+    "unitscale_factors",
+    "unitscale_defines",
+    "unitscale_shows",
+    "unitscale_sum",
+)
+"""What `meta` says of a node of a rewritten graph: the monomial of a number; those of a `hold`,
+forward and backward; the symbol whose s a `hold` is the first to need; the tensor it shows; on a
+sum and on the holds of its operands, the symbol of the sum, which is needed before the sum is."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A tensor as a node of a rewritten graph holds it: over `s`, its gradient times `phi`."""
+
+    tensor: TensorNode
+    s: Monomial
+    phi: Monomial
 
 
 @dataclass(frozen=True)
@@ -39,16 +59,24 @@ class Rewritten:
 
 
 def rewrite(
-    module: fx.GraphModule, tensors: dict[fx.Node, TensorNode], recipe: Recipe, *, scale: bool
+    module: fx.GraphModule,
+    tensors: dict[fx.Node, TensorNode],
+    recipe: Recipe,
+    *,
+    scale: bool,
+    rounded: Set[fx.Node],
+    is_measured: bool = False,
 ) -> Rewritten:
-    """Hold every tensor at its unit (if `scale`) and round the operands of products.
+    """Hold every tensor at its unit (if `scale`) and round the operands of the `rounded` products.
 
     The rewritten graph takes one more input, a float vector of factors, before the others; it
     returns the true outputs and sends the true gradients to its inputs, whatever the units are.
+    One that `is_measured` is run node by node, by `observe`: every factor stands in a `hold`, and
+    the nodes say in their `meta` what they hold and which units they need.
     """
     symbols = Symbols(tensors, scale=scale)
     factors: dict[Monomial, int] = {}
-    rewritten = Writer(module, recipe, symbols, factors).run()
+    rewritten = Writer(module, recipe, symbols, factors, rounded, is_measured=is_measured).run()
     return Rewritten(rewritten, list(factors))
 
 
@@ -61,8 +89,13 @@ class Writer:
         recipe: Recipe,
         symbols: Symbols,
         factors: dict[Monomial, int],
+        rounded: Set[fx.Node],
+        *,
+        is_measured: bool,
     ) -> None:
         self.module, self.recipe, self.symbols, self.factors = module, recipe, symbols, factors
+        self.rounded, self.is_measured = rounded, is_measured
+        self.exact = not recipe.rounds and recipe.activations is None
         self.graph = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
         self.transformed = transformed(module.graph)
@@ -88,35 +121,56 @@ class Writer:
             return None
         if self.scalars is None:
             self.scalars = self.graph.call_function(torch.unbind, (self.vector,))
+            self.scalars.meta[FACTOR] = None
         index = self.factors.setdefault(monomial, len(self.factors))
-        return self.graph.call_function(operator.getitem, (self.scalars, index))
+        number = self.graph.call_function(operator.getitem, (self.scalars, index))
+        number.meta[FACTOR] = monomial
+        return number
 
     def hold(self, x: fx.Node, fwd: Monomial, bwd: Monomial) -> fx.Node:
         """`x` with a factor in each direction; `x` itself if both are 1."""
         if fwd.is_one and bwd.is_one:
             return x
-        return self.graph.call_function(hold, (x, self.factor(fwd), self.factor(bwd)))
+        factors = (self.factor(fwd), self.factor(bwd), self.exact)
+        held = self.graph.call_function(hold, (x, *factors))
+        held.meta[FACTORS] = (fwd, bwd)
+        return held
 
     def write(self, node: fx.Node) -> None:
         """Copy one node with its plan."""
         if node.op == "placeholder":
-            self.copies[node] = self.graph.node_copy(node)
+            self.copies[node] = self.shown(self.graph.node_copy(node), node)
             return
         if node in self.transformed:
             self.write_transformed(node)
             return
-        is_rounded = self.is_rounded(node)
+        is_rounded = node in self.rounded
         plan = plan_node(node, self.symbols, is_rounded=is_rounded)
         if not is_rounded and self.recipe.activations is None:
             plan.fold_parameter(node)
         copy = self.product(node, plan) if is_rounded else self.plain(node, plan)
         if node.op == "output":
             return
-        copy = self.hold(copy, plan.after, plan.after_backward)
+        copy = self.held_output(copy, node, plan)
         held = self.recipe.activations
         if held is not None and node in self.symbols.s:
             copy = self.rounding(copy, held.name, held.name, (False, False))
-        self.copies[node] = copy
+        self.copies[node] = self.shown(copy, node)
+
+    def held_output(self, copy: fx.Node, node: fx.Node, plan: NodePlan) -> fx.Node:
+        """An op's result with the factors on its way out, marked as where its s is set."""
+        held = self.hold(copy, plan.after, plan.after_backward)
+        if held is not copy and node in self.symbols.s:
+            held.meta[DEFINES] = self.symbols.s[node]
+        return held
+
+    def shown(self, copy: fx.Node, node: fx.Node) -> fx.Node:
+        """Note on a node of the rewritten graph which tensor it holds, and at which unit."""
+        tensor = self.symbols.tensors.get(node)
+        if tensor is not None:
+            units = (self.symbols.unit(node), self.symbols.gradient(node))
+            copy.meta[SHOWS] = Shown(tensor, *units)
+        return copy
 
     def write_transformed(self, node: fx.Node) -> None:
         """Copy a node under a function transform: from its start to its end, that is one op to us.
@@ -137,17 +191,14 @@ class Writer:
         if node is inside[-1]:
             for result in (n for n in inside if n in self.symbols.tensors):
                 s, phi = self.symbols.unit(result), self.symbols.gradient(result)
-                self.copies[result] = self.hold(
-                    self.copies[result], Monomial() / s, Monomial() / phi
-                )
+                copy = self.hold(self.copies[result], Monomial() / s, Monomial() / phi)
+                if copy is not self.copies[result] and result in self.symbols.s:
+                    copy.meta[DEFINES] = self.symbols.s[result]
+                self.copies[result] = self.shown(copy, result)
 
     def true_value(self, x: fx.Node) -> fx.Node:
         """A tensor with its true value, which gets its true gradient."""
         return self.hold(self.copies[x], self.symbols.unit(x), self.symbols.gradient(x))
-
-    def is_rounded(self, node: fx.Node) -> bool:
-        """Whether this is a product that the recipe rounds."""
-        return node in self.symbols.tensors and is_rounded_product(node, self.recipe)
 
     def plain(self, node: fx.Node, plan: NodePlan) -> fx.Node:
         """A copy of an op with its factors, and of the body of a checkpoint call."""
@@ -158,10 +209,30 @@ class Writer:
         body = checkpointed(node)
         if body is not None:
             # The body reads the same vector of factors, as its first input.
-            writer = Writer(body, self.recipe, self.symbols, self.factors)
+            writer = Writer(
+                body,
+                self.recipe,
+                self.symbols,
+                self.factors,
+                self.rounded,
+                is_measured=self.is_measured,
+            )
             self.bodies[body_name(node)] = writer.run()
             copy.args = (copy.args[0], self.vector, *copy.args[1:])
+        if rule_of(node).kind == "sum":
+            self.mark_sum(copy, self.symbols.s.get(node))
         return copy
+
+    @staticmethod
+    def mark_sum(copy: fx.Node, symbol: str | None) -> None:
+        """Mark an op whose operands are multiplied by what its own result's s must be known for."""
+        edges = [
+            x
+            for x in copy.all_input_nodes
+            if symbol is not None and ("s", symbol) in x.meta.get(FACTORS, (Monomial(),))[0].powers
+        ]
+        for marked in (copy, *edges) if edges else ():
+            marked.meta[SUM] = symbol
 
     def saving(self, node: fx.Node, plan: NodePlan) -> tuple[Any, ...] | None:
         """What `saved.saving` is told of a function that saves its input; None if this does not."""
@@ -201,13 +272,15 @@ class Writer:
                     self.operand(x, plan, formats, is_general) if x in taken else self.edge(x, plan)
                 ),
             )
-            copy = self.hold(copy, plan.after, plan.after_backward)
+            copy = self.held_output(copy, node, plan)
             plan.after = plan.after_backward = Monomial()
             current = (False, formats.current)
             return self.rounding(copy, formats.result, formats.backward, current)
         if rule.kind == "attention":
             extra["query_factor"] = self.factor(plan.fold_query(node))
-        if formats.executor == "scaled_mm" and (matrices := matrix_operands(node)):
+        # A measuring step learns the factors on the gradients only in its backward pass.
+        folds = formats.executor == "scaled_mm" and not self.is_measured
+        if folds and (matrices := matrix_operands(node)):
             extra["factors"] = tuple(map(self.factor, plan.fold_scales(node, matrices)))
         copy = self.plain(node, plan)
         copy.op, copy.target = "call_function", GEMM[node.target]
@@ -246,7 +319,7 @@ class Writer:
         self, x: fx.Node, fwd: str | None, bwd: str | None, current: tuple[bool, bool]
     ) -> fx.Node:
         """`x` with rounding in each direction."""
-        return self.graph.call_function(rounded, (x, fwd, bwd), {"current": current})
+        return self.graph.call_function(round_both_ways, (x, fwd, bwd), {"current": current})
 
 
 def arguments(node: fx.Node) -> list[fx.Node]:

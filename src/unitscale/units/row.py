@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from unitscale.units.assign import Unit
-from unitscale.units.calibrate import Reading
+from unitscale.units.products import Multiplied
+from unitscale.units.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -13,13 +14,15 @@ class UnitRow:
     Args:
         name: module path, op and occurrence; a parameter's qualified name.
         op: name of the op, "parameter" or "input".
-        s: the tensor is held as t / s. A parameter's s is the one products take it at.
+        s: the tensor is held as t / s. A parameter, or an input, has its true value outside of the
+            products that take it; its s is the one that these take it at.
         phi: its gradient is carried as phi * g.
         rms, grad_rms: measured on the true values; None if not measured, or no gradient.
         reason: why it stayed at (1, 1), wholly or in one half; None if it has a unit.
         amax, grad_amax: largest absolute values.
         saturated, flushed, grad_saturated, grad_flushed: share of elements that the recipe's format
             lost at the unit in force; None for a tensor that no product rounds.
+        product: what multiplies its operands, if it is the result of a product.
     """
 
     name: str
@@ -35,9 +38,18 @@ class UnitRow:
     flushed: float | None = None
     grad_saturated: float | None = None
     grad_flushed: float | None = None
+    product: Multiplied | None = None
 
     @classmethod
-    def of(cls, name: str, op: str, unit: Unit, reading: Reading, why: str | None) -> "UnitRow":
+    def of(
+        cls,
+        name: str,
+        op: str,
+        unit: Unit,
+        reading: Reading,
+        why: str | None,
+        product: Multiplied | None = None,
+    ) -> "UnitRow":
         """A row from a unit and a reading."""
         return cls(
             name,
@@ -53,4 +65,5 @@ class UnitRow:
             reading.flushed,
             reading.grad_saturated,
             reading.grad_flushed,
+            product,
         )

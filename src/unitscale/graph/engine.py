@@ -1,0 +1,169 @@
+"""What is read of torch while a model runs that torch does not document: one function each.
+
+`graph.dynamo` is the same for captured graphs. Each docstring says what is assumed and the version
+on which it was last seen to hold; each has a test in `tests/graph/test_engine.py`.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import config, lookup_backend
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._dynamo.utils import counters
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode_stack,
+)
+
+__all__ = [
+    "FailOnRecompileLimitHit",
+    "active_ddp",
+    "address",
+    "break_reasons",
+    "captures_recurrent",
+    "compiler",
+    "compiler_is_disabled",
+    "in_backward",
+    "is_batched",
+    "modes",
+    "modes_set_aside",
+    "recompile_limit",
+    "saves_elsewhere",
+    "strict_compilation",
+]
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether a tensor is one of vmap, as gradients under `is_grads_batched=True` are.
+
+    Assumed: `torch._C._functorch.is_batchedtensor`. Seen on torch 2.13.
+    """
+    return bool(torch._C._functorch.is_batchedtensor(x)) or bool(
+        torch._C._functorch.is_legacy_batchedtensor(x)
+    )
+
+
+def in_backward() -> bool:
+    """Whether autograd is in the middle of a backward pass, in this thread.
+
+    Assumed: `torch._C._current_graph_task_id()` is -1 outside of one. Seen on torch 2.13.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+def modes() -> list[TorchDispatchMode]:
+    """The dispatch modes that are active, the outermost first.
+
+    Assumed: `_get_current_dispatch_mode_stack`. Seen on torch 2.13.
+    """
+    return list(_get_current_dispatch_mode_stack())
+
+
+def modes_set_aside() -> AbstractContextManager[list[TorchDispatchMode]]:
+    """A context in which no dispatch mode sees what is computed.
+
+    What we read of a tensor is no op of the model: a selective checkpoint that keeps the results
+    of ops one by one, or a counter of operations, must not see it.
+
+    Assumed: `_disable_current_modes`. Seen on torch 2.13.
+    """
+    return _disable_current_modes()
+
+
+def saves_elsewhere() -> bool:
+    """Whether what autograd saves goes through hooks, as in a checkpoint that computes it again.
+
+    Assumed: `torch._C._autograd._top_saved_tensors_default_hooks`. Seen on torch 2.13.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def address(x: Tensor) -> int:
+    """Where a tensor begins in memory; the identity of one without memory (a fake tensor)."""
+    try:
+        return x.data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return id(x)
+
+
+def compiler(name: str) -> Any:
+    """The torch.compile backend of that name. Assumed: `lookup_backend`. Seen on torch 2.13."""
+    return lookup_backend(name)
+
+
+def compiler_is_disabled() -> bool:
+    """Whether torch.compile does nothing: TORCH_COMPILE_DISABLE=1, or its setting.
+
+    Assumed: `torch._dynamo.config.disable`. Seen on torch 2.13.
+    """
+    return bool(config.disable)
+
+
+def captures_recurrent() -> bool:
+    """Whether Dynamo captures nn.RNN, nn.GRU and nn.LSTM. Assumed: `config.allow_rnn`."""
+    return bool(config.allow_rnn)
+
+
+def recompile_limit() -> int:
+    """How often Dynamo compiles one frame. Assumed: `config.recompile_limit`."""
+    return int(config.recompile_limit)
+
+
+@contextmanager
+def strict_compilation(limit: int) -> Iterator[None]:
+    """A context in which a frame is compiled up to `limit` times, and then fails aloud.
+
+    Integers that a model counts up in an attribute become inputs, instead of one graph a value, and
+    hooks that are registered later are seen. Assumed: the four settings. Seen on torch 2.13.
+    """
+    with config.patch(
+        fail_on_recompile_limit_hit=True,
+        recompile_limit=limit,
+        allow_unspec_int_on_nn_module=True,
+        skip_nnmodule_hook_guards=False,
+    ):
+        yield
+
+
+def break_reasons() -> dict[str, int]:
+    """Why Dynamo broke graphs or skipped frames, and how often, since it was last reset.
+
+    Assumed: `torch._dynamo.utils.counters`, by "graph_break" and "unimplemented". Seen on 2.13.
+    """
+    return {**counters["unimplemented"], **counters["graph_break"]}
+
+
+def active_ddp() -> DistributedDataParallel | None:
+    """The DDP wrapper whose forward is running, unless it evens out unequal numbers of batches.
+
+    Under `Join` processes make different numbers of calls, and no other collective may be made.
+
+    Assumed: `_get_active_ddp_module`, `_join_config`. Seen on torch 2.13.
+    """
+    wrapper = DistributedDataParallel._get_active_ddp_module()
+    if wrapper is None or getattr(wrapper._join_config, "enable", False):
+        return None
+    return wrapper
+
+
+def compiled_call(module: nn.Module) -> Any:
+    """What a module runs instead of its forward, or None. Assumed: `_compiled_call_impl`."""
+    return module.__dict__.get("_compiled_call_impl")
+
+
+def set_compiled_call(module: nn.Module, call: Any) -> None:
+    """Let a module run something instead; None takes it away.
+
+    Where Dynamo captures a parent, it goes to the module's forward all the same. A copy or pickle
+    of the module does not have it. Assumed: `Module.__call__` looks for `_compiled_call_impl` and
+    `Module.__getstate__` drops it. Seen on torch 2.13.
+    """
+    if call is None:
+        module.__dict__.pop("_compiled_call_impl", None)
+    else:
+        module.__dict__["_compiled_call_impl"] = call

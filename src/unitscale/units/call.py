@@ -1,0 +1,130 @@
+"""What the graphs of one model share: the terms they run under, and one call of the model."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from unitscale.graph.engine import in_backward
+from unitscale.graph.place import Places, argument_names
+from unitscale.recipes import Recipe
+from unitscale.units.measurement import Measurement
+from unitscale.units.observe import Reader, UnitsInForce
+from unitscale.units.store import UnitStore
+
+__all__ = ["Call", "Terms"]
+
+REMEMBERED = 256
+"""Graph calls whose recomputation in a backward pass can be told from a new call."""
+
+Observer = Callable[[str], Reader]
+"""From what the names of a graph's tensors lack to something that reads them."""
+
+
+@dataclass(kw_only=True)
+class Call:
+    """One call of a model.
+
+    Args:
+        number: counts the calls.
+        is_due: whether its training graphs measure.
+        is_replay: a checkpoint around the model computes an earlier call again, in backward.
+        trained: whether a graph with gradients ran.
+        measured: whether a training graph was measured.
+        graphs: how many graphs ran.
+        parameters: identities of the parameters that they were given.
+        measuring: the units and readings of graphs that are measured, by graph and place.
+    """
+
+    number: int
+    is_due: bool
+    is_replay: bool
+    trained: bool = False
+    measured: bool = False
+    graphs: int = 0
+    parameters: set[int] = field(default_factory=set)
+    measuring: dict[Hashable, tuple[UnitsInForce, Measurement]] = field(default_factory=dict)
+
+
+class Terms:
+    """What every graph of one model runs under, and what the graphs tell the model's session.
+
+    Args:
+        recipe: how the operands of products are rounded.
+        store: units, and the schedule.
+        inner: the torch.compile backend that gets a rewritten graph; "auto" is inductor on an
+            accelerator, and eager on a CPU, where compiling takes longer than it saves at first.
+        model: what is captured, if that is known: its submodules tell graphs apart.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: UnitStore,
+        *,
+        inner: str | Callable[..., Any],
+        model: nn.Module | None,
+        factor_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.recipe, self.store, self.inner = recipe, store, inner
+        self.factor_dtype = factor_dtype
+        self.places, self.arguments = Places(model), argument_names(model)
+        self.has_model = model is not None
+        self.calls = 0
+        self.call: Call | None = None
+        self.observer: Observer | None = None
+        self.arrived: list[Measurement] = []
+        self.remembered: OrderedDict[Hashable, Any] = OrderedDict()
+        self.inside_graph = False
+        self.measured = False  # in the last call, a training graph
+        self.agree: Callable[[], None] = lambda: None
+
+    def inner_for(self, device: torch.device | None) -> str | Callable[..., Any]:
+        """The inner compiler for a graph on a device."""
+        if self.inner != "auto":
+            return self.inner
+        return "eager" if device is None or device.type == "cpu" else "inductor"
+
+    @contextmanager
+    def calling(self) -> Iterator[Call]:
+        """One call of the model: takes over what is measured by now, and counts training calls.
+
+        A call within another one, of a part of the model, belongs to that.
+        """
+        if self.call is not None:
+            yield self.call
+            return
+        is_replay = in_backward()
+        if not is_replay:
+            self.collect()
+            self.agree()
+        self.calls += 1
+        is_due = torch.is_grad_enabled() and self.store.is_due()
+        call = self.call = Call(number=self.calls, is_due=is_due, is_replay=is_replay)
+        try:
+            yield call
+        finally:
+            self.call = None
+            self.measured = call.measured
+            if call.trained:
+                self.store.step += 1
+                self.store.requested = self.store.requested and not call.is_due
+
+    def collect(self) -> None:
+        """Take over the measuring steps whose backward pass came, in the order of their calls."""
+        arrived, self.arrived = sorted(self.arrived, key=lambda m: m.call), []
+        for found in arrived:
+            self.store.adopt(
+                found.full_readings, training=True, broken=found.broken_by, call=found.call
+            )
+
+    def remember(self, key: Hashable, how: Any) -> None:
+        """Note how a graph ran on some inputs, should a backward pass compute it again."""
+        self.remembered[key] = how
+        self.remembered.move_to_end(key)
+        while len(self.remembered) > REMEMBERED:
+            self.remembered.popitem(last=False)

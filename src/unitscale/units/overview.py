@@ -1,0 +1,135 @@
+"""How far a recipe holds in a scaled model: its products by what multiplies them, and what is left.
+
+The number that sums it up is `coverage`, the share of multiply-adds whose operands are rounded.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from unitscale.units.executable import Executable
+from unitscale.units.products import Multiplied, multiplied, multiply_adds
+from unitscale.units.session import Session
+
+__all__ = ["Product", "Summary", "summarize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One matrix product of a model.
+
+    Args:
+        name: of its result, as in `us.unit_rows`.
+        by: what multiplies its operands.
+        why: why it is in full precision; None of one that is rounded.
+        macs: multiply-adds of the forward product, on the inputs that it was captured with.
+    """
+
+    name: str
+    by: str
+    why: str | None
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a recipe does in a model; prints as a table.
+
+    Args:
+        model: the name of its class.
+        recipe: the name of the recipe.
+        rounds: whether the recipe rounds anything.
+        units: how many tensors have a unit.
+        steps: training calls so far.
+        products: those of every graph that ran.
+        plain: modules, by path, that ran without the recipe, and why.
+        plain_macs: their multiply-adds.
+        unseen: modules that own parameters and have not run in any graph, nor beside one.
+    """
+
+    model: str
+    recipe: str
+    rounds: bool
+    units: int
+    steps: int
+    products: tuple[Product, ...]
+    plain: dict[str, str]
+    plain_macs: int
+    unseen: tuple[str, ...]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the multiply-adds whose operands are rounded; 0 before anything has run.
+
+        Those of modules that ran without the recipe count too, by their matrices: exact for linear
+        and recurrent layers, an estimate for others.
+        """
+        total = self.plain_macs + sum(product.macs for product in self.products)
+        rounded = sum(product.macs for product in self.products if product.why is None)
+        return rounded / total if total else 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model}, recipe {self.recipe}: {self.coverage:.1%} of multiply-adds rounded, "
+            f"{self.units} tensors with a unit, {self.steps} training steps"
+        ]
+        if not self.products and not self.plain:
+            lines.append("  nothing has run yet: call the model first")
+        total = (self.plain_macs + sum(product.macs for product in self.products)) or 1
+        kinds: dict[tuple[str, str | None], list[Product]] = {}
+        for product in self.products:
+            kinds.setdefault((product.by, product.why), []).append(product)
+        for (by, why), found in sorted(kinds.items(), key=lambda kind: kind[0][1] is not None):
+            share = sum(product.macs for product in found) / total
+            text = by if why is None else f"{by}: {why}"
+            names = "" if why is None else f" ({shortened([p.name for p in found])})"
+            lines.append(f"  {len(found):4} products  {share:6.1%}  {text}{names}")
+        for path, why in self.plain.items():
+            lines.append(f"  not covered: {path or 'the model itself'}: {why}")
+        if self.unseen and (self.products or self.plain):
+            lines.append(f"  has not run: {shortened(self.unseen)}")
+        return "\n".join(lines)
+
+
+def shortened(names: list[str] | tuple[str, ...]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def summarize(session: Session) -> Summary:
+    """The summary of a session's model as it is now."""
+    session.terms.collect()
+    model = session.model
+    found: dict[str, Product] = {}
+    for name, node, _, product in products(session):
+        if name not in found:
+            macs = multiply_adds(node)
+            found[name] = Product(name=name, by=product.by, why=product.why, macs=macs)
+    unseen = []
+    for path, module in model.named_modules() if model is not None else ():
+        owned = {id(p) for p in module._parameters.values() if p is not None}
+        if owned and not owned & session.covered and path not in session.plain:
+            unseen.append(path or "the model itself")
+    return Summary(
+        model=type(model).__name__,
+        recipe=session.recipe.name,
+        rounds=session.recipe.rounds,
+        units=len(session.store.units),
+        steps=session.store.step,
+        products=tuple(found.values()),
+        plain=dict(session.plain),
+        plain_macs=sum(session.plain_macs.values()),
+        unseen=tuple(unseen),
+    )
+
+
+def products(session: Session) -> Iterator[tuple[str, fx.Node, Executable, Multiplied]]:
+    """Every product of every graph that ran, and what multiplies it."""
+    for name, tensor, executable, prefix in session.tensors():
+        program = executable.places[prefix].program
+        is_rounded = tensor.node in program.rounded
+        found = multiplied(tensor.node, session.recipe, is_rounded=is_rounded, prefix=prefix)
+        if found is not None:
+            yield name, tensor.node, executable, found

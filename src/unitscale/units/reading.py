@@ -1,0 +1,85 @@
+"""What a measuring step saw of each tensor, as numbers; of several processes, as one."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+__all__ = ["Reading", "first_nan", "is_nan", "larger", "merged"]
+
+
+@dataclass
+class Reading:
+    """What one measuring step saw of a tensor, on the true values.
+
+    RMS and largest finite magnitude of the value (without infinities and fill values, such as a
+    mask's `finfo.min`) and of its gradient (None: no gradient came). The shares are of the
+    elements that the recipe's format loses at the unit in force during the step: `saturated`
+    above its maximum, `flushed` below its smallest value; None for a tensor that no product
+    rounds. `limit` and `grad_limit` are half the largest value of that format: the largest
+    magnitude that the tensor, and its gradient, may be held at. None: any.
+    """
+
+    rms: float | None = None
+    amax: float | None = None
+    grad_rms: float | None = None
+    grad_amax: float | None = None
+    saturated: float | None = None
+    flushed: float | None = None
+    grad_saturated: float | None = None
+    grad_flushed: float | None = None
+    limit: float | None = None
+    grad_limit: float | None = None
+
+    @property
+    def losses(self) -> tuple[float, float]:
+        """The larger share saturated and the larger share flushed, of value and gradient."""
+        return (
+            max(self.saturated or 0.0, self.grad_saturated or 0.0),
+            max(self.flushed or 0.0, self.grad_flushed or 0.0),
+        )
+
+
+def larger(x: float | None, y: float | None) -> float | None:
+    """The larger of two numbers; NaN if one is NaN, and the other where one is None."""
+    if x is None or y is None:
+        return y if x is None else x
+    return y if math.isnan(y) or y > x else x
+
+
+def is_nan(number: float | None) -> bool:
+    """Whether a measured number is NaN."""
+    return number is not None and math.isnan(number)
+
+
+def first_nan(readings: dict[str, Reading]) -> str | None:
+    """Where a NaN came up: the first value that holds one, or the last gradient, or None."""
+    values = [f"{name!r}" for name, reading in readings.items() if is_nan(reading.amax)]
+    gradients = [f"the gradient of {name!r}" for name, r in readings.items() if is_nan(r.grad_amax)]
+    return next(iter(values + gradients[::-1]), None)
+
+
+def merged(found: Sequence[dict[str, dict[str, float | None]]]) -> dict[str, Reading]:
+    """The readings of several processes, by name and field, as one.
+
+    An RMS is that of all shares together, which are of one size; of other numbers the largest.
+    Processes may have measured different tensors, in graphs of their own.
+    """
+    names = dict.fromkeys(name for readings in found for name in readings)
+    return {name: merge([r[name] for r in found if name in r]) for name in names}
+
+
+def merge(readings: Sequence[dict[str, float | None]]) -> Reading:
+    """One reading of the shares of a tensor."""
+    result: dict[str, float | None] = {}
+    for field in (entry.name for entry in fields(Reading)):
+        values = [value for r in readings if (value := r[field]) is not None]
+        if field.endswith("rms"):
+            result[field] = math.hypot(*values) / math.sqrt(len(values)) if values else None
+        else:
+            result[field] = max(values, default=None)
+    return Reading(**result)
+
+
+def as_numbers(readings: dict[str, Reading]) -> dict[str, dict[str, float | None]]:
+    """Readings in a form that another process reads."""
+    return {name: asdict(reading) for name, reading in readings.items()}

@@ -1,0 +1,281 @@
+"""Everything a scaled model must remember between its calls, in one object that is saved whole.
+
+It knows names and numbers, no graphs: graphs read their units from it, and a new one knows what
+earlier ones measured.
+"""
+
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from unitscale.units.assign import MAX_EXPONENT, Unit, assign, is_rounding_error
+from unitscale.units.reading import Reading
+from unitscale.units.schedule import Remeasure, check_schedule, is_due, never_measures
+
+__all__ = ["STATE_VERSION", "UnitStore", "check_state"]
+
+STATE_VERSION = 2
+"""Of `UnitStore.state_dict`. Version 1 counted steps per graph and had no version number."""
+
+Signature = tuple[bool, tuple[str, ...], tuple[str, ...]]
+"""Whether a graph is one of the whole model rather than of a submodule, its parameters, and the
+names of its tensors outside of every (further) submodule."""
+
+SATURATED_WORTH_A_WARNING = 0.01
+FLUSHED_WORTH_A_WARNING = 0.25
+"""Shares of a tensor's elements that a run must not lose in silence; small ones matter less."""
+
+
+class UnitStore:
+    """Units by tensor name, what was read of the tensors, and where the schedule stands.
+
+    Args:
+        scale: whether tensors get units at all; else they are only measured.
+        remeasure: when to measure, see `schedule.is_due`.
+
+    Attributes:
+        units: replaced, never changed in place, when a measurement is adopted; so whoever holds it
+            has the units of one moment.
+        version: counts those replacements.
+        step: training calls of the model so far, over all its graphs.
+        without_phi: tensors whose value was measured and whose gradient was not (evaluation).
+        evaluated: tensors that only graphs of evaluation have. Their units are dropped whenever
+            training measures, and set again by the next evaluation.
+        requested: whether the next training call measures, whatever the schedule.
+    """
+
+    def __init__(self, *, scale: bool, remeasure: Remeasure = "geometric") -> None:
+        check_schedule(remeasure)  # refuses an unknown word now, not at the first step
+        self.scale, self.remeasure = scale, remeasure
+        self.units: dict[str, Unit] = {}
+        self.without_phi: frozenset[str] = frozenset()
+        self.evaluated: frozenset[str] = frozenset()
+        self.signatures: dict[Signature, int] = {}
+        self.step, self.version, self.requested = 0, 0, False
+        self.parameters: set[str] = set()
+        self.readings: dict[str, Reading] = {}
+        self.adopted_at: dict[str, int] = {}
+        self.unshared: dict[str, Reading] = {}
+        self.warned: set[str] = set()
+
+    @property
+    def sets_units(self) -> bool:
+        """Whether a tensor without a unit gets one when it is computed."""
+        return self.scale and not never_measures(self.remeasure)
+
+    def is_due(self) -> bool:
+        """Whether the training call that is about to run measures, by the schedule or a request."""
+        return self.requested or is_due(self.step, self.remeasure)
+
+    def lacks(self, name: str, *, phi: bool) -> bool:
+        """Whether a tensor has no unit yet; with `phi`, whether that of its gradient is missing."""
+        return name not in self.units or (phi and name in self.without_phi)
+
+    def index_of(self, signature: Signature) -> int:
+        """The number of a graph by its parameters and the tensors outside of every submodule.
+
+        Two graphs of the same parameters, one of which computes what the other begins with, are a
+        forward pass with and without its loss: they share a number, and so the names of tensors.
+        Graphs of the whole model are counted together; those of submodules by their parameters.
+        """
+        is_whole, parameters, names = signature
+        beside = {
+            other: index
+            for other, index in self.signatures.items()
+            if other[0] == is_whole and (is_whole or other[1] == parameters)
+        }
+        for (_, others, known), index in beside.items():
+            length = min(len(known), len(names)) if parameters else max(len(known), len(names))
+            if others == parameters and known[:length] == names[:length]:
+                return self.signatures.setdefault(signature, index)
+        return self.signatures.setdefault(signature, 1 + max(beside.values(), default=-1))
+
+    def adopt(
+        self,
+        readings: Mapping[str, Reading],
+        *,
+        training: bool,
+        broken: str | None = None,
+        call: int = 0,
+    ) -> None:
+        """Keep the readings of one measuring step, and set units by them.
+
+        Those of a training step replace units; those of an evaluation set what is missing. A step
+        that is `broken` by a NaN is not kept: what has no unit is measured again. Of two steps the
+        later counts, whichever backward pass came first.
+        """
+        if broken is not None:
+            stays = "The earlier units stay." if self.units else "The next step measures again."
+            warnings.warn(
+                f"units were not measured: {broken} holds NaN; look at the step's inputs. {stays}",
+                stacklevel=2,
+            )
+            return
+        if training:
+            readings = {n: r for n, r in readings.items() if self.adopted_at.get(n, -1) <= call}
+            self.adopted_at |= dict.fromkeys(readings, call)
+            dropped = self.evaluated - readings.keys()
+            self.units = {n: unit for n, unit in self.units.items() if n not in dropped}
+            self.evaluated = frozenset()
+            self.unshared |= readings
+        else:
+            readings = {n: r for n, r in readings.items() if n not in self.units}
+            self.evaluated |= readings.keys()
+        if self.readings or not self.scale:
+            self.warn_of_losses(readings)
+        self.assign(readings, training=training)
+
+    def assign(self, readings: Mapping[str, Reading], *, training: bool) -> None:
+        """Set the units of some tensors by what was read of them."""
+        self.readings |= readings
+        if not self.scale:
+            return
+        known = self.parameters & self.readings.keys()
+        grads = {name: self.readings[name].grad_rms for name in known}
+        largest = max((rms for rms in grads.values() if rms is not None), default=0.0)
+        found = {}
+        for name, r in readings.items():
+            noise = is_rounding_error(grads.get(name), largest)
+            found[name] = assign(
+                r.rms,
+                None if noise else r.grad_rms,
+                r.amax,
+                grad_amax=r.grad_amax,
+                limit=r.limit,
+                grad_limit=r.grad_limit,
+            )
+        self.units = self.units | found
+        self.without_phi = (
+            self.without_phi - found.keys() if training else self.without_phi | found.keys()
+        )
+        self.version += 1
+
+    def share(self, exchange: Callable[[dict[str, Reading]], dict[str, Reading]]) -> None:
+        """Replace what was measured since the last exchange by what all processes measured."""
+        self.assign(exchange(self.unshared), training=True)
+        self.unshared = {}
+
+    def warn_of_losses(self, readings: Mapping[str, Reading]) -> None:
+        """Say once which tensors the recipe's formats do not hold at the units in force."""
+        for name, reading in readings.items():
+            saturated, flushed = reading.losses
+            worrying = saturated > SATURATED_WORTH_A_WARNING or flushed > FLUSHED_WORTH_A_WARNING
+            if worrying and name not in self.warned:
+                self.warned.add(name)
+                warnings.warn(
+                    f"of {name!r} or its gradient {saturated:.1%} saturated and {flushed:.1%} "
+                    "went to zero, at the scale in force until this step.",
+                    stacklevel=2,
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a restart needs, as JSON has it."""
+        return {
+            "version": STATE_VERSION,
+            "step": self.step,
+            "requested": self.requested,
+            "graphs": [
+                [index, is_whole, list(parameters), list(names)]
+                for (is_whole, parameters, names), index in self.signatures.items()
+            ],
+            "units": {name: asdict(unit) for name, unit in self.units.items()},
+            "without_phi": sorted(self.without_phi),
+            "evaluated": sorted(self.evaluated),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict`, whole.
+
+        Raises:
+            ValueError: it is not one; nothing was changed.
+        """
+        check_state(state)
+        self.units = {name: Unit(**unit) for name, unit in state["units"].items()}
+        self.without_phi = frozenset(state["without_phi"])
+        self.evaluated = frozenset(state["evaluated"])
+        self.signatures = {
+            (is_whole, tuple(parameters), tuple(names)): index
+            for index, is_whole, parameters, names in state["graphs"]
+        }
+        self.step, self.requested = state["step"], state["requested"]
+        self.readings = {name: Reading() for name in self.units}
+        self.adopted_at, self.unshared = {}, {}
+        self.version += 1
+
+
+def check_state(state: Any) -> None:
+    """Refuse what is no state of a `UnitStore`.
+
+    Raises:
+        ValueError: another version, a missing key, another type, a unit out of range.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"units are a {type(state).__name__}; expected an object with their state")
+    if state.get("version") != STATE_VERSION:
+        raise ValueError(
+            f"units of version {state.get('version', 1)!r}; expected {STATE_VERSION}. Measure them "
+            "again: leave the file out, and the first step does."
+        )
+    kinds = {
+        "step": int,
+        "requested": bool,
+        "graphs": list,
+        "units": dict,
+        "without_phi": list,
+        "evaluated": list,
+    }
+    for key, kind in kinds.items():
+        value = state.get(key)
+        if not isinstance(value, kind) or (kind is int and not is_count(value)):
+            raise ValueError(f"units: {key!r} is {shortened(value)}; expected a {kind.__name__}")
+    for name, unit in state["units"].items():
+        check_unit(name, unit)
+    for key in ("without_phi", "evaluated"):
+        check_names(key, state[key], state["units"])
+    for entry in state["graphs"]:
+        fits = isinstance(entry, list | tuple) and len(entry) == 4 and isinstance(entry[1], bool)
+        if not fits or not is_count(entry[0]) or not all(map(is_names, entry[2:])):
+            raise ValueError(
+                f"units: a graph is {shortened(entry)}; expected a number, true or false, and two "
+                "lists of names"
+            )
+
+
+def check_unit(name: Any, unit: Any) -> None:
+    """Refuse what is no unit: two exponents in range."""
+    if not isinstance(unit, Mapping) or unit.keys() != {"s", "phi"}:
+        raise ValueError(
+            f"units: the unit of {name!r} is {shortened(unit)}; expected {{'s': ..., 'phi': ...}}"
+        )
+    for half, exponent in unit.items():
+        is_whole = isinstance(exponent, int) and not isinstance(exponent, bool)
+        if not is_whole or abs(exponent) > MAX_EXPONENT:
+            raise ValueError(
+                f"units: {half} of {name!r} is 2 to the power of {shortened(exponent)}; expected a "
+                f"whole number from -{MAX_EXPONENT} to {MAX_EXPONENT}"
+            )
+
+
+def check_names(key: str, names: Any, units: Collection[str]) -> None:
+    """Refuse a list that names something else than tensors with a unit."""
+    if not is_names(names):
+        raise ValueError(f"units: {key!r} is {shortened(names)}; expected a list of names")
+    if unknown := sorted(set(names) - set(units)):
+        raise ValueError(f"units: {key!r} names {unknown[:3]}, which have no unit in the file")
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is 0, 1, 2, ..."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_names(value: Any) -> bool:
+    """Whether a value is a list of strings."""
+    return isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
+
+
+def shortened(value: Any) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
