@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.units.ops import ADD_PRODUCT, BOTH, FIRST, RESHAPE, RULES, SUM, WEIGHTED, Rule
+from unitscale.units.op_table import (
+    ADD_PRODUCT,
+    BOTH,
+    FIRST,
+    RESHAPE,
+    SUM,
+    WEIGHTED,
+    Rule,
+)
+from unitscale.units.ops import RULES
 
 Arguments = tuple[Any, ...]
 
@@ -25,6 +34,9 @@ def pair(*shape: int) -> Callable[[], Arguments]:
 def one(*others: Any) -> Callable[[], Arguments]:
     return lambda: (draw(4, 6), *others)
 
+
+CONVOLUTION = ([1], [0], [1], False, [0], 1)
+"""Stride, padding, dilation, transposed, output padding and groups."""
 
 # Arguments of a call, by the name of the op; torch's function, operator and method share them.
 ARGUMENTS: dict[str, Callable[[], Arguments]] = {
@@ -43,6 +55,26 @@ ARGUMENTS: dict[str, Callable[[], Arguments]] = {
     "addmm": lambda: (draw(5), draw(3, 4), draw(4, 5)),
     "baddbmm": lambda: (draw(2, 3, 5), draw(2, 3, 4), draw(2, 4, 5)),
     "einsum": lambda: ("ij,jk,kl->il", draw(2, 3), draw(3, 4), draw(4, 2)),
+    "addbmm": lambda: (draw(3, 5), draw(2, 3, 4), draw(2, 4, 5)),
+    "addmv": lambda: (draw(3), draw(3, 4), draw(4)),
+    "addr": lambda: (draw(3, 4), draw(3), draw(4)),
+    "bilinear": lambda: (draw(3, 4), draw(3, 2), draw(5, 4, 2), draw(5)),
+    "chain_matmul": lambda: (draw(2, 3), draw(3, 4), draw(4, 5)),
+    "conv_tbc": lambda: (draw(6, 2, 3), draw(2, 3, 4), draw(4)),
+    "convolution": lambda: (draw(2, 3, 6), draw(4, 3, 2), draw(4), *CONVOLUTION),
+    "dot": pair(4),
+    "ger": lambda: (draw(3), draw(4)),
+    "imatmul": lambda: (draw(2, 3, 4), draw(4, 5)),
+    "inner": lambda: (draw(3, 4), draw(2, 4)),
+    "kron": lambda: (draw(3, 4), draw(2, 2)),
+    "linalg_matmul": lambda: (draw(2, 3, 4), draw(4, 5)),
+    "linalg_multi_dot": lambda: (draw(2, 3), draw(3, 4), draw(4, 5)),
+    "linalg_vecdot": pair(3, 4),
+    "mv": lambda: (draw(3, 4), draw(4)),
+    "outer": lambda: (draw(3), draw(4)),
+    "__rmatmul__": lambda: (draw(4, 5), draw(3, 4)),
+    "tensordot": lambda: (draw(3, 4), draw(4, 5), 1),
+    "vdot": pair(4),
     "add": pair(3, 4),
     "sub": pair(3, 4),
     "maximum": pair(3, 4),
@@ -119,6 +151,8 @@ def call(target: Any, args: list[Any], kwargs: dict[str, Any] | None = None) -> 
     torch.manual_seed(5)
     if isinstance(target, str):
         return getattr(args[0], target)(*args[1:], **kwargs or {})
+    if target is torch.linalg.multi_dot:  # linear in each tensor of its list
+        return target(args)
     return target(*args, **kwargs or {})
 
 
@@ -129,7 +163,8 @@ def is_float(value: Any) -> bool:
 def positions(rule: Rule, args: Arguments) -> list[int]:
     """Where the operands of a call are."""
     tensors = [i for i, x in enumerate(args) if is_float(x) or isinstance(x, list)]
-    return [position for position, _ in rule.operands] or tensors
+    named = [position for position, keyword in rule.operands if keyword != "tensors"]
+    return named or tensors
 
 
 def times(factors: dict[int, float], args: Arguments) -> list[Any]:
@@ -206,6 +241,7 @@ def assert_rule_holds(target: Any, rule: Rule, args: Arguments) -> None:
             assert sorted(y.flatten().tolist()) == sorted(x.flatten().tolist())
 
 
+@pytest.mark.filterwarnings("ignore:torch.chain_matmul is deprecated:UserWarning")
 @pytest.mark.parametrize("target", RULES, ids=label)
 def test_rule_holds(target):
     assert_rule_holds(target, RULES[target], ARGUMENTS[name_of(target)]())
@@ -239,6 +275,8 @@ def test_wrong_row_is_seen(target, rule, args):
 def takes_keywords(target: Any) -> bool:
     """Whether a call can name all its tensors: operators cannot, nor can `self` be named."""
     operands = RULES[target].operands
+    if target is torch.linalg.multi_dot:
+        return False
     is_operator = getattr(target, "__module__", "") == "_operator" or target == "__matmul__"
     return (
         bool(operands) and not is_operator and not (isinstance(target, str) and operands[1:] == ())

@@ -5,7 +5,8 @@ from typing import Any
 from torch import fx
 from torch.utils.checkpoint import checkpoint
 
-from unitscale.graph.capture import checkpointed
+from unitscale.graph.dynamo import checkpoint_context
+from unitscale.graph.tensor import checkpointed
 
 __all__ = ["recomputing"]
 
@@ -27,6 +28,7 @@ def recomputing(module: fx.GraphModule) -> fx.GraphModule:
 
 def recomputed(body: fx.GraphModule, *args: Any, **options: Any) -> Any:
     """`torch.utils.checkpoint` with the options that the model's author gave."""
-    if "_checkpoint_context_fn" in body.meta:
-        options["context_fn"] = body.meta["_checkpoint_context_fn"]
+    context = checkpoint_context(body)
+    if context is not None:
+        options["context_fn"] = context
     return checkpoint(body, *args, **options | {"use_reentrant": False})

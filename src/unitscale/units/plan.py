@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from unitscale.graph.capture import TensorNode, is_parameter, op_name
+from unitscale.graph import dynamo
+from unitscale.graph.effect import argument, effect_of, writes_input
+from unitscale.graph.name import is_parameter
+from unitscale.graph.tensor import TensorNode
 from unitscale.units.assign import Monomial, product
-from unitscale.units.ops import RULES, Rule, argument, operands, rule_of, writes_input
+from unitscale.units.ops import RULES, Rule, operands, rule_of
 
 
 @dataclass(kw_only=True)
@@ -148,7 +151,7 @@ def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
 
 def carries_gradient(node: fx.Node) -> bool:
     """Whether a gradient reaches a node's value: a tensor, or a tuple or list that holds some."""
-    value = node.meta.get("example_value")
+    value = dynamo.example(node)
     parts = value if isinstance(value, tuple | list) else (value,)
     return any(isinstance(part, Tensor) and part.requires_grad for part in parts)
 
@@ -156,15 +159,16 @@ def carries_gradient(node: fx.Node) -> bool:
 def is_foreign(node: fx.Node) -> bool:
     """Whether a node may run a backward that is not torch's: a custom autograd.Function, say.
 
-    So is an op that writes into its input: nothing may come between the two. The gradient of a
-    matrix exponential is itself one, of a matrix with the gradient in it, and takes as many
-    squarings as that is large.
+    So is an op that writes into its input: nothing may come between the two. And so is one of torch
+    whose backward is not linear to the bit: the gradient of a matrix exponential is itself one, of
+    a matrix with the gradient in it, and takes as many squarings as that is large; that of
+    `logcumsumexp` is an exponential of the gradient's logarithm.
     """
-    if writes_input(node) or op_name(node).endswith("matrix_exp"):
+    if writes_input(node) or not effect_of(node).linear_backward:
         return True
     if node.op != "call_function" or node.target in RULES:
         return False
-    module = getattr(node.target, "__module__", None) or ""
-    if module == "torch.ops.higher_order":  # a Function that was traced, or a hook on a gradient
+    if dynamo.calls_model_code(node):
         return True
+    module = getattr(node.target, "__module__", None) or ""
     return module.split(".")[0] not in ("", "torch", "_operator", "builtins", "math")
