@@ -31,6 +31,7 @@ __all__ = [
     "is_number_input",
     "is_registered",
     "is_wrapper_subclass",
+    "known_number",
     "module_expression",
     "parse",
     "running_fake",
@@ -179,6 +180,26 @@ def calls_model_code(node: fx.Node) -> bool:
     Assumed: such ops are of the module `torch.ops.higher_order`. Seen on torch 2.11 to 2.13.
     """
     return getattr(node.target, "__module__", None) == "torch.ops.higher_order"
+
+
+def known_number(node: fx.Node) -> int | float | bool | None:
+    """The number that a node has at every call of its graph; None for one that may change.
+
+    Assumed: the example of a number is a SymInt, SymFloat or SymBool, whose `node.expr` is a
+    constant of sympy where torch guards on its value: dropout on a CPU asks for its rate, so that
+    the graph is for one rate alone. Seen on torch 2.11 to 2.13.
+    """
+    value = example(node)
+    if isinstance(value, bool | int | float):
+        return value
+    if not isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return None
+    expression = value.node.expr
+    if isinstance(value, torch.SymBool):
+        return bool(expression) if expression.is_Boolean and not expression.free_symbols else None
+    if not expression.is_number:
+        return None
+    return int(expression) if isinstance(value, torch.SymInt) else float(expression)
 
 
 def is_number_input(node: fx.Node) -> bool:

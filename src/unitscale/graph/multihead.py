@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.fx.proxy import Proxy
 
 from unitscale.graph import dynamo
-from unitscale.graph.number import is_known, may_be_true
+from unitscale.graph.number import constant, is_known, may_be_true
 
 __all__ = ["SIGNATURE", "attention", "refusal", "size"]
 
@@ -29,6 +29,7 @@ def refusal(node: fx.Node, given: dict[str, Any]) -> str | None:
     unknown = [name for name in (*SETTINGS, *UNUSUAL_FLAGS) if not is_known(given[name])]
     if unknown:
         return f"{unknown[0]} changes between calls"
+    given = settled(given)
     set_ = [name for name in UNUSUAL if given[name] is not None]
     set_ += [name for name in UNUSUAL_FLAGS if given[name]]
     if set_:
@@ -38,6 +39,11 @@ def refusal(node: fx.Node, given: dict[str, Any]) -> str | None:
     if dynamo.example(given["query"]).dim() != 3:
         return "its query has no batch axis"
     return None
+
+
+def settled(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, with the numbers of those settings that are nodes of the graph all the same."""
+    return {**given, **{name: constant(given[name]) for name in (*SETTINGS, *UNUSUAL_FLAGS)}}
 
 
 def example(x: Proxy) -> Tensor:
@@ -54,6 +60,7 @@ def size(x: Proxy, axis: int) -> Any:
 
 def attention(given: dict[str, Any]) -> tuple[Any, Any]:
     """What `F.multi_head_attention_forward` computes, [length, batch, width], and the weights."""
+    given = settled(given)
     query, key, need_weights = given["query"], given["key"], given["need_weights"]
     heads, width = given["num_heads"], given["embed_dim_to_check"]
     target, batch, source = size(query, 0), size(query, 1), size(key, 0)
