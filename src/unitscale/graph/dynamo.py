@@ -309,6 +309,7 @@ def parse(expression: str, roots: tuple[str, ...] = ()) -> tuple[str, tuple[str,
     root = max(known, key=len) if known else match.group() if match else ""
     found = []
     for step in STEP.finditer(expression, len(root)):
-        literal = step["key"] or step["index"]
-        found.append(str(ast.literal_eval(literal)) if literal else step["name"])
+        # A shortened name is what stood between the quotes, with its escapes.
+        literal = step["key"] or step["index"] or f"'{step['name']}'"
+        found.append(str(ast.literal_eval(literal)))
     return root, tuple(found)

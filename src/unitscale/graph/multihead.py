@@ -42,7 +42,7 @@ def refusal(node: fx.Node, given: dict[str, Any]) -> str | None:
 
 
 def settled(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, with the numbers of those settings that are nodes of the graph all the same."""
+    """The arguments, with numbers for the settings that are nodes of the graph all the same."""
     return {**given, **{name: constant(given[name]) for name in (*SETTINGS, *UNUSUAL_FLAGS)}}
 
 
