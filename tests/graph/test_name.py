@@ -138,6 +138,7 @@ class Unconventional(nn.Module):
         return me.second(x).sum()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch 2.13
 def test_the_module_of_a_frame_may_have_any_name() -> None:
     model = Unconventional()
     graphs = captured(model, torch.ones(2, 4))

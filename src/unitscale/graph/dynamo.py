@@ -37,6 +37,7 @@ __all__ = [
     "running_fake",
     "set_example",
     "storage_id",
+    "times_taken",
     "transform_depth",
     "writes",
 ]
@@ -101,6 +102,36 @@ def storage_id(value: Tensor) -> int:
         return value.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # wrapper subclasses, functorch levels
         return 0
+
+
+MAX_STEPS = 256
+"""Steps of a backward pass that one op is searched for: those of torch take a few."""
+
+
+def times_taken(node: fx.Node, x: fx.Node) -> int:
+    """How many gradients of one tensor the backward pass of one op computes: 0 if none is found.
+
+    An op that torch composes of others, such as `F.normalize`, takes its input several times.
+    Assumed: example values have a `grad_fn`, as real ones do, which leads over `next_functions` to
+    that of the op's inputs. An op that replaced another has none that leads there. Seen on torch
+    2.11 to 2.13.
+    """
+    inputs = {i: example(i) for i in node.all_input_nodes}
+    ends = {v.grad_fn for v in inputs.values() if isinstance(v, Tensor)} - {None}
+    value, result = inputs[x], example(node)
+    parts = result if isinstance(result, tuple | list) else (result,)
+    found = {v.grad_fn for v in parts if isinstance(v, Tensor)} - {None} - ends
+    waiting, count = list(found), 0
+    while waiting and len(found) < MAX_STEPS:
+        for step, index in waiting.pop().next_functions:
+            if step is None:
+                continue
+            is_leaf = getattr(step, "variable", None) is value
+            count += is_leaf or (step is value.grad_fn and index == value.output_nr)
+            if step not in found and step not in ends:
+                found.add(step)
+                waiting.append(step)
+    return count
 
 
 def writes(value: Tensor) -> int:

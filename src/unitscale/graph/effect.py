@@ -73,7 +73,7 @@ EFFECTS: dict[str, Effect] = {
     **dict.fromkeys(("addcmul", "addcdiv", "clamp", "clamp_min", "clamp_max"), METHOD),
     **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv", "addr"), METHOD),
     # activations
-    **dict.fromkeys(("sigmoid", "tanh", "relu", "leaky_relu"), METHOD),
+    **dict.fromkeys(("sigmoid", "tanh", "relu"), METHOD),
     **dict.fromkeys(("elu", "celu", "selu"), Effect(from_result=True)),
     # masks and indices
     **dict.fromkeys(("masked_fill", "masked_scatter", "tril", "triu"), METHOD),

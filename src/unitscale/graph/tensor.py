@@ -24,6 +24,7 @@ EXPOSED = "leaves the graph together with a view of it"
 STRIDED = "its memory is read by as_strided"
 SUBCLASS = "tensor subclass"
 TRANSFORMED = "inside vmap or another function transform"
+REPEATED = "taken several times inside an op, and by other ops"
 SHARED = "used inside and outside of vmap or another function transform"
 
 
@@ -144,7 +145,8 @@ def pin(
     """Why the tensor of a node keeps the unit (1, 1), or None if it may have one of its own.
 
     A tensor that a function transform shares with other ops keeps it for the sake of the order in
-    which autograd sums its gradients: in there it is used more often than the graph shows.
+    which autograd sums its gradients: in there it is used more often than the graph shows. So does
+    one that an op `repeats`.
     """
     if node.op in ("placeholder", "get_attr"):
         return BOUNDARY
@@ -155,7 +157,24 @@ def pin(
         return SHARED
     if dynamo.is_wrapper_subclass(value):
         return SUBCLASS
+    if len(node.users) > 1 and any(repeats(user, node) for user in node.users):
+        return REPEATED
     return pinned.get(storage_id(value))
+
+
+def repeats(node: fx.Node, x: fx.Node) -> bool:
+    """Whether an op takes a tensor more often than the graph shows, as `F.normalize(x)` does.
+
+    Where other ops take it too, autograd sums all of its gradients one by one; a factor in between
+    would sum those of this op first, in another order.
+    """
+    if not node.op.startswith("call_") or checkpointed(node) is not None:
+        return False
+    if not isinstance(dynamo.example(x), torch.Tensor):
+        return False
+    shown: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), shown.append)
+    return dynamo.times_taken(node, x) > shown.count(x)
 
 
 def pinned_storages(graph: fx.Graph) -> dict[int, str]:

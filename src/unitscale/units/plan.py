@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from unitscale.graph import dynamo
 from unitscale.graph.effect import argument, effect_of, writes_input
 from unitscale.graph.name import is_parameter
-from unitscale.graph.tensor import TensorNode
+from unitscale.graph.tensor import TensorNode, repeats
 from unitscale.units.assign import Monomial, product
 from unitscale.units.ops import RULES, Rule, operands, rule_of
 
@@ -114,7 +114,9 @@ def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
     """The factors around one op; see the module's docstring of `rules` for the kinds."""
     tensors = symbols.tensors
     inputs = [x for x in node.all_input_nodes if x in tensors]
-    rule = rule_of(node) if node in tensors else Rule(kind="general")
+    # Nothing may come between a tensor and an op that takes it several times inside.
+    is_repeating = any(len(x.users) > 1 and repeats(node, x) for x in inputs)
+    rule = rule_of(node) if node in tensors and not is_repeating else Rule(kind="general")
     plan = NodePlan(inside={x: symbols.unit(x) for x in inputs})
     if not symbols.scale:
         return plan
@@ -138,7 +140,7 @@ def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
         outside = at[value]
     phi = symbols.gradient(node)
     unitless = [x for x in node.all_input_nodes if x not in tensors and carries_gradient(x)]
-    if unitless or is_foreign(node):
+    if unitless or is_repeating or is_foreign(node):
         # A tuple or a complex tensor has no unit: what flows back into it must be the true
         # gradient. And so must what a backward written by hand gets, which need not be linear.
         plan.after_backward, phi = Monomial() / phi, Monomial()
