@@ -117,10 +117,10 @@ def times_taken(node: fx.Node, x: fx.Node) -> int:
     2.11 to 2.13.
     """
     inputs = {i: example(i) for i in node.all_input_nodes}
-    ends = {v.grad_fn for v in inputs.values() if isinstance(v, Tensor)} - {None}
+    ends: set[Any] = {v.grad_fn for v in inputs.values() if isinstance(v, Tensor)} - {None}
     value, result = inputs[x], example(node)
     parts = result if isinstance(result, tuple | list) else (result,)
-    found = {v.grad_fn for v in parts if isinstance(v, Tensor)} - {None} - ends
+    found: set[Any] = {v.grad_fn for v in parts if isinstance(v, Tensor)} - {None} - ends
     waiting, count = list(found), 0
     while waiting and len(found) < MAX_STEPS:
         for step, index in waiting.pop().next_functions:
