@@ -7,6 +7,7 @@ depends on the structure of the graph alone, the numbers come later.
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, fx
 
 from unitscale.graph import dynamo
@@ -62,9 +63,12 @@ class NodePlan:
 
         For a linear op that rounds nothing. A weight's gradient comes out of a product and goes to
         the optimizer: its factor is a pass over memory of its own. Those on the gradients before
-        and after the op join what computes or uses them.
+        and after the op join what computes or uses them. Not in float16, whose range is too narrow
+        for a gradient that is not at its unit.
         """
-        rule = rule_of(node)
+        rule, value = rule_of(node), dynamo.example(node)
+        if isinstance(value, Tensor) and value.dtype == torch.float16:
+            return
         taken = operands(node, rule)
         parameters = [x for x in taken if is_parameter(x)]
         if rule.kind != "linear" or len(taken) != 2 or len(parameters) != 1:
@@ -111,7 +115,29 @@ class Symbols:
 
 
 def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
-    """The factors around one op; see the module's docstring of `rules` for the kinds."""
+    """The factors around one op; see the docstring of `ops` for the kinds.
+
+    A worked example, one linear layer y = x w + b. The hidden tensor x has the unit s = 1/8,
+    phi = 32, the output y has s = 2, phi = 16; w and b are parameters, so at (1, 1), but a product
+    that a recipe rounds takes w at its own s = 1/4. Say x = 0.25, w = 0.5, b = 1, and y's gradient
+    is 1/16. Then y = 1.125, and the true gradients are 1/32 for x, 1/64 for w and 1/16 for b.
+
+                            x        w        b        y
+        held                2        0.5      1                   t / s; w and b as they are
+        before              1        4        -                   w is rounded at 2, x at 2
+        inside              1        1        32                  b / (s(x) s(w)) adds up
+        the op                                         36         2 * 2 + 32
+        after                                          1/64       s(x) s(w) / s(y)
+        held                                           0.5625     1.125 / 2
+
+        gradient carried                               1          phi(y) / 16
+        the op              2        2        1                   to each operand, as it is held
+        backward            1/2      1/128    1/16                phi(x) / phi(y) * s(w), and so on
+        gradient carried    1        1/64     1/16                32 / 32; the true ones at (1, 1)
+
+    Where nothing is rounded w has no factor before (s(w) counts as 1): b's inside is 8, `after` is
+    1/16, x's backward factor 2; the others are the same.
+    """
     tensors = symbols.tensors
     inputs = [x for x in node.all_input_nodes if x in tensors]
     # Nothing may come between a tensor and an op that takes it several times inside.
