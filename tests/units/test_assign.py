@@ -20,6 +20,7 @@ from unitscale.units.assign import (
     Unit,
     assign,
     exponent,
+    limit_for,
     product,
     reason,
 )
@@ -175,3 +176,10 @@ def test_theory_is_beside_the_paper():
     lines = Path(spec.origin).read_text().splitlines()
     imports = [line for line in lines if line.startswith(("import ", "from "))]
     assert {line.split()[1] for line in imports} <= {"math", "collections.abc", "dataclasses"}
+
+
+@pytest.mark.parametrize(("least", "limit"), [(-14, 14), (-126, MAX_EXPONENT)])
+def test_units_stay_in_the_normal_range_of_a_dtype(least, limit):
+    assert limit_for(least) == limit
+    assert assign(2.0**-30, 2.0**-35, limit=limit) == Unit(-min(30, limit), min(35, limit))
+    assert (reason(2.0**-30, None, limit=limit) is None) == (limit >= 30)

@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-__all__ = ["SIGNATURE", "gru_cell", "is_plain", "lstm_cell", "simple_cell"]
+from unitscale.graph import dynamo
+from unitscale.graph.multihead import size
+
+__all__ = ["SIGNATURE", "gru_cell", "lstm_cell", "refusal", "simple_cell"]
 
 
 def cell(input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> None:
@@ -22,15 +25,17 @@ def cell(input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any 
 SIGNATURE = inspect.signature(cell)
 
 
-def is_plain(node: fx.Node, given: dict[str, Any]) -> bool:
-    """Whether torch computes a call as it is written here.
+def refusal(node: fx.Node, given: dict[str, Any]) -> str | None:
+    """Why torch does not compute a call as it is written here, or None if it does.
 
     It does on the CPU; elsewhere one kernel does it all, and autocast casts what goes in.
     """
-    first: Tensor = given["input"].meta["example_value"]
-    result = node.meta["example_value"]
+    first: Tensor = dynamo.example(given["input"])
+    result = dynamo.example(node)
     result = result[0] if isinstance(result, tuple) else result
-    return first.device.type == "cpu" and first.dtype == result.dtype
+    if first.device.type != "cpu":
+        return f"on {first.device.type} one kernel computes all of it"
+    return None if first.dtype == result.dtype else "autocast casts what goes into it"
 
 
 def products(given: dict[str, Any], hidden: Any) -> tuple[Any, Any]:
@@ -77,7 +82,7 @@ def gru_cell(given: dict[str, Any]) -> Any:
     hidden = given["hx"]
     from_input = F.linear(given["input"], given["w_ih"], given["b_ih"])
     from_hidden = F.linear(hidden, given["w_hh"], given["b_hh"])
-    width = given["w_hh"].node.meta["example_value"].size(1)
+    width = size(given["w_hh"], 1)
     gates_of_input, new_of_input = divided(from_input, width)
     gates_of_hidden, new_of_hidden = divided(from_hidden, width)
     reset, update = (torch.sigmoid(x) for x in chunks(gates_of_hidden + gates_of_input, 2))

@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dispatch.python import enable_python_dispatcher
+
+from unitscale.graph import dynamo
+from unitscale.graph.dynamo import storage_id
 
 __all__ = ["evaluate", "storage_id", "storages"]
 
@@ -16,9 +18,9 @@ def evaluate(node: fx.Node, like: Any) -> Any:
     knows the sizes that may change, and it says whether gradients are recorded there.
     """
     tensors = (x for x in (like if isinstance(like, tuple | list) else [like]) if is_tensor(x))
-    first: Any = next(tensors)
-    with first.fake_mode, enable_python_dispatcher(), torch.set_grad_enabled(first.requires_grad):
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: x.meta["example_value"])
+    first = next(tensors)
+    with dynamo.running_fake(first), torch.set_grad_enabled(first.requires_grad):
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), dynamo.example)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -27,14 +29,6 @@ def evaluate(node: fx.Node, like: Any) -> Any:
 def is_tensor(value: Any) -> bool:
     """Whether a value is a tensor."""
     return isinstance(value, Tensor)
-
-
-def storage_id(value: Tensor) -> int:
-    """Identity of the memory behind a (fake) tensor; 0 for a tensor without storage of its own."""
-    try:
-        return value.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # wrapper subclasses, functorch levels
-        return 0
 
 
 def storages(value: Any) -> set[int]:

@@ -17,9 +17,13 @@ import torch.nn.functional as F
 from torch import fx
 from torch.fx.proxy import GraphAppendingTracer, Proxy
 
-from unitscale.graph import cells, multihead
-from unitscale.graph.capture import checkpointed
+from unitscale.graph import cells, dynamo, multihead
 from unitscale.graph.example import evaluate
+from unitscale.graph.number import may_be_true
+from unitscale.graph.tensor import checkpointed
+
+UNEXPANDED = "unitscale.unexpanded"
+"""The key under which a node keeps why it stayed one op."""
 
 Given = dict[str, Any]
 """The arguments of a call by name: nodes, or proxies while its replacement is written."""
@@ -31,34 +35,35 @@ class Composite:
 
     Args:
         signature: how its arguments are called.
-        fits: whether `write` does what this call of it does.
+        refusal: why `write` does not do what this call of it does, or None if it does.
         write: from its arguments to its results.
     """
 
     signature: inspect.Signature
-    fits: Callable[[fx.Node, Given], bool]
+    refusal: Callable[[fx.Node, Given], str | None]
     write: Callable[[Given], Any]
 
 
 COMPOSITES: dict[Any, Composite] = {
     F.multi_head_attention_forward: Composite(
-        multihead.SIGNATURE, multihead.is_usual, multihead.attention
+        multihead.SIGNATURE, multihead.refusal, multihead.attention
     ),
     torch.rnn_tanh_cell: Composite(
-        cells.SIGNATURE, cells.is_plain, partial(cells.simple_cell, activation=torch.tanh)
+        cells.SIGNATURE, cells.refusal, partial(cells.simple_cell, activation=torch.tanh)
     ),
     torch.rnn_relu_cell: Composite(
-        cells.SIGNATURE, cells.is_plain, partial(cells.simple_cell, activation=torch.relu)
+        cells.SIGNATURE, cells.refusal, partial(cells.simple_cell, activation=torch.relu)
     ),
-    torch.gru_cell: Composite(cells.SIGNATURE, cells.is_plain, cells.gru_cell),
-    torch.lstm_cell: Composite(cells.SIGNATURE, cells.is_plain, cells.lstm_cell),
+    torch.gru_cell: Composite(cells.SIGNATURE, cells.refusal, cells.gru_cell),
+    torch.lstm_cell: Composite(cells.SIGNATURE, cells.refusal, cells.lstm_cell),
 }
 
 
 def expand(graph: fx.Graph, *, recomputed: bool = False) -> None:
-    """Replace every call that a composite fits; the others stay one op, with no unit inside.
+    """Replace every call that a composite does not refuse; the others stay one op.
 
-    So does one with dropout in a `recomputed` body of a checkpoint: it would draw other numbers.
+    No tensor inside those has a unit. One with dropout in a `recomputed` body of a checkpoint is
+    among them: it would draw other numbers.
     """
     for node in list(graph.nodes):
         body = checkpointed(node)
@@ -71,14 +76,27 @@ def expand(graph: fx.Graph, *, recomputed: bool = False) -> None:
         bound = composite.signature.bind(*node.args, **node.kwargs)
         bound.apply_defaults()
         given = bound.arguments
-        draws = recomputed and given.get("dropout_p") and given["training"]
-        if composite.fits(node, given) and not draws and has_plain_users(node):
+        why = composite.refusal(node, given)
+        if recomputed and may_be_true(given.get("dropout_p")) and may_be_true(given["training"]):
+            why = "its dropout would draw other numbers in a checkpoint"
+        elif not has_plain_users(node):
+            why = "its results are used as a tuple"
+        if why is None:
             replace(node, composite.write, given)
+        else:
+            node.meta[UNEXPANDED] = why
+
+
+def unexpanded_reason(node: fx.Node) -> str | None:
+    """Why a composite stayed one op after `expand`; None for any other node."""
+    if node.target not in COMPOSITES:
+        return None
+    return str(node.meta.get(UNEXPANDED, "it was not written out"))
 
 
 def has_plain_users(node: fx.Node) -> bool:
     """Whether a tuple is only taken apart."""
-    is_tuple = isinstance(node.meta["example_value"], tuple)
+    is_tuple = isinstance(dynamo.example(node), tuple)
     return not is_tuple or all(user.target is operator.getitem for user in node.users)
 
 
@@ -103,11 +121,11 @@ class Tracer(GraphAppendingTracer):
 
     def __init__(self, replaced: fx.Node) -> None:
         super().__init__(replaced.graph)
-        self.meta = replaced.meta
+        self.replaced = replaced
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """A node with its example value."""
         node = super().create_node(*args, **kwargs)
-        node.meta = {key: x for key, x in self.meta.items() if key != "example_value"}
-        node.meta["example_value"] = evaluate(node, self.meta["example_value"])
+        node.meta = dict(self.replaced.meta)
+        dynamo.set_example(node, evaluate(node, dynamo.example(self.replaced)))
         return node

@@ -5,32 +5,18 @@
 """
 
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
-from torch._dispatch.python import enable_python_dispatcher
 
-from unitscale.graph.capture import checkpointed
-from unitscale.graph.example import evaluate, storage_id, storages
-
-OPERATORS: dict[Any, Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-
-METHODS = (
-    *("add", "sub", "mul", "div", "neg", "abs", "pow", "square", "sqrt", "rsqrt", "reciprocal"),
-    *("exp", "log", "sigmoid", "tanh", "relu", "leaky_relu", "clamp", "clamp_min", "clamp_max"),
-    *("masked_fill", "addcmul", "addcdiv", "lerp", "tril", "triu"),
-    *("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill"),
-    *("index_put", "masked_scatter"),
-)
-"""Those that have a form `x.op_(...)`, which does to `x` what `x.op(...)` returns."""
+from unitscale.graph import dynamo
+from unitscale.graph.dynamo import storage_id
+from unitscale.graph.effect import FROM_RESULT, IN_PLACE_OPERATORS, METHODS, writes_input
+from unitscale.graph.example import evaluate, storages
+from unitscale.graph.name import op_name
+from unitscale.graph.tensor import checkpointed
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 """Target, arguments and keywords of a node."""
@@ -43,8 +29,8 @@ def return_new(graph: fx.Graph) -> None:
     """
     records = True
     for node in list(graph.nodes):
-        if node.target is torch._C._set_grad_enabled:
-            records = bool(node.args[0])
+        mode = dynamo.gradient_mode(node)
+        records = records if mode is None else mode
         body = checkpointed(node)
         if body is not None:
             return_new(body.graph)
@@ -59,7 +45,7 @@ def return_new(graph: fx.Graph) -> None:
 
 def is_constant(node: fx.Node) -> bool:
     """Whether no gradient reaches the tensor that a node writes."""
-    value = node.meta.get("example_value")
+    value = dynamo.example(node)
     return isinstance(value, Tensor) and not value.requires_grad
 
 
@@ -67,18 +53,44 @@ def out_of_place(node: fx.Node) -> Call | None:
     """The call that returns what this one writes; None if there is none."""
     if not node.op.startswith("call_") or not node.args or node.kwargs.get("out") is not None:
         return None
-    if node.target in OPERATORS:
-        return OPERATORS[node.target], node.args, node.kwargs
+    if node.target in IN_PLACE_OPERATORS:
+        return IN_PLACE_OPERATORS[node.target], node.args, node.kwargs
     if node.op == "call_method":
         name = str(node.target).removesuffix("_")
         return (name, node.args, node.kwargs) if name != node.target and name in METHODS else None
-    if getattr(node.target, "__module__", "") != "torch.nn.functional":
+    function: Any = node.target
+    if getattr(function, "__module__", "") != F.__name__ or not writes_input(node):
         return None
-    given = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
-    if not given.arguments.get("inplace"):
+    given = inspect.signature(function).bind(*node.args, **node.kwargs)
+    if given.arguments.get("inplace") is not True:  # an embedding's weight; a flag that may change
         return None
+    if op_name(node) in FROM_RESULT:
+        return OF_A_COPY[function], given.args, given.kwargs
     given.arguments["inplace"] = False
-    return node.target, given.args, given.kwargs
+    return function, given.args, given.kwargs
+
+
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = True) -> Tensor:
+    """`F.elu` in place on a copy: a new tensor, with the derivative of the write."""
+    return F.elu(input.clone(), alpha, inplace=inplace)
+
+
+def celu(input: Tensor, alpha: float = 1.0, inplace: bool = True) -> Tensor:
+    """`F.celu` in place on a copy, see `elu`."""
+    return F.celu(input.clone(), alpha, inplace=inplace)
+
+
+def selu(input: Tensor, inplace: bool = True) -> Tensor:
+    """`F.selu` in place on a copy, see `elu`."""
+    return F.selu(input.clone(), inplace=inplace)
+
+
+OF_A_COPY: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.elu: elu,
+    F.celu: celu,
+    F.selu: selu,
+}
+"""Functions whose derivative, done in place, is taken from what they wrote (`effect.Effect`)."""
 
 
 def sharing(x: Any, node: fx.Node) -> list[fx.Node] | None:
@@ -88,11 +100,11 @@ def sharing(x: Any, node: fx.Node) -> list[fx.Node] | None:
     """
     if not isinstance(x, fx.Node):
         return None
-    memory, found = storage_id(x.meta["example_value"]), []
+    memory, found = storage_id(dynamo.example(x)), []
     for other in x.graph.nodes:
         if other is node:
             break
-        if memory in storages(other.meta.get("example_value")):
+        if memory in storages(dynamo.example(other)):
             found.append(other)
     made_here = memory != 0 and all(other.op.startswith("call_") for other in found)
     others = [other for other in found if other is not x]
@@ -103,21 +115,22 @@ def sharing(x: Any, node: fx.Node) -> list[fx.Node] | None:
 
 def is_only_passed_on(node: fx.Node, found: list[fx.Node], memory: int) -> bool:
     """Whether all that becomes of a tensor is its views, and of a tuple its elements."""
-    is_tuple = isinstance(node.meta["example_value"], tuple | list)
+    is_tuple = isinstance(dynamo.example(node), tuple | list)
     return all(
-        user in found or (is_tuple and memory not in storages(user.meta.get("example_value")))
+        user in found or (is_tuple and memory not in storages(dynamo.example(user)))
         for user in node.users
     )
 
 
 def replace(node: fx.Node, call: Call, shared: list[fx.Node]) -> None:
     """Put the op that returns a new tensor in the place of one that writes into its argument."""
-    graph, x, written = node.graph, node.args[0], node.meta["example_value"]
+    graph, x, written = node.graph, node.args[0], dynamo.example(node)
     assert isinstance(x, fx.Node)
     with graph.inserting_before(node):
         new = graph.create_node(node.op, *call)
-    new.meta = {**node.meta, "example_value": evaluate(new, written)}
-    if not is_like(new.meta["example_value"], written):  # in another dtype, say
+    new.meta = dict(node.meta)
+    dynamo.set_example(new, evaluate(new, written))
+    if not is_like(dynamo.example(new), written):  # in another dtype, say
         graph.erase_node(new)
         return
     nodes = list(graph.nodes)
@@ -127,13 +140,13 @@ def replace(node: fx.Node, call: Call, shared: list[fx.Node]) -> None:
     node.replace_all_uses_with(new)
     graph.erase_node(node)
     for other in shared:
-        value, is_view = other.meta["example_value"], not made_it(other, shared)
-        other.meta["example_value"] = evaluate(other, value) if is_view else unwritten(value)
+        value, is_view = dynamo.example(other), not made_it(other, shared)
+        dynamo.set_example(other, evaluate(other, value) if is_view else unwritten(value))
     memory = storage_id(written)
     for other in later:
-        value = other.meta.get("example_value")
+        value = dynamo.example(other)
         if other.op != "output" and memory in storages(value):
-            other.meta["example_value"] = evaluate(other, value)
+            dynamo.set_example(other, evaluate(other, value))
 
 
 def made_it(node: fx.Node, shared: list[fx.Node]) -> bool:
@@ -147,8 +160,7 @@ def unwritten(value: Any) -> Any:
         return tuple(map(unwritten, value))
     if not isinstance(value, Tensor):
         return value
-    fake: Any = value
-    with fake.fake_mode, enable_python_dispatcher():
+    with dynamo.running_fake(value):
         return value.clone()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.hooks import RemovableHandle
 
-from unitscale.graph.capture import TensorNode, checkpointed
+from unitscale.graph.tensor import TensorNode, checkpointed
 
 Observer = Callable[[TensorNode, Tensor], None]
 

@@ -9,30 +9,46 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.proxy import Proxy
 
-__all__ = ["SIGNATURE", "attention", "is_usual"]
+from unitscale.graph import dynamo
+from unitscale.graph.number import constant, is_known, may_be_true
+
+__all__ = ["SIGNATURE", "attention", "refusal", "size"]
 
 SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 UNUSUAL = ("bias_k", "bias_v", "static_k", "static_v")
 UNUSUAL_FLAGS = ("add_zero_attn", "use_separate_proj_weight")
+SETTINGS = ("embed_dim_to_check", "num_heads", "training", "need_weights", "is_causal")
 
 
-def is_usual(node: fx.Node, given: dict[str, Any]) -> bool:
-    """Whether `attention` does what this call does.
+def refusal(node: fx.Node, given: dict[str, Any]) -> str | None:
+    """Why `attention` does not do what this call does, or None if it does.
 
     Not with a causal mask whose weights are asked for: they would differ in the last bit.
     """
-    return (
-        all(given[name] is None for name in UNUSUAL)
-        and not any(given[name] for name in UNUSUAL_FLAGS)
-        and not (given["need_weights"] and given["is_causal"])
-        and given["query"].meta["example_value"].dim() == 3
-    )
+    unknown = [name for name in (*SETTINGS, *UNUSUAL_FLAGS) if not is_known(given[name])]
+    if unknown:
+        return f"{unknown[0]} changes between calls"
+    given = settled(given)
+    set_ = [name for name in UNUSUAL if given[name] is not None]
+    set_ += [name for name in UNUSUAL_FLAGS if given[name]]
+    if set_:
+        return f"{set_[0]} is set"
+    if given["need_weights"] and given["is_causal"]:
+        return "its weights are asked for under is_causal; pass need_weights=False"
+    if dynamo.example(given["query"]).dim() != 3:
+        return "its query has no batch axis"
+    return None
+
+
+def settled(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, with numbers for the settings that are nodes of the graph all the same."""
+    return {**given, **{name: constant(given[name]) for name in (*SETTINGS, *UNUSUAL_FLAGS)}}
 
 
 def example(x: Proxy) -> Tensor:
     """The example value behind a proxy."""
-    value: Tensor = x.node.meta["example_value"]
+    value: Tensor = dynamo.example(x.node)
     return value
 
 
@@ -44,6 +60,7 @@ def size(x: Proxy, axis: int) -> Any:
 
 def attention(given: dict[str, Any]) -> tuple[Any, Any]:
     """What `F.multi_head_attention_forward` computes, [length, batch, width], and the weights."""
+    given = settled(given)
     query, key, need_weights = given["query"], given["key"], given["need_weights"]
     heads, width = given["num_heads"], given["embed_dim_to_check"]
     target, batch, source = size(query, 0), size(query, 1), size(key, 0)
@@ -58,7 +75,7 @@ def attention(given: dict[str, Any]) -> tuple[Any, Any]:
         k = k.transpose(-2, -1)
         logits = torch.bmm(q, k) if mask is None else torch.baddbmm(mask, q, k)
         weights = F.softmax(logits, dim=-1)
-        weights = F.dropout(weights, p=dropout) if dropout > 0.0 else weights
+        weights = F.dropout(weights, p=dropout) if may_be_true(dropout) else weights
         merged = torch.bmm(weights, v).transpose(0, 1).reshape(target * batch, width)
         weights = weights.view(batch, heads, target, source)
         weights = weights.mean(dim=1) if given["average_attn_weights"] else weights

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from unitscale.graph.capture import input_name, is_parameter
+from unitscale.graph.name import input_name, is_parameter
 
 __all__ = ["Places", "argument_names", "parameter_slots"]
 

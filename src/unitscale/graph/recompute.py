@@ -5,7 +5,8 @@ from typing import Any
 from torch import fx
 from torch.utils.checkpoint import checkpoint
 
-from unitscale.graph.capture import checkpointed
+from unitscale.graph.dynamo import checkpoint_context
+from unitscale.graph.tensor import checkpointed
 
 __all__ = ["checkpoint_options", "recomputing"]
 
@@ -32,6 +33,6 @@ def recomputed(body: fx.GraphModule, *args: Any, **options: Any) -> Any:
 
 def checkpoint_options(body: fx.GraphModule, options: dict[str, Any]) -> dict[str, Any]:
     """The options of a checkpoint call, for a body that is run again by eager PyTorch."""
-    if "_checkpoint_context_fn" in body.meta:
-        options = {**options, "context_fn": body.meta["_checkpoint_context_fn"]}
-    return options | {"use_reentrant": False}
+    context = checkpoint_context(body)
+    given = {} if context is None else {"context_fn": context}
+    return options | given | {"use_reentrant": False}

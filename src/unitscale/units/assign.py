@@ -19,6 +19,16 @@ from typing import TypeGuard
 MAX_EXPONENT = 40
 """Units stay within 2**+-40, so that a product of three of them is inside float32's range."""
 
+
+def limit_for(least_normal: int) -> int:
+    """The largest exponent of a unit for tensors whose smallest normal number is 2**least_normal.
+
+    A unit is itself a normal number of the dtype, and so is one over it: 14 for float16 (-14), and
+    `MAX_EXPONENT` for bfloat16 and float32 (-126).
+    """
+    return min(MAX_EXPONENT, -least_normal)
+
+
 ZERO_RMS = 2.0**-100
 """Below this an RMS is that of a tensor (or gradient) that is zero but for rounding: no unit."""
 
@@ -41,14 +51,14 @@ class Unit:
 ONE = Unit()
 
 
-def exponent(rms: float | None) -> int:
-    """round(log2 rms), clamped to +-MAX_EXPONENT; 0 where the RMS gives no scale.
+def exponent(rms: float | None, limit: int = MAX_EXPONENT) -> int:
+    """round(log2 rms), clamped to +-limit; 0 where the RMS gives no scale.
 
     None, zero, NaN and infinity give no scale: 0, so the tensor is held as it is.
     """
     if rms is None or not ZERO_RMS <= rms < math.inf:  # false for NaN too
         return 0
-    return max(-MAX_EXPONENT, min(MAX_EXPONENT, round(math.log2(rms))))
+    return max(-limit, min(limit, round(math.log2(rms))))
 
 
 def assign(
@@ -56,25 +66,28 @@ def assign(
     grad_rms: float | None,
     amax: float | None = None,
     *,
+    limit: int = MAX_EXPONENT,
     grad_amax: float | None = None,
-    limit: float | None = None,
-    grad_limit: float | None = None,
+    ceiling: float | None = None,
+    grad_ceiling: float | None = None,
 ) -> Unit:
     """The unit of a tensor: s = 2**round(log2 rms), phi = 2**-round(log2 grad_rms).
 
+    Both stay within 2**+-limit, see `limit_for`.
+
     None (never measured, or no gradient) leaves that half at 1. A tensor with fill values (`amax`)
-    gets no s below 1, which would make infinities of them. With a limit, s is at least so large
-    that `amax / s <= limit`, and phi so small that `grad_amax * phi <= grad_limit`: an outlier then
-    has room to grow. For a float format that costs nothing: the binades lost at the low end are
-    those that the format has to spare.
+    gets no s below 1, which would make infinities of them. With a ceiling, s is at least so
+    large that `amax / s <= ceiling`, and phi so small that `grad_amax * phi <= grad_ceiling`: an
+    outlier then has room to grow. For a float format that costs nothing: the binades lost at the
+    low end are those that the format has to spare.
     """
-    s, phi = exponent(rms), -exponent(grad_rms)
+    s, phi = exponent(rms, limit), -exponent(grad_rms, limit)
     if amax is not None and amax >= FILL:
         s = max(s, 0)
-    elif is_scale(amax) and limit is not None:
-        s = min(max(s, math.ceil(math.log2(amax / limit))), MAX_EXPONENT)
-    if is_scale(grad_amax) and grad_amax < FILL and grad_limit is not None:
-        phi = max(min(phi, math.floor(math.log2(grad_limit / grad_amax))), -MAX_EXPONENT)
+    elif is_scale(amax) and ceiling is not None:
+        s = min(max(s, math.ceil(math.log2(amax / ceiling))), limit)
+    if is_scale(grad_amax) and grad_amax < FILL and grad_ceiling is not None:
+        phi = max(min(phi, math.floor(math.log2(grad_ceiling / grad_amax))), -limit)
     return Unit(s, phi)
 
 
@@ -91,14 +104,20 @@ def is_rounding_error(grad_rms: float | None, largest: float) -> bool:
     return grad_rms is not None and grad_rms < ROUNDING * largest
 
 
-def reason(rms: float | None, grad_rms: float | None, amax: float | None = None) -> str | None:
+def reason(
+    rms: float | None,
+    grad_rms: float | None,
+    amax: float | None = None,
+    *,
+    limit: int = MAX_EXPONENT,
+) -> str | None:
     """Why a tensor with these measurements is not held at RMS 1; None if it is."""
     for name, value in (("value", rms), ("gradient", grad_rms)):
         if value is not None and not math.isfinite(value):
             return f"{name} is not finite"
         if value is not None and value < ZERO_RMS:
             return f"{name} is zero"
-        if value is not None and abs(round(math.log2(value))) > MAX_EXPONENT:
+        if value is not None and abs(round(math.log2(value))) > limit:
             return f"{name} of {value:.1e} is beyond the range of units"
     if amax is not None and amax >= FILL and exponent(rms) < 0:
         return f"holds fill values of {amax:.1e}"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -11,12 +12,26 @@ from unitscale.formats import FloatFormat
 from unitscale.graph.capture import MUTATED, TensorNode
 from unitscale.graph.engine import modes_set_aside
 from unitscale.numerics import survey
+from unitscale.units.assign import MAX_EXPONENT
 from unitscale.units.reading import Reading, first_nan, is_nan, larger
 
-__all__ = ["Measurement", "Watch"]
+__all__ = ["Limits", "Measurement", "Watch"]
 
 UNINITIALIZED = ("empty", "empty_like", "empty_strided")
 """Ops whose result holds whatever was in the memory before, a NaN perhaps."""
+
+
+class Limits(NamedTuple):
+    """What bounds the unit of a tensor, see `assign.assign`.
+
+    Args:
+        ceiling, grad_ceiling: the largest magnitude that its value and gradient may be held at.
+        limit: the largest exponent of a unit.
+    """
+
+    ceiling: float | None = None
+    grad_ceiling: float | None = None
+    limit: int = MAX_EXPONENT
 
 
 @dataclass(kw_only=True)
@@ -28,7 +43,7 @@ class Watch:
         operands, outputs: the nodes of operands of rounded products, and of their results.
         results: a NaN in one of them, or in the gradient of an input, makes a step worthless.
         boundary: operands that come from outside of the graph.
-        limits: by name, the largest magnitudes that value and gradient may be held at.
+        limits: by name, what bounds the unit of a tensor.
     """
 
     forward: FloatFormat | None = None
@@ -37,15 +52,11 @@ class Watch:
     outputs: frozenset[fx.Node] = frozenset()
     results: frozenset[fx.Node] = frozenset()
     boundary: frozenset[fx.Node] = frozenset()
-    limits: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)
 
-    def limit_of(self, name: str) -> float | None:
-        """The largest magnitude that a value may be held at."""
-        return self.limits.get(name, (None, None))[0]
-
-    def grad_limit_of(self, name: str) -> float | None:
-        """The largest magnitude that a gradient may be carried at."""
-        return self.limits.get(name, (None, None))[1]
+    def limits_of(self, name: str) -> "Limits":
+        """What bounds the unit of a tensor."""
+        return self.limits.get(name, Limits())
 
 
 class Measurement:
@@ -77,8 +88,8 @@ class Measurement:
     def read(self, tensor: TensorNode, held: Tensor, log2: int, operand_log2: int | None) -> None:
         """Record a value, which is `held * 2**log2`; an operand is rounded at `2**operand_log2`."""
         reading = self.readings.setdefault(tensor.name, Reading())
-        reading.limit = self.watch.limit_of(tensor.name)
-        reading.grad_limit = self.watch.grad_limit_of(tensor.name)
+        limits = self.watch.limits_of(tensor.name)
+        reading.ceiling, reading.grad_ceiling, reading.limit = limits
         if tensor.op.removeprefix("new_") in UNINITIALIZED:
             return
         is_operand = tensor.node in self.watch.operands and operand_log2 is not None

@@ -76,16 +76,27 @@ class UnitsInForce:
         """Set s of a tensor that is `value * 2**log2`."""
         with torch.no_grad(), modes_set_aside():
             found = survey(value.detach(), format=None)
-        limit = self.watch.limit_of(name)
-        true = 2.0**log2
-        self.s[name] = assign(found.rms * true, None, found.amax * true, limit=limit).s
+        limits, true = self.watch.limits_of(name), 2.0**log2
+        self.s[name] = assign(
+            found.rms * true,
+            None,
+            found.amax * true,
+            limit=limits.limit,
+            ceiling=limits.ceiling,
+        ).s
 
     def phi_of(self, name: str, grad: Tensor, log2: int) -> int:
         """The phi of a gradient that is `grad * 2**log2`."""
         with torch.no_grad(), modes_set_aside():
             found = survey(grad.detach().to_dense(), format=None)
-        true, limit = 2.0**log2, self.watch.grad_limit_of(name)
-        return assign(None, found.rms * true, grad_amax=found.amax * true, grad_limit=limit).phi
+        limits, true = self.watch.limits_of(name), 2.0**log2
+        return assign(
+            None,
+            found.rms * true,
+            limit=limits.limit,
+            grad_amax=found.amax * true,
+            grad_ceiling=limits.grad_ceiling,
+        ).phi
 
     def backward_factor(self, monomial: Monomial) -> Callable[[Tensor], float]:
         """The factor on a gradient, to be asked for when that is there."""

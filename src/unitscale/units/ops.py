@@ -1,7 +1,7 @@
-"""What each op does to the units of its tensors: the table behind the rewrite.
+"""What each op does to the units of its tensors: what is asked of the table.
 
 An op falls in one of five kinds; an op that is not in the table is `general`, which is always
-right.
+right. The rows are in `units.op_table`.
 
     general    operands are recovered (times s) inside the op, the output divided by its unit after
     linear     f(c x) = c f(x) in each of the named operands: factors move to one on the output
@@ -13,202 +13,66 @@ right.
 relu and max-pooling are linear too. Whatever the kind, gradients follow from the factors (rewrite).
 """
 
-import operator
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import fx
-from torch._ops import OpOverload, OpOverloadPacket
+from torch import Tensor, fx
 
-from unitscale.graph.capture import is_real_float
+from unitscale import gemm
+from unitscale.graph import dynamo
+from unitscale.graph.effect import argument, writes_input
+from unitscale.graph.expand import unexpanded_reason
+from unitscale.graph.name import op_name
+from unitscale.graph.tensor import TRANSFORMED, checkpointed, is_real_float, transformed
 from unitscale.scaling import scaled
+from unitscale.units.op_table import GENERAL, OPS, Form, Op, Rule
+
+__all__ = [
+    "GEMM",
+    "INSIDE",
+    "RULES",
+    "Rule",
+    "argument",
+    "is_inside_scaled_op",
+    "is_real",
+    "op_of",
+    "operands",
+    "rule_of",
+    "unrounded_reason",
+    "writes_input",
+]
 
 INSIDE = "inside a unit-scaled op"
 
-Kind = Literal["general", "linear", "sum", "view", "attention"]
+BY_FORM: dict[Form, Op] = {form: op for op in OPS for form in op.forms}
+BY_NAME: dict[str, Op] = {name: op for op in OPS for name in op.registered}
 
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """How one op treats units.
-
-    Args:
-        kind: see the module's docstring.
-        operands: (position, keyword) of the tensors the op is linear in, or sums; a list counts as
-            all its tensors. Empty: every tensor argument.
-        additive: (position, keyword) of a bias, added after the product.
-        product: a matrix product, where a recipe rounds the operands.
-        bijective: a view of every element once, so its gradient has the RMS of its input's.
-    """
-
-    kind: Kind
-    operands: tuple[tuple[int, str], ...] = ()
-    additive: tuple[int, str] | None = None
-    product: bool = False
-    bijective: bool = False
-
-
-GENERAL = Rule(kind="general")
-FIRST = Rule(kind="linear", operands=((0, "input"),))
-BOTH = Rule(kind="linear", operands=((0, "input"), (1, "other")))
-SUM = Rule(kind="sum", operands=((0, "input"), (1, "other")))
-RESHAPE = Rule(kind="view", operands=((0, "input"),), bijective=True)
-SLICE = Rule(kind="view", operands=((0, "input"),))
-
-MATMUL = Rule(kind="linear", operands=((0, "input"), (1, "other")), product=True)
-MM = Rule(kind="linear", operands=((0, "input"), (1, "mat2")), product=True)
-WEIGHTED = Rule(
-    kind="linear", operands=((0, "input"), (1, "weight")), additive=(2, "bias"), product=True
-)
-ADD_PRODUCT = Rule(
-    kind="linear", operands=((1, "mat1"), (2, "mat2")), additive=(0, "input"), product=True
-)
-ADD_BATCHES = replace(ADD_PRODUCT, operands=((1, "batch1"), (2, "batch2")))
-EINSUM = Rule(kind="linear", product=True)
-ATTENTION = Rule(kind="attention", operands=((0, "query"), (1, "key"), (2, "value")), product=True)
-
-RULES: dict[Callable[..., Any] | str, Rule] = {
-    # products
-    F.linear: WEIGHTED,
-    F.conv1d: WEIGHTED,
-    F.conv2d: WEIGHTED,
-    F.conv3d: WEIGHTED,
-    F.conv_transpose1d: WEIGHTED,
-    F.conv_transpose2d: WEIGHTED,
-    F.conv_transpose3d: WEIGHTED,
-    F.scaled_dot_product_attention: ATTENTION,
-    torch.matmul: MATMUL,
-    operator.matmul: MATMUL,
-    torch.mm: MM,
-    torch.bmm: MM,
-    "matmul": MATMUL,
-    "mm": MM,
-    "bmm": MM,
-    "__matmul__": MATMUL,
-    torch.addmm: ADD_PRODUCT,
-    torch.baddbmm: ADD_BATCHES,
-    "addmm": ADD_PRODUCT,
-    "baddbmm": ADD_BATCHES,
-    torch.einsum: EINSUM,
-    torch.functional.einsum: EINSUM,
-    # sums
-    torch.add: SUM,
-    torch.sub: SUM,
-    operator.add: SUM,
-    operator.sub: SUM,
-    "add": SUM,
-    "sub": SUM,
-    torch.cat: Rule(kind="sum", operands=((0, "tensors"),)),
-    torch.stack: Rule(kind="sum", operands=((0, "tensors"),)),
-    torch.where: Rule(kind="sum", operands=((1, "input"), (2, "other"))),
-    torch.maximum: SUM,
-    torch.minimum: SUM,
-    # element by element
-    torch.mul: BOTH,
-    operator.mul: BOTH,
-    "mul": BOTH,
-    torch.div: FIRST,
-    operator.truediv: FIRST,
-    "div": FIRST,
-    torch.neg: FIRST,
-    operator.neg: FIRST,
-    "neg": FIRST,
-    torch.abs: FIRST,
-    F.relu: FIRST,
-    torch.relu: FIRST,
-    "relu": FIRST,
-    F.leaky_relu: FIRST,
-    F.dropout: FIRST,
-    scaled: Rule(kind="linear", operands=((0, "x"),)),
-    # reductions, gathers, copies
-    torch.sum: FIRST,
-    torch.mean: FIRST,
-    torch.cumsum: FIRST,
-    "sum": FIRST,
-    "mean": FIRST,
-    "cumsum": FIRST,
-    F.embedding: Rule(kind="linear", operands=((1, "weight"),)),
-    F.avg_pool1d: FIRST,
-    F.avg_pool2d: FIRST,
-    F.adaptive_avg_pool1d: FIRST,
-    F.adaptive_avg_pool2d: FIRST,
-    F.max_pool1d: FIRST,
-    F.max_pool2d: FIRST,
-    F.interpolate: FIRST,
-    torch.gather: FIRST,
-    torch.index_select: FIRST,
-    torch.roll: FIRST,
-    torch.flip: FIRST,
-    torch.tril: FIRST,
-    torch.triu: FIRST,
-    torch.clone: FIRST,
-    torch.repeat_interleave: FIRST,
-    "gather": FIRST,
-    "index_select": FIRST,
-    "roll": FIRST,
-    "tril": FIRST,
-    "repeat": FIRST,
-    "repeat_interleave": FIRST,
-    "clone": FIRST,
-    "to": FIRST,
-    "float": FIRST,
-    "type_as": FIRST,
-    # views
-    "view": RESHAPE,
-    "reshape": RESHAPE,
-    "transpose": RESHAPE,
-    "permute": RESHAPE,
-    "flatten": RESHAPE,
-    "unflatten": RESHAPE,
-    "squeeze": RESHAPE,
-    "unsqueeze": RESHAPE,
-    "contiguous": RESHAPE,
-    "swapaxes": RESHAPE,
-    "t": RESHAPE,
-    torch.reshape: RESHAPE,
-    torch.transpose: RESHAPE,
-    torch.permute: RESHAPE,
-    torch.flatten: RESHAPE,
-    torch.squeeze: RESHAPE,
-    torch.unsqueeze: RESHAPE,
-    torch.swapaxes: RESHAPE,
-    torch.t: RESHAPE,
-    "expand": SLICE,
-    "expand_as": SLICE,
-    "detach": SLICE,
-    torch.detach: SLICE,
-    "narrow": FIRST,
-    "select": FIRST,
-    operator.getitem: FIRST,
+RULES: dict[Form, Rule] = {
+    form: op.rule for form, op in BY_FORM.items() if op.rule.kind != "general"
 }
 
-
-GROUPED = Rule(
-    kind="linear", operands=((0, "input"), (1, "weight")), additive=(3, "bias"), product=True
-)
-
-RULES_BY_NAME: dict[str, Rule] = {
-    "_grouped_mm": GROUPED,
-    "transformers.grouped_mm_fallback": GROUPED,
+GEMM: dict[Form, Callable[..., Tensor]] = {
+    form: getattr(gemm, op.gemm) for form, op in BY_FORM.items() if op.gemm is not None
 }
-"""Private functions and custom operators, which need not exist: the products of experts."""
+"""Products that `gemm` computes itself, with operands held in eight bits."""
 
-# Ops that may write into their input, and the argument that says so.
-WRITES: dict[Any, tuple[int, str]] = {
-    F.relu: (1, "inplace"),
-    F.leaky_relu: (2, "inplace"),
-    F.dropout: (3, "inplace"),
-    F.embedding: (3, "max_norm"),
-}
+NO_OP = Op(forms=(), rule=GENERAL)
 
 
-def writes_input(node: fx.Node) -> bool:
-    """Whether a call is told by an argument to write into its input."""
-    slot = WRITES.get(node.target)
-    return bool(node.kwargs.get("inplace") or (slot and argument(node, slot)))
+def op_of(node: fx.Node) -> Op:
+    """The row of a node's op; one with the rule `general` where the table has none."""
+    if not node.op.startswith("call_"):
+        return NO_OP
+    return BY_FORM.get(node.target) or BY_NAME.get(registered_name(node), NO_OP)
+
+
+def registered_name(node: fx.Node) -> str:
+    """An op's name in the dispatcher, without its overload, or the name of its function."""
+    if dynamo.is_registered(node):
+        return ".".join(str(node.target).split(".")[:2])
+    return op_name(node)
 
 
 def rule_of(node: fx.Node) -> Rule:
@@ -218,30 +82,94 @@ def rule_of(node: fx.Node) -> Rule:
     rounds, a view as another dtype and an op that writes into its input are general, although their
     ops are in the table (a product of a tensor with itself is still a product).
     """
-    if not node.op.startswith("call_"):
-        return GENERAL
-    is_operator = isinstance(node.target, OpOverload | OpOverloadPacket)
-    name = str(node.target) if is_operator else getattr(node.target, "__name__", "")
-    rule = RULES.get(node.target) or RULES_BY_NAME.get(name.removesuffix(".default"), GENERAL)
+    rule = op_of(node).rule
     if rule.kind == "general":
+        return GENERAL
+    if writes_input(node) or writes_out(node) or node.kwargs.get("rounding_mode"):
         return GENERAL
     slots = [argument(node, slot) for slot in rule.operands] or list(node.args)
     if rule.kind == "sum" and not is_real(slots):
         return GENERAL
     occurrences: list[fx.Node] = []
     fx.node.map_arg((node.args, node.kwargs), occurrences.append)
+    occurrences = [x for x in occurrences if isinstance(dynamo.example(x), Tensor)]
+    if rule.product and len(tensors(slots)) < 2:
+        rule = replace(rule, product=False)  # einsum of one tensor: a trace, a transposition
     if rule.kind != "sum" and len(set(occurrences)) != len(occurrences):
         return replace(rule, kind="general")
     if rule.kind == "view" and any(isinstance(x, torch.dtype) for x in node.args):
         return GENERAL  # x.view(dtype) reads the bits as another format
-    return GENERAL if writes_input(node) or node.kwargs.get("rounding_mode") else rule
+    return rule
+
+
+def writes_out(node: fx.Node) -> bool:
+    """Whether a call writes its result into a tensor that it is given."""
+    return node.kwargs.get("out") is not None
+
+
+def tensors(slots: Any) -> list[fx.Node]:
+    """The tensors in some arguments, each as often as it is there."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(slots, found.append)
+    return [x for x in found if isinstance(dynamo.example(x), Tensor)]
+
+
+def unrounded_reason(node: fx.Node) -> str | None:
+    """Why no recipe rounds a node that is a matrix product by nature; None if one may, or if not.
+
+    An op that the table does not know is no product: a custom one of two tensors may be anything.
+    A product that the recipe skips, or whose recipe rounds nothing, has no reason here.
+    """
+    if not node.op.startswith("call_"):
+        return None
+    op, why = op_of(node), unexpanded_reason(node)
+    name = op_name(node)
+    if why is not None:
+        return f"{name} was not written out: {why}"
+    if op.unrounded is not None:
+        return op.unrounded
+    written = BY_FORM.get(name.removesuffix("_"), NO_OP)
+    if name != name.removesuffix("_") and written.rule.product:
+        return "it writes into a tensor that others see"
+    if not op.rule.product:
+        return product_inside(node)
+    value = dynamo.example(node)
+    if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+        return None
+    if value.is_complex():
+        return "its tensors are complex"
+    if not rule_of(node).product:
+        return "it writes into a tensor that it is given" if writes_out(node) else None
+    return TRANSFORMED if node in transformed(node.graph) else None
+
+
+def product_inside(node: fx.Node) -> str | None:
+    """Why a call with a graph of its own (a traced Function, a condition, a loop) rounds nothing.
+
+    None if there is no product in that graph. The body of a checkpoint is rewritten, and is none of
+    these.
+    """
+    if checkpointed(node) is not None:
+        return None
+    for x in node.all_input_nodes:
+        body = (
+            getattr(node.graph.owning_module, str(x.target), None) if x.op == "get_attr" else None
+        )
+        if isinstance(body, fx.GraphModule) and any(map(has_product, body.graph.nodes)):
+            return f"inside {op_name(node)}, which runs as it is"
+    return None
+
+
+def has_product(node: fx.Node) -> bool:
+    """Whether a node is a product, or has one inside."""
+    return rule_of(node).product or unrounded_reason(node) is not None
 
 
 def is_real(value: Any) -> bool:
     """Whether an argument is a tensor that can carry a unit, or a list of such."""
     if isinstance(value, list | tuple):
         return all(is_real(x) for x in value)
-    return isinstance(value, fx.Node) and is_real_float(value.meta.get("example_value"))
+    return isinstance(value, fx.Node) and is_real_float(dynamo.example(value))
 
 
 def is_inside_scaled_op(node: fx.Node) -> bool:
@@ -262,20 +190,9 @@ def forward_factor(node: fx.Node) -> Any:
     return node.args[1] if len(node.args) > 1 else node.kwargs.get("fwd", 1.0)
 
 
-def argument(node: fx.Node, slot: tuple[int, str]) -> Any:
-    """The argument of a call in a (position, keyword) slot, or None if the call leaves it out."""
-    position, keyword = slot
-    return node.args[position] if len(node.args) > position else node.kwargs.get(keyword)
-
-
 def operands(node: fx.Node, rule: Rule) -> list[fx.Node]:
     """The nodes in the rule's operand slots, each once, in order; every input if it names none."""
     found: dict[fx.Node, None] = {}
     slots = [argument(node, slot) for slot in rule.operands] if rule.operands else list(node.args)
     fx.node.map_arg(slots, found.setdefault)
     return list(found)
-
-
-def unrounded_reason(node: fx.Node) -> str | None:
-    """Why no recipe rounds a product; None for an op that is none, or that a rule rounds."""
-    return None

@@ -7,11 +7,15 @@ depends on the structure of the graph alone, the numbers come later.
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, fx
 
-from unitscale.graph.capture import TensorNode, is_parameter, op_name
+from unitscale.graph import dynamo
+from unitscale.graph.effect import argument, effect_of, writes_input
+from unitscale.graph.name import is_parameter
+from unitscale.graph.tensor import TensorNode, repeats
 from unitscale.units.assign import Monomial, product
-from unitscale.units.ops import RULES, Rule, argument, operands, rule_of, writes_input
+from unitscale.units.ops import RULES, Rule, operands, rule_of
 
 
 @dataclass(kw_only=True)
@@ -59,9 +63,12 @@ class NodePlan:
 
         For a linear op that rounds nothing. A weight's gradient comes out of a product and goes to
         the optimizer: its factor is a pass over memory of its own. Those on the gradients before
-        and after the op join what computes or uses them.
+        and after the op join what computes or uses them. Not in float16, whose range is too narrow
+        for a gradient that is not at its unit.
         """
-        rule = rule_of(node)
+        rule, value = rule_of(node), dynamo.example(node)
+        if isinstance(value, Tensor) and value.dtype == torch.float16:
+            return
         taken = operands(node, rule)
         parameters = [x for x in taken if is_parameter(x)]
         if rule.kind != "linear" or len(taken) != 2 or len(parameters) != 1:
@@ -108,10 +115,34 @@ class Symbols:
 
 
 def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
-    """The factors around one op; see the module's docstring of `rules` for the kinds."""
+    """The factors around one op; see the docstring of `ops` for the kinds.
+
+    A worked example, one linear layer y = x w + b. The hidden tensor x has the unit s = 1/8,
+    phi = 32, the output y has s = 2, phi = 16; w and b are parameters, so at (1, 1), but a product
+    that a recipe rounds takes w at its own s = 1/4. Say x = 0.25, w = 0.5, b = 1, and y's gradient
+    is 1/16. Then y = 1.125, and the true gradients are 1/32 for x, 1/64 for w and 1/16 for b.
+
+                            x        w        b        y
+        held                2        0.5      1                   t / s; w and b as they are
+        before              1        4        -                   w is rounded at 2, x at 2
+        inside              1        1        32                  b / (s(x) s(w)) adds up
+        the op                                         36         2 * 2 + 32
+        after                                          1/64       s(x) s(w) / s(y)
+        held                                           0.5625     1.125 / 2
+
+        gradient carried                               1          phi(y) / 16
+        the op              2        2        1                   to each operand, as it is held
+        backward            1/2      1/128    1/16                phi(x) / phi(y) * s(w), and so on
+        gradient carried    1        1/64     1/16                32 / 32; the true ones at (1, 1)
+
+    Where nothing is rounded w has no factor before (s(w) counts as 1): b's inside is 8, `after` is
+    1/16, x's backward factor 2; the others are the same.
+    """
     tensors = symbols.tensors
     inputs = [x for x in node.all_input_nodes if x in tensors]
-    rule = rule_of(node) if node in tensors else Rule(kind="general")
+    # Nothing may come between a tensor and an op that takes it several times inside.
+    is_repeating = any(len(x.users) > 1 and repeats(node, x) for x in inputs)
+    rule = rule_of(node) if node in tensors and not is_repeating else Rule(kind="general")
     plan = NodePlan(inside={x: symbols.unit(x) for x in inputs})
     if not symbols.scale:
         return plan
@@ -135,7 +166,7 @@ def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
         outside = at[value]
     phi = symbols.gradient(node)
     unitless = [x for x in node.all_input_nodes if x not in tensors and carries_gradient(x)]
-    if unitless or is_foreign(node):
+    if unitless or is_repeating or is_foreign(node):
         # A tuple or a complex tensor has no unit: what flows back into it must be the true
         # gradient. And so must what a backward written by hand gets, which need not be linear.
         plan.after_backward, phi = Monomial() / phi, Monomial()
@@ -148,7 +179,7 @@ def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
 
 def carries_gradient(node: fx.Node) -> bool:
     """Whether a gradient reaches a node's value: a tensor, or a tuple or list that holds some."""
-    value = node.meta.get("example_value")
+    value = dynamo.example(node)
     parts = value if isinstance(value, tuple | list) else (value,)
     return any(isinstance(part, Tensor) and part.requires_grad for part in parts)
 
@@ -156,15 +187,16 @@ def carries_gradient(node: fx.Node) -> bool:
 def is_foreign(node: fx.Node) -> bool:
     """Whether a node may run a backward that is not torch's: a custom autograd.Function, say.
 
-    So is an op that writes into its input: nothing may come between the two. The gradient of a
-    matrix exponential is itself one, of a matrix with the gradient in it, and takes as many
-    squarings as that is large.
+    So is an op that writes into its input: nothing may come between the two. And so is one of torch
+    whose backward is not linear to the bit: the gradient of a matrix exponential is itself one, of
+    a matrix with the gradient in it, and takes as many squarings as that is large; that of
+    `logcumsumexp` is an exponential of the gradient's logarithm.
     """
-    if writes_input(node) or op_name(node).endswith("matrix_exp"):
+    if writes_input(node) or not effect_of(node).linear_backward:
         return True
     if node.op != "call_function" or node.target in RULES:
         return False
-    module = getattr(node.target, "__module__", None) or ""
-    if module == "torch.ops.higher_order":  # a Function that was traced, or a hook on a gradient
+    if dynamo.calls_model_code(node):
         return True
+    module = getattr(node.target, "__module__", None) or ""
     return module.split(".")[0] not in ("", "torch", "_operator", "builtins", "math")

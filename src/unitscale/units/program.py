@@ -1,5 +1,6 @@
 """A captured graph rewritten for one choice of rounded products: compiled, eager and measured."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -8,10 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from unitscale.graph.capture import BOUNDARY, TensorNode
+from unitscale.graph.dynamo import example
 from unitscale.graph.engine import compiler
 from unitscale.graph.recompute import recomputing
 from unitscale.recipes import Recipe
-from unitscale.units.measurement import Watch
+from unitscale.units.assign import limit_for
+from unitscale.units.measurement import Limits, Watch
 from unitscale.units.ops import operands, rule_of
 from unitscale.units.rewrite import rewrite
 
@@ -100,13 +103,18 @@ class Program:
         *_, last = self.module.graph.nodes
         results = [x for x in last.all_input_nodes if x in self.tensors]
         if self.training:  # of the others their gradients tell: parts may be masked afterwards
-            results = [x for x in results if self.tensors[x].node.meta["example_value"].dim() == 0]
+            results = [x for x in results if example(x).dim() == 0]
         everywhere = half_of_max(recipe.activations)
-        limits: dict[str, tuple[float | None, float | None]] = {}
+        limits: dict[str, Limits] = {}
         for node, tensor in self.tensors.items():
             value = half_of_max(recipe.forward) if node in taken else None
             grad = half_of_max(recipe.backward) if node in self.rounded else None
-            limits[tensor.name] = (smaller(value, everywhere), smaller(grad, everywhere))
+            least = torch.finfo(example(node).dtype).smallest_normal
+            limits[tensor.name] = Limits(
+                smaller(value, everywhere),
+                smaller(grad, everywhere),
+                limit_for(round(math.log2(least))),
+            )
         return Watch(
             forward=recipe.forward,
             backward=recipe.backward,

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from unitscale.units.assign import MAX_EXPONENT
 
 __all__ = ["Reading", "first_nan", "is_nan", "larger", "merged"]
 
@@ -15,8 +18,9 @@ class Reading:
     mask's `finfo.min`) and of its gradient (None: no gradient came). The shares are of the
     elements that the recipe's format loses at the unit in force during the step: `saturated`
     above its maximum, `flushed` below its smallest value; None for a tensor that no product
-    rounds. `limit` and `grad_limit` are half the largest value of that format: the largest
-    magnitude that the tensor, and its gradient, may be held at. None: any.
+    rounds. `ceiling` and `grad_ceiling` are half the largest value of that format: the largest
+    magnitude that the tensor, and its gradient, may be held at. None: any. `limit` is that of the
+    exponents of a unit in the tensor's dtype, see `assign.limit_for`.
     """
 
     rms: float | None = None
@@ -27,8 +31,9 @@ class Reading:
     flushed: float | None = None
     grad_saturated: float | None = None
     grad_flushed: float | None = None
-    limit: float | None = None
-    grad_limit: float | None = None
+    ceiling: float | None = None
+    grad_ceiling: float | None = None
+    limit: int = MAX_EXPONENT
 
     @property
     def losses(self) -> tuple[float, float]:
@@ -70,11 +75,13 @@ def merged(found: Sequence[dict[str, dict[str, float | None]]]) -> dict[str, Rea
 
 def merge(readings: Sequence[dict[str, float | None]]) -> Reading:
     """One reading of the shares of a tensor."""
-    result: dict[str, float | None] = {}
+    result: dict[str, Any] = {}
     for field in (entry.name for entry in fields(Reading)):
         values = [value for r in readings if (value := r[field]) is not None]
         if field.endswith("rms"):
             result[field] = math.hypot(*values) / math.sqrt(len(values)) if values else None
+        elif field == "limit":
+            result[field] = min(values)
         else:
             result[field] = max(values, default=None)
     return Reading(**result)

@@ -6,37 +6,29 @@ derivative moves by little more. Source: COAT (Xi et al. 2024) saves the inputs 
 layers in FP8, with scales from amax.
 """
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from unitscale.gemm import Quantized, in_backward, quantize
 from unitscale.units.hold import times
-from unitscale.units.ops import is_real
+from unitscale.units.op_table import OPS
+from unitscale.units.ops import is_real, op_of
 
 __all__ = ["BY_NAME", "saving", "with_saved_input"]
 
 BY_NAME: dict[str, Callable[..., Tensor]] = {
-    "elu": F.elu,
-    "gelu": F.gelu,
-    "mish": F.mish,
-    "mul": torch.mul,
-    "silu": F.silu,
-    "softplus": F.softplus,
+    op.saved.__name__: op.saved for op in OPS if op.saved is not None
 }
 """Functions whose derivative is taken from their input (that of tanh, say, is from its output)."""
-
-NAMES = {function: name for name, function in BY_NAME.items()} | {operator.mul: "mul"}
 
 
 def with_saved_input(node: fx.Node) -> str | None:
     """The name of a node's function in `BY_NAME`, if it takes tensors and named options only."""
-    name = NAMES.get(node.target) if callable(node.target) else None
-    return name if name and all(map(is_real, node.args)) else None
+    function = op_of(node).saved if callable(node.target) else None
+    return function.__name__ if function and all(map(is_real, node.args)) else None
 
 
 def saving(

@@ -183,7 +183,11 @@ class Session:
         pinned = tensor.pinned
         if pinned == BOUNDARY and is_operand and unit != ONE and self.scale:
             pinned = None  # outside of the graph it has its true value; its products take it at s
-        why = pinned or inside or reason(reading.rms, reading.grad_rms, reading.amax)
+        why = (
+            pinned
+            or inside
+            or reason(reading.rms, reading.grad_rms, reading.amax, limit=reading.limit)
+        )
         if reading.rms is None and not (name in store.units and self.scale):
             why = why or "not measured yet"
         return UnitRow.of(name, tensor.op, unit, reading, why, product)

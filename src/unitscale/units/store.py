@@ -141,9 +141,10 @@ class UnitStore:
                 r.rms,
                 None if noise else r.grad_rms,
                 r.amax,
-                grad_amax=r.grad_amax,
                 limit=r.limit,
-                grad_limit=r.grad_limit,
+                grad_amax=r.grad_amax,
+                ceiling=r.ceiling,
+                grad_ceiling=r.grad_ceiling,
             )
         self.units = self.units | found
         self.without_phi = (
