@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unitscale.gemm.derivative import first_order
 from unitscale.gemm.operand import restore, save
 from unitscale.gemm.rounded import ProductFormats, owned, round_value, rounded, times
 
@@ -30,6 +31,8 @@ class AttentionProduct(torch.autograd.Function):
         options: tuple[bool, float | None, bool],
         formats: ProductFormats,
     ) -> Tensor:
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = attn_mask.clone()  # torch's own attention makes a float mask of it
         more = (query_factor, attn_mask)
         q, k, v = save(ctx, formats, query, key, value, dtype=None, more=more).values
         ctx.options = options
@@ -37,10 +40,9 @@ class AttentionProduct(torch.autograd.Function):
         return owned(round_value(output, formats.result))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        g, *operands = restore(ctx, grad, is_product=False).values
-        query_factor, attn_mask, *_ = ctx.saved_tensors
+        (g, *operands), _, (query_factor, attn_mask) = restore(ctx, grad, is_product=False)
         if attn_mask is not None and attn_mask.is_floating_point():
             attn_mask = attn_mask.to(g.dtype)  # as autocast made it on the way forward
         with torch.enable_grad():

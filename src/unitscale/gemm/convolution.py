@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unitscale.gemm.derivative import first_order
 from unitscale.gemm.operand import is_apart, recover, restore, result_dtype, save, uncast
 from unitscale.gemm.product import finish, settled
 from unitscale.gemm.rounded import SUM_OVER_ROWS, ProductFormats, owned, round_sum
@@ -41,10 +42,10 @@ class ConvolutionProduct(torch.autograd.Function):
         return owned(finish(output, along, formats, dtype))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         operands, formats = restore(ctx, grad), ctx.formats
-        (g, x, weight), (g_scale, x_scale, weight_scale) = operands
+        (g, x, weight), (g_scale, x_scale, weight_scale), _ = operands
         stride, padding, dilation, groups = ctx.geometry
         dims = len(stride)
         wanted = [ctx.needs_input_grad[1], ctx.needs_input_grad[2], False]

@@ -40,11 +40,13 @@ NONE = Quantized(None, None)  # type: ignore[arg-type]
 class Operands(NamedTuple):
     """Operands in the dtype they are multiplied in, and the scales that their product lacks.
 
-    A scale is None where the values have it already; a value is None that was not kept.
+    A scale is None where the values have it already; a value is None that was not kept. `more` is
+    what else was saved.
     """
 
     values: list[Any]
     scales: list[Tensor | None]
+    more: tuple[Any, ...] = ()
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
@@ -104,8 +106,10 @@ def save(
 
 def restore(ctx: Any, grad: Tensor, *, is_product: bool = True) -> Operands:
     """The rounded output gradient, and the saved operands after it."""
-    formats = ctx.formats
-    saved = ctx.saved_tensors[-2 * len(ctx.dtypes) :]
+    formats, count = ctx.formats, 2 * len(ctx.dtypes)
+    saved, more = ctx.saved_tensors, ()  # read once: a second time, a checkpoint has no more
+    if len(saved) > count:
+        more, saved = saved[:-count], saved[-count:]
     held = [Quantized(*pair) for pair in zip(saved[::2], saved[1::2], strict=True)]
     held = [round_operand(grad, formats.backward, formats), *held]
     dtype = working_dtype(formats, grad.dtype) if is_product else grad.dtype
@@ -117,7 +121,7 @@ def restore(ctx: Any, grad: Tensor, *, is_product: bool = True) -> Operands:
     first, *others = found.values
     if dtype.itemsize == 2:
         others = [None if x is None else in_backward(x, grad) for x in others]
-    return Operands([first, *others], found.scales)
+    return Operands([first, *others], found.scales, more)
 
 
 def round_operand(x: Tensor, format_name: str | None, formats: ProductFormats) -> Quantized:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unitscale.formats import FORMATS, torch_dtype
+from unitscale.gemm.derivative import first_order
 from unitscale.gemm.executor import choose, without_fp8
 from unitscale.gemm.kernel import scaled_mm
 from unitscale.gemm.operand import is_apart, recover, restore, result_dtype, save, uncast
@@ -86,10 +87,10 @@ class LinearProduct(torch.autograd.Function):
         return owned(round_sum(F.linear(left, right, bias), formats))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         operands, formats = restore(ctx, grad), ctx.formats
-        (g, x, weight), (g_scale, x_scale, weight_scale) = operands
+        (g, x, weight), (g_scale, x_scale, weight_scale), _ = operands
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             with uncast(operands, grad):
@@ -134,7 +135,7 @@ class ScaledProduct(torch.autograd.Function):
         return owned(output.view(*x.shape[:-1], weight.shape[0]))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, x_scale, weight, weight_scale, x_factor, weight_factor = ctx.saved_tensors
         formats = ctx.formats
@@ -197,10 +198,10 @@ class MatmulProduct(torch.autograd.Function):
         return owned(recover(output, operands.scales, formats, dtype))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         operands, formats = restore(ctx, grad), ctx.formats
-        (g, a, b), (g_scale, a_scale, b_scale) = operands
+        (g, a, b), (g_scale, a_scale, b_scale), _ = operands
         grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
             with uncast(operands, grad):

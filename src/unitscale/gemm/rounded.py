@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unitscale.formats import FORMATS, FP32, FloatFormat, round_to, torch_dtype, widen
+from unitscale.gemm.derivative import first_order
 
 __all__ = ["ProductFormats", "Quantized", "quantize", "round_value", "rounded"]
 
@@ -147,7 +148,7 @@ class Rounded(torch.autograd.Function):
         return x.clone() if fwd is None else round_value(x, fwd, current=current[0])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         return round_value(grad, ctx.bwd, current=ctx.current), None, None, None
 
