@@ -15,6 +15,7 @@ from unitscale.scaling.factors import (
     attention_factors,
     gated_factors,
     recurrent_factors,
+    softmax_factors,
 )
 
 DEFAULT = "to_output_scale"
@@ -134,6 +135,19 @@ def activation(op: str, **params: Any) -> Case:
         operands={"input": normal(256, 1024)},
         options=params,
         given_up={"input": tied(activation_factors(op, **params))},
+    )
+
+
+def softmax(op: str, rows: int, size: int) -> Case:
+    """Softmax, whose RMS is 1; the table has the spread about the mean."""
+    factors, by_spread = softmax_factors(size), softmax_factors(size, center="std")
+    return Case(
+        op=op,
+        shape=f"{rows}x{size}",
+        operands={"input": normal(rows, size)},
+        options={"dim": -1},
+        expected={"output": (factors.output_scale / by_spread.output_scale, "RMS 1 with its mean")},
+        given_up={"input": tied(factors)},
     )
 
 

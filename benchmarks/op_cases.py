@@ -18,13 +18,14 @@ from op_case import (
     normal,
     ones,
     recurrent,
+    softmax,
     tied,
     zeros,
 )
 from torch import Tensor
 
 import unitscale.functional as U
-from unitscale.scaling.factors import activation_factors, logsumexp_factors, softmax_factors
+from unitscale.scaling.factors import activation_factors, logsumexp_factors
 
 
 def cases() -> Iterator[Case]:
@@ -128,20 +129,8 @@ def cases() -> Iterator[Case]:
     yield gated("mish_glu", "mish", F.mish)
 
     row = {"input": normal(256, 512)}
-    yield Case(
-        op="softmax",
-        shape="256x512",
-        operands=row,
-        options={"dim": -1},
-        given_up={"input": tied(softmax_factors(512))},
-    )
-    yield Case(
-        op="softmin",
-        shape="256x16",
-        operands={"input": normal(256, 16)},
-        options={"dim": -1},
-        given_up={"input": tied(softmax_factors(16))},
-    )
+    yield softmax("softmax", 256, 512)
+    yield softmax("softmin", 256, 16)
     yield Case(op="log_softmax", shape="256x512", operands=row, options={"dim": -1}, constraints=())
     yield attention((8, 256, 64))
     yield attention((8, 256, 64), is_causal=True)

@@ -1,4 +1,4 @@
-"""What every test gets: a fixed seed, one thread, and no compiled code left by another test."""
+"""What every test gets: a fixed seed, one thread, the time it needs, no compiled code of another."""
 
 import os
 import sys
@@ -11,6 +11,17 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A slow or busy machine takes its time over an example, and that is no fault of what is tested. The
+# examples are the same in every run, as all that is random in a test.
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

@@ -19,11 +19,35 @@ def harmonic(n: int) -> float:
 @pytest.mark.parametrize("size", [16, 256, 4096])
 def test_softmax_is_unit_for_short_and_long_rows(size: int) -> None:
     x = torch.randn(2**20 // size, size, requires_grad=True)
-    y = U.softmax(x, -1, constraint=None)
+    y = U.softmax(x, -1, center="std", constraint=None)
     y.backward(torch.randn_like(y))
     # 256 rows or more of a heavy-tailed sum: five standard errors of one row's spread of 0.3.
     assert y.std().item() == pytest.approx(1, rel=5 * 0.3 / x.shape[0] ** 0.5 + 0.01)
     assert x.grad.square().mean().sqrt().item() == pytest.approx(1, rel=0.06)
+
+
+@pytest.mark.parametrize("size", [16, 256])
+@pytest.mark.parametrize("mult", [1 / 8, 1.0, 2.0])
+@pytest.mark.parametrize("softmax", [U.softmax, U.softmin])
+def test_a_product_with_softmax_is_unit(softmax: Any, size: int, mult: float) -> None:
+    """The mean of the rows counts, too: a product adds it up. By the spread alone it would not."""
+    x, v = torch.randn(512, 64, size), torch.randn(512, size, 64)
+    y = U.matmul(softmax(x, -1, mult=mult), v)
+    # Rows of v that all queries nearly share: 512 * 64 independent numbers at least, in whose mean
+    # square five standard errors are 4 %, 2 % in its root; and a spread of rows that is as small.
+    assert y.square().mean().sqrt().item() == pytest.approx(1, rel=0.03)
+    by_spread = U.matmul(softmax(x, -1, mult=mult, center="std"), v)
+    assert by_spread.square().mean().sqrt() > 1.005
+
+
+def test_softmax_of_one_number_is_one_as_in_torch() -> None:
+    x = torch.tensor(3.0, requires_grad=True)
+    for dim in (0, -1):
+        for ours, theirs in ((U.softmax, F.softmax), (U.softmin, F.softmin)):
+            assert torch.equal(ours(x, dim), theirs(x, dim))
+    for call in (lambda: U.softmax(x, 1), lambda: U.softmax(torch.ones(2, 3), 2)):
+        with pytest.raises(IndexError, match="Dimension out of range"):
+            call()
 
 
 def test_softmax_takes_dtype_mult_and_center() -> None:
@@ -31,7 +55,8 @@ def test_softmax_takes_dtype_mult_and_center() -> None:
     assert U.softmax(x.bfloat16(), -1, torch.float32).dtype == torch.float32
     y = U.softmax(x, -1, mult=2.0)
     torch.testing.assert_close(y / y.sum(-1, keepdim=True), F.softmax(2 * x, -1))
-    assert U.softmax(x, -1, center="rms").square().mean() < U.softmax(x, -1).square().mean()
+    assert torch.equal(U.softmax(x, -1, center="rms"), U.softmax(x, -1))
+    assert U.softmax(x, -1, center="std").square().mean() > U.softmax(x, -1).square().mean()
     with pytest.raises(TypeError, match=r"softmax: input has dtype torch\.int64"):
         U.softmax(x.long(), -1)
 

@@ -106,6 +106,33 @@ def test_weights_keep_their_ratio_and_sign_and_the_sum_is_unit() -> None:
     assert U.add(x, y, (1.0, 5.0)).std().item() == pytest.approx(1, rel=0.007)
 
 
+@pytest.mark.parametrize("constant", [3.0, 2, torch.tensor(3.0), torch.full((1, 1), -2.0)], ids=str)
+@pytest.mark.parametrize("constraint", ["to_output_scale", None])
+def test_a_constant_adds_no_spread(constant: Tensor | float, constraint: str | None) -> None:
+    x = torch.randn(64, 64, requires_grad=True)
+    for y in (U.add(x, constant, constraint=constraint), U.add(constant, x, constraint=constraint)):
+        torch.testing.assert_close(y, x + constant)
+        (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        assert torch.equal(grad, torch.ones_like(x))
+    torch.testing.assert_close(U.add(x, constant, (-2.0, 3.0)), -x + 1.5 * constant)
+    torch.testing.assert_close(U.add(constant, x, (3.0, -2.0)), -x + 1.5 * constant)
+
+
+def test_one_element_and_one_element_are_two_tensors() -> None:
+    x, y = torch.randn(1), torch.randn(1)
+    torch.testing.assert_close(U.add(x, y), (x + y) * 2**-0.5)
+    torch.testing.assert_close(U.add(x[0], y[0]), (x + y)[0] * 2**-0.5)
+
+
+def test_the_gradient_of_one_element_is_that_of_the_sum() -> None:
+    x, c = leaf(64, 8), leaf(1)
+    grad_output = torch.randn(64, 8, dtype=F64)
+    (got,) = torch.autograd.grad(U.add(x, c), c, grad_output)
+    torch.testing.assert_close(got, grad_output.sum().view(1))
+    (got,) = torch.autograd.grad(U.add(x, c, constraint=None), c, grad_output)
+    torch.testing.assert_close(got, grad_output.sum().view(1) * 512**-0.5)
+
+
 def test_add_and_mul_undo_the_copies_of_what_is_broadcast() -> None:
     x, y = leaf(64, 8), leaf(8)
     for op, plain in ((U.add, torch.add), (U.mul, torch.mul)):
@@ -122,7 +149,11 @@ X = torch.zeros(3, 4)
     ("call", "error", "message"),
     [
         (lambda: U.add(X, X[:2]), ValueError, r"add: input has shape \[3, 4\] and other \[2, 4\]"),
-        (lambda: U.add(X, 1.0), TypeError, r"add: other is a float"),
+        (lambda: U.add(2.0, 1.0), TypeError, r"add: input is a float"),
+        (lambda: U.add(X, "1"), TypeError, r"add: other is a str"),
+        (lambda: U.add(1.0, X.int()), TypeError, r"add: other has dtype torch\.int32"),
+        (lambda: U.add(X, 1.0, constraint="mean"), ValueError, r"mean"),
+        (lambda: U.add(X, 1.0, (1.0, 0.0)), ValueError, r"weights are \(1\.0, 0\.0\)"),
         (lambda: U.add(X, X, (1.0, 0.0)), ValueError, r"weights are \(1\.0, 0\.0\)"),
         (lambda: U.add(X, X, (1.0,)), ValueError, r"expected two non-zero numbers"),
         (lambda: U.residual_add(X, X[:1]), ValueError, r"branch has shape \[3, 4\] and skip \[1"),

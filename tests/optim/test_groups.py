@@ -6,6 +6,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+import unitscale.functional as U
+from unitscale import nn as unn
 from unitscale import optim
 
 
@@ -21,7 +23,7 @@ class Declared(nn.Module):
 
 class Stack(nn.ModuleList):
     @property
-    def depth(self):
+    def residual_branches(self):
         return len(self)
 
 
@@ -181,11 +183,55 @@ def test_bad_value_is_named(options, message):
         optim.param_groups(language_model(), **options)
 
 
-def test_bad_depth_is_named():
+@pytest.mark.parametrize("count", [0, True, 2.0, "4"])
+def test_bad_number_of_branches_is_named(count):
     model = nn.ModuleDict({"stack": linear(4, 4)})
-    model["stack"].depth = 0
-    with pytest.raises(ValueError, match="depth of 'stack' is 0; it counts"):
+    model["stack"].residual_branches = count
+    with pytest.raises(ValueError, match=f"branches of 'stack' is {count!r}; it counts"):
         optim.param_groups(model, 1.0)
+
+
+@pytest.mark.parametrize("depth", [4, 0, "deep"])
+def test_an_attribute_called_depth_is_the_models_own(depth):
+    """A depth of an image, a tree or a queue has nothing to do with learning rates."""
+    model, plain = language_model(), rates(language_model())
+    model.depth = model.stack[0].depth = depth
+    assert rates(model) == plain
+
+
+class ByHand(nn.Module):
+    """A block that writes its residual sum itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = unn.Linear(4, 4, bias=False)
+
+    def forward(self, x):
+        return U.residual_apply(lambda branch: self.layer(branch), x)
+
+
+def test_a_stack_says_what_it_cannot_count():
+    blocks = [ByHand() for _ in range(4)]
+    with pytest.warns(UserWarning, match=r"Stack 'the model' counts 1 .*layers 0, 1, 2, 3, which"):
+        optim.param_groups(unn.Stack(*blocks), 1.0)
+    mixed = nn.ModuleDict({"stack": unn.Stack(unn.Residual(unn.Linear(4, 4)), blocks[0])})
+    with pytest.warns(UserWarning, match=r"Stack 'stack' counts 1 .*layers 1, which"):
+        optim.param_groups(mixed, 1.0)
+    assert rates(unn.Stack(*blocks, branches=4))["0.layer.weight"] == 4**-0.5 / 4**0.5
+    counted = unn.Stack(*(unn.Residual(unn.Linear(4, 4, bias=False)) for _ in range(4)))
+    assert rates(counted)["0.body.weight"] == 4**-0.5 / 4**0.5
+
+
+@pytest.mark.parametrize("branches", [0, -1, True, 2.0])
+def test_a_bad_number_of_branches_is_refused_by_a_stack(branches):
+    with pytest.raises(ValueError, match=f"Stack: branches is {branches!r}; expected"):
+        unn.Stack(ByHand(), branches=branches)
+
+
+def test_the_stack_of_a_transformer_is_counted():
+    model = unn.TransformerDecoder(3, 16, 2)  # a warning is an error here
+    factors = {group["lr_factor"] for group in optim.param_groups(model, 1.0)}
+    assert any(factor == pytest.approx(16**-0.5 / 6**0.5) for factor in factors)
 
 
 @pytest.mark.parametrize("lr", [0.5, 2.0])

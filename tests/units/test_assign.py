@@ -4,10 +4,11 @@ import importlib.util
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unitscale.units import assign as theory
@@ -157,6 +158,19 @@ def test_monomials_are_an_abelian_group(a, b, c):
 def test_only_the_empty_product_is_one_for_every_assignment(monomial):
     units = {tensor: Unit(s=7 * i + 1, phi=1000 ** (i + 1)) for i, tensor in enumerate("abc")}
     assert monomial.is_one == (monomial.log2(units) == 0) == (not monomial.powers)
+
+
+def test_no_property_depends_on_the_speed_of_the_machine():
+    """Drawing examples slowly, as on a loaded machine, failed a health check of Hypothesis."""
+
+    @given(st.builds(lambda x: time.sleep(0.03) or x, st.integers()))
+    @settings(max_examples=2)
+    def check(x):
+        time.sleep(0.25)  # the deadline is 0.2 s by default
+
+    check()
+    assert settings().deadline is None
+    assert HealthCheck.too_slow in settings().suppress_health_check
 
 
 def test_product_of_nothing_is_one():

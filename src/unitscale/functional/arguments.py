@@ -46,6 +46,20 @@ def broadcast_copies(
     return numel // max(left.numel(), 1), numel // max(right.numel(), 1)
 
 
+def axis_size(input: Tensor, dim: int) -> int:
+    """The size of an axis; a 0-dim tensor has one entry, as in torch.
+
+    Raises:
+        IndexError: torch's, if there is no such axis; for a 0-dim tensor the caller's op raises it.
+    """
+    return input.size(dim) if input.dim() else 1
+
+
+def num_rows(input: Tensor, size: int) -> int:
+    """How many rows of `size` entries the tensor has; 0 if it is empty."""
+    return input.numel() // max(size, 1)
+
+
 def shape(tensor: Tensor) -> str:
     """The shape as a caller writes it: `[8, 3]`."""
     return str(list(tensor.shape))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.functional.arguments import check_floating, shape
+from unitscale.functional.arguments import axis_size, check_floating, shape
 from unitscale.functional.folded import can_fold
 from unitscale.scaling import scale_bwd, scaled
 from unitscale.scaling.constraints import apply_constraint
@@ -19,20 +19,23 @@ def softmax(
     dtype: torch.dtype | None = None,
     *,
     mult: float = 1.0,
-    center: str = "std",
+    center: str = "rms",
     constraint: str | None = "to_output_scale",
 ) -> Tensor:
-    """`F.softmax(mult * x)`, times about `0.76 * size`: at unit scale for standard normal logits.
+    """`F.softmax(mult * x)`, times about `0.61 * size`: RMS 1 for standard normal logits.
 
-    The rows then sum to that factor and not to 1; their mean is 0.76 and `center="rms"` counts it.
-    Exact for long rows (0.81 of the stated scale at 16 entries, 0.99 at 256).
+    So a product with it, `U.matmul(U.softmax(x, -1), v)`, is at unit scale. The rows sum to that
+    factor and not to 1. Their mean, 0.61, is a part of the RMS; `center="std"` leaves it out, and
+    then the spread about the mean is 1 and the product is larger (1.3 times for `mult` 1, 7 times
+    for `mult` 0.14). A 0-dim tensor is one entry.
 
     Args:
         dim: axis to normalise over; not optional, as torch's default is deprecated.
         mult: multiplies the logits (u-muP's softmax multiplier).
+        center: "rms" or "std".
     """
     check_floating("softmax", input=input)
-    factors = softmax_factors(input.shape[dim], mult=mult, center=center)
+    factors = softmax_factors(axis_size(input, dim), mult=mult, center=center)
     output_scale, grad_input_scale = apply_constraint(
         constraint, factors.output_scale, factors.grad_input_scale
     )
@@ -46,7 +49,7 @@ def softmin(
     dtype: torch.dtype | None = None,
     *,
     mult: float = 1.0,
-    center: str = "std",
+    center: str = "rms",
     constraint: str | None = "to_output_scale",
 ) -> Tensor:
     """`softmax` of `-x`."""
@@ -113,7 +116,8 @@ def scaled_dot_product_attention(
             f"scaled_dot_product_attention: scale={scale} and mult={mult}, expected one of them; "
             "without scale the logits are multiplied by mult / head_dim."
         )
-    num_queries, num_keys = query.shape[-2], key.shape[-2]
+    # Of no queries and no keys there is no output to scale.
+    num_queries, num_keys = (max(x.shape[-2], 1) for x in (query, key))
     triangle = is_causal and num_attended is None
     if num_attended is None:
         # A causal mask is aligned at the top left: with fewer queries, later keys are never seen.

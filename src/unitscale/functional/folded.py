@@ -60,7 +60,7 @@ class FoldedLinear(torch.autograd.Function):
         ctx.scales, ctx.grad_bias_scale = scales, grad_bias_scale
         # Written through a view: a result that is itself a view could not be changed in place.
         output = x.new_empty(*x.shape[:-1], len(weight))
-        multiply(rows_of(x), weight.t(), scales.output, bias, out=output.view(-1, len(weight)))
+        multiply(rows_of(x), weight.t(), scales.output, bias, out=rows_of(output))
         return output
 
     @staticmethod
@@ -114,7 +114,7 @@ def multiply(
 
 def rows_of(x: Tensor) -> Tensor:
     """[..., features] as a matrix."""
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])  # -1 is not known of an empty tensor
 
 
 def as_differentiated(

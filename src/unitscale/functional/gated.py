@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.functional.arguments import check_floating, shape
+from unitscale.functional.arguments import axis_size, check_floating, shape
 from unitscale.scaling import scale_bwd, scaled
 from unitscale.scaling.constraints import apply_constraint
 from unitscale.scaling.factors import gated_factors
@@ -51,7 +51,7 @@ def glu(
 ) -> Tensor:
     """`a * sigmoid(b)` for the halves a and b of `input` along `dim`, at unit scale."""
     check_floating("glu", input=input)
-    if input.shape[dim] % 2:
+    if axis_size(input, dim) % 2:
         raise ValueError(
             f"glu: input of shape {shape(input)} has an odd size in axis {dim}, "
             "expected an even one: it is cut into value and gate."

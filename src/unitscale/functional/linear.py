@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.functional.arguments import broadcast_copies, check_floating, shape
+from unitscale.functional.arguments import broadcast_copies, check_floating, num_rows, shape
 from unitscale.functional.folded import ProductScales, can_fold, folded_bmm, folded_linear
 from unitscale.scaling import scale_bwd, scale_fwd
 from unitscale.scaling.constraints import apply_constraint
@@ -51,7 +51,7 @@ def linear(
     """
     check_linear("linear", input, weight, bias)
     fan_out, fan_in = weight.shape
-    factors = linear_factors(fan_in, fan_out, input.numel() // fan_in)
+    factors = linear_factors(fan_in, fan_out, num_rows(input, fan_in))
     return apply_linear(input, weight, bias, factors, constraint)
 
 
@@ -65,7 +65,7 @@ def linear_readout(
     """
     check_linear("linear_readout", input, weight, bias)
     fan_out, fan_in = weight.shape
-    factors = linear_readout_factors(fan_in, fan_out, input.numel() // fan_in)
+    factors = linear_readout_factors(fan_in, fan_out, num_rows(input, fan_in))
     return apply_linear(input, weight, bias, factors, constraint)
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.functional.arguments import check_floating, shape
+from unitscale.functional.arguments import check_floating, num_rows, shape
 from unitscale.scaling import scaled
 from unitscale.scaling.factors import (
     LossFactors,
@@ -60,7 +60,7 @@ def cross_entropy(
     check_floating("cross_entropy", input=input)
     axis = check_classes("cross_entropy", input, target, weight)
     classes = input.shape[axis]
-    divisor = mean_divisor("cross_entropy", reduction, input.numel() // classes)
+    divisor = mean_divisor("cross_entropy", reduction, num_rows(input, classes))
     input = full_precision(input)
     weight = None if weight is None else weight.to(input.dtype)
     soft = target.is_floating_point()
@@ -93,7 +93,7 @@ def nll_loss(
     check_floating("nll_loss", input=input)
     axis = check_classes("nll_loss", input, target, None)
     classes = input.shape[axis]
-    divisor = mean_divisor("nll_loss", reduction, input.numel() // classes)
+    divisor = mean_divisor("nll_loss", reduction, num_rows(input, classes))
     factors = nll_loss_factors(classes, divisor=divisor)
     loss = F.nll_loss(full_precision(input), target, ignore_index=ignore_index, reduction=reduction)
     return scale_loss(loss, factors)
@@ -218,7 +218,7 @@ def uniform_prediction_grad(
     target: Tensor, weight: Tensor | None, axis: int, label_smoothing: float
 ) -> Tensor:
     """Gradient of a soft-target cross entropy by logits that are all equal, as at the start."""
-    classes = target.shape[axis]
+    classes = max(target.shape[axis], 1)
     mass = target * (1 - label_smoothing) + label_smoothing / classes
     if weight is not None:
         mass = mass * weight.view(-1, *(1,) * (target.dim() - axis - 1))

@@ -10,7 +10,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.functional.arguments import check_floating, shape
+from unitscale.functional.arguments import check_floating, num_rows, shape
 from unitscale.scaling import scale_bwd
 from unitscale.scaling.factors import norm_factors
 
@@ -35,7 +35,7 @@ def layer_norm(
 ) -> Tensor:
     """`F.layer_norm`, gain and bias gradients at unit scale."""
     sizes = check_last_axes("layer_norm", input, normalized_shape, weight, bias)
-    weight, bias = scale_parameters(input.numel() // math.prod(sizes), weight, bias)
+    weight, bias = scale_parameters(num_rows(input, math.prod(sizes)), weight, bias)
     return F.layer_norm(input, sizes, weight, bias, eps)
 
 
@@ -47,7 +47,7 @@ def rms_norm(
 ) -> Tensor:
     """`F.rms_norm`: `x / sqrt(mean(x**2) + eps) * weight`, the gain's gradient at unit scale."""
     sizes = check_last_axes("rms_norm", input, normalized_shape, weight, None)
-    weight, _ = scale_parameters(input.numel() // math.prod(sizes), weight, None)
+    weight, _ = scale_parameters(num_rows(input, math.prod(sizes)), weight, None)
     return F.rms_norm(input, sizes, weight, eps)
 
 
@@ -60,7 +60,7 @@ def group_norm(
 ) -> Tensor:
     """`F.group_norm`, gain and bias gradients at unit scale."""
     check_channels("group_norm", input, weight, bias)
-    weight, bias = scale_parameters(input.numel() // input.shape[1], weight, bias)
+    weight, bias = scale_parameters(num_rows(input, input.shape[1]), weight, bias)
     return F.group_norm(input, num_groups, weight, bias, eps)
 
 
@@ -79,7 +79,7 @@ def batch_norm(
     With few rows per channel the gradient of the input has heavy tails (scale 1.06 for 8 rows).
     """
     check_channels("batch_norm", input, weight, bias)
-    weight, bias = scale_parameters(input.numel() // input.shape[1], weight, bias)
+    weight, bias = scale_parameters(num_rows(input, input.shape[1]), weight, bias)
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
@@ -95,7 +95,7 @@ def instance_norm(
 ) -> Tensor:
     """`F.instance_norm`, gain and bias gradients at unit scale."""
     check_channels("instance_norm", input, weight, bias)
-    weight, bias = scale_parameters(input.numel() // input.shape[1], weight, bias)
+    weight, bias = scale_parameters(num_rows(input, input.shape[1]), weight, bias)
     return F.instance_norm(
         input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
     )

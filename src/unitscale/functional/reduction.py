@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from unitscale.functional.arguments import broadcast_copies, check_floating
+from unitscale.functional.arguments import axis_size, broadcast_copies, check_floating
 from unitscale.scaling import scale_bwd, scale_fwd, scaled
 from unitscale.scaling.constraints import apply_constraint
 from unitscale.scaling.factors import (
@@ -88,7 +88,7 @@ def cumsum(input: Tensor, dim: int, *, constraint: str | None = "to_output_scale
     Position i alone has scale `sqrt(2 i / (n + 1))`.
     """
     check_floating("cumsum", input=input)
-    factors = cumsum_factors(input.shape[dim])
+    factors = cumsum_factors(axis_size(input, dim))
     return scale_reduced(torch.cumsum(input, dim), factors, constraint)
 
 
@@ -104,4 +104,4 @@ def reduced_numel(input: Tensor, dim: Axes) -> int:
     if dim is None or dim == ():
         return input.numel()
     axes = (dim,) if isinstance(dim, int) else dim
-    return math.prod([input.shape[axis] for axis in axes])
+    return math.prod([axis_size(input, axis) for axis in axes])

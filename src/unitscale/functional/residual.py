@@ -5,7 +5,9 @@ in it is b times too small. So the branch gets its factor forward where it ends 
 it begins: gradients inside are at unit scale, and what reaches the trunk is the true gradient.
 """
 
+import math
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor
 
@@ -17,8 +19,8 @@ from unitscale.scaling.factors import parameter_grad_scale, ratio_residual, weig
 
 
 def add(
-    input: Tensor,
-    other: Tensor,
+    input: Tensor | float,
+    other: Tensor | float,
     weights: tuple[float, float] | None = None,
     constraint: str | None = "to_output_scale",
 ) -> Tensor:
@@ -28,20 +30,45 @@ def add(
     graph. Unconstrained, the gradient reaches both at unit scale (divided by the root of the
     number of copies of one that is broadcast): right only where both are cut-edges.
 
+    A constant, which is a Python number or the one element that is added to many, adds no spread:
+    `(w1 x + w2 c) / |w1|`, `x + c` without weights.
+
     Args:
+        input, other: tensors; one of them may be a Python number.
         weights: any two non-zero numbers; only their ratio matters.
     Raises:
+        TypeError: neither is a floating-point tensor, or one is something else.
         ValueError: the shapes do not broadcast, or a weight is 0.
     """
-    check_floating("add", input=input, other=other)
+    numbers = [isinstance(x, int | float) for x in (input, other)]
     weights = (1.0, 1.0) if weights is None else weights
     if len(weights) != 2 or 0 in weights:
         raise ValueError(
             f"add: weights are {weights}, expected two non-zero numbers; "
             "an operand of weight 0 is better left out."
         )
+    if any(numbers) and not all(numbers):
+        x, number = cast("tuple[Tensor, float]", (other, input) if numbers[0] else (input, other))
+        weight, share = reversed(weights) if numbers[0] else weights
+        check_floating("add", **{"other" if numbers[0] else "input": x})
+        apply_constraint(constraint, 1.0, 1.0)  # for its name, since all factors are 1
+        sign = math.copysign(1.0, weight)
+        return scaled(x, sign, sign) + share / abs(weight) * number
+    check_floating("add", input=cast("Tensor", input), other=cast("Tensor", other))
+    return add_tensors(cast("Tensor", input), cast("Tensor", other), weights, constraint)
+
+
+def add_tensors(
+    input: Tensor, other: Tensor, weights: tuple[float, float], constraint: str | None
+) -> Tensor:
+    """The weighted sum of two tensors, one of them perhaps a constant."""
     left_copies, right_copies = broadcast_copies("add", input, other)
     left, right = weighted_sum_weights(*weights)
+    # One element among many has no spread, so the other's is the spread of the sum.
+    if input.numel() == 1 and left_copies > 1:
+        left, right = left / abs(right), math.copysign(1.0, right)
+    elif other.numel() == 1 and right_copies > 1:
+        left, right = math.copysign(1.0, left), right / abs(left)
     output_scale, grad_left_scale, grad_right_scale = apply_constraint(
         constraint,
         1.0,

@@ -3,7 +3,8 @@
 from unitscale.gemm.attention import scaled_dot_product_attention
 from unitscale.gemm.convolution import conv1d, conv2d, conv3d
 from unitscale.gemm.executor import choose
-from unitscale.gemm.product import addmm, in_backward, linear, matmul
+from unitscale.gemm.operand import in_backward
+from unitscale.gemm.product import addmm, linear, matmul
 from unitscale.gemm.rounded import ProductFormats, Quantized, quantize, round_value, rounded
 
 __all__ = [

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.gemm.product import restore, save
-from unitscale.gemm.rounded import ProductFormats, owned, round_value, rounded
+from unitscale.gemm.derivative import first_order
+from unitscale.gemm.operand import restore, save
+from unitscale.gemm.rounded import ProductFormats, owned, round_value, rounded, times
 
 __all__ = ["scaled_dot_product_attention"]
 
@@ -30,18 +31,23 @@ class AttentionProduct(torch.autograd.Function):
         options: tuple[bool, float | None, bool],
         formats: ProductFormats,
     ) -> Tensor:
-        q, k, v = save(ctx, formats, query, key, value)
-        ctx.options, ctx.query_factor, ctx.attn_mask = options, query_factor, attn_mask
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = attn_mask.clone()  # torch's own attention makes a float mask of it
+        more = (query_factor, attn_mask)
+        q, k, v = save(ctx, formats, query, key, value, dtype=None, more=more).values
+        ctx.options = options
         output = attend(q, k, v, query_factor, attn_mask, options)
         return owned(round_value(output, formats.result))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        g, operands = restore(ctx, grad)
+        (g, *operands), _, (query_factor, attn_mask) = restore(ctx, grad, is_product=False)
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.to(g.dtype)  # as autocast made it on the way forward
         with torch.enable_grad():
             q, k, v = (x.detach().requires_grad_() for x in operands)
-            output = attend(q, k, v, ctx.query_factor, ctx.attn_mask, ctx.options)
+            output = attend(q, k, v, query_factor, attn_mask, ctx.options)
             grads = torch.autograd.grad(output, (q, k, v), g)
         result = ctx.formats.result
         rounded_grads = (
@@ -72,7 +78,7 @@ def attend(
     """Attention with the query multiplied by a factor."""
     is_causal, scale, enable_gqa = options
     if query_factor is not None:
-        query = (query * query_factor).to(query.dtype)
+        query = times(query, query_factor)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
     )
@@ -109,7 +115,7 @@ def scaled_dot_product_attention(
         for x in (query, key, value)
     )
     if query_factor is not None:
-        q = (q * query_factor).to(q.dtype)
+        q = times(q, query_factor)
     output = F.scaled_dot_product_attention(
         q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.gemm.product import finish, restore, result_dtype, save, settled
+from unitscale.gemm.derivative import first_order
+from unitscale.gemm.operand import is_apart, recover, restore, result_dtype, save, uncast
+from unitscale.gemm.product import finish, settled
 from unitscale.gemm.rounded import SUM_OVER_ROWS, ProductFormats, owned, round_sum
 
 __all__ = ["conv1d", "conv2d", "conv3d"]
@@ -29,28 +31,33 @@ class ConvolutionProduct(torch.autograd.Function):
         formats: ProductFormats,
     ) -> Tensor:
         dtype = result_dtype(x)
-        values = save(ctx, formats, x, weight)
+        operands = save(ctx, formats, x, weight, dtype=dtype)
         ctx.geometry = geometry
-        if formats.executor == "bf16":
-            along = None if bias is None else bias.view(-1, *[1] * len(geometry[0]))
-            return owned(finish(convolution(*values, None, *geometry), along, formats, dtype))
-        output = convolution(*values, bias, *geometry)
-        return owned(round_sum(output, formats))
+        if formats.executor != "bf16" and not is_apart(formats, dtype):
+            return owned(round_sum(convolution(*operands.values, bias, *geometry), formats))
+        with uncast(operands, x):
+            output = convolution(*operands.values, None, *geometry)
+        output = recover(output, operands.scales, formats, dtype)
+        along = None if bias is None else bias.view(-1, *[1] * len(geometry[0]))
+        return owned(finish(output, along, formats, dtype))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        g, (x, weight) = restore(ctx, grad)
+        operands, formats = restore(ctx, grad), ctx.formats
+        (g, x, weight), (g_scale, x_scale, weight_scale), _ = operands
         stride, padding, dilation, groups = ctx.geometry
         dims = len(stride)
         wanted = [ctx.needs_input_grad[1], ctx.needs_input_grad[2], False]
-        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            *(g, x, weight, None, stride, padding, dilation, False, [0] * dims, groups, wanted)
-        )
+        with uncast(operands, grad):
+            grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+                *(g, x, weight, None, stride, padding, dilation, False, [0] * dims, groups, wanted)
+            )
         if grad_x is not None:
-            grad_x = round_sum(grad_x, ctx.formats).to(ctx.dtypes[0])
+            grad_x = recover(grad_x, (g_scale, weight_scale), formats, ctx.dtypes[0])
         if grad_weight is not None:
-            grad_weight = round_sum(grad_weight, ctx.formats, SUM_OVER_ROWS).to(ctx.dtypes[1])
+            scales, dtype = (g_scale, x_scale), ctx.dtypes[1]
+            grad_weight = recover(grad_weight, scales, formats, dtype, SUM_OVER_ROWS)
         # The bias is added, not multiplied: its gradient is the sum of the gradient as it came.
         axes = [axis for axis in range(grad.dim()) if axis != 1]
         grad_bias = grad.sum(axes) if ctx.needs_input_grad[3] else None

@@ -1,7 +1,8 @@
 """Executors: the ways to multiply operands that are rounded, and which of them a device has.
 
     emulated    operands in the model's dtype; in FP32 it is the reference, bit-equal to the CPU's
-                `torch._scaled_mm` with float32 output
+                `torch._scaled_mm` with float32 output. With scales of their own, operands of a
+                16-bit model are multiplied in FP32
     bf16        operands as BF16, which holds FP8 and BF16 values exactly; sums in FP32, results
                 in BF16
     scaled_mm   8-bit operands in `torch._scaled_mm`, the product of FP8 hardware

@@ -9,7 +9,6 @@ for FP8). Emulated, a product is that of the CPU's `torch._scaled_mm` with float
 order of sums and to where a kernel multiplies by the scales. See `gemm.executor`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,38 +16,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unitscale.formats import FORMATS, torch_dtype
-from unitscale.formats.rounding import is_traced
+from unitscale.gemm.derivative import first_order
 from unitscale.gemm.executor import choose, without_fp8
 from unitscale.gemm.kernel import scaled_mm
+from unitscale.gemm.operand import is_apart, recover, restore, result_dtype, save, uncast
 from unitscale.gemm.rounded import (
     SUM_OVER_ROWS,
     ProductFormats,
     Quantized,
     owned,
     quantize,
-    round_data,
     round_sum,
-    round_value,
     rounded,
 )
 
-__all__ = ["Factors", "addmm", "in_backward", "linear", "matmul"]
+__all__ = ["Factors", "addmm", "linear", "matmul"]
 
 Factors = tuple[Tensor | None, Tensor | None, Tensor | None]
 """What the results of the three products are multiplied by: scalar tensors; None is 1."""
 
 NO_FACTORS: Factors = (None, None, None)
-
-
-def result_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of a product with `x`: that of an autocast region, or of `x`."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
-def working_dtype(formats: ProductFormats, dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which the rounded operands of a model in `dtype` are multiplied."""
-    return torch.bfloat16 if formats.executor == "bf16" else dtype
 
 
 def settled(formats: ProductFormats, x: Tensor, *, has_kernel: bool = True) -> ProductFormats:
@@ -72,65 +59,6 @@ def chosen(
     return executor
 
 
-def save(
-    ctx: Any, formats: ProductFormats, *operands: Tensor, wanted: Sequence[bool] = (True,) * 3
-) -> list[Tensor]:
-    """Round the operands, and keep those `wanted` for backward in the format's own dtype."""
-    ctx.formats, ctx.dtypes = formats, [x.dtype for x in operands]
-    none = Quantized(None, None)  # type: ignore[arg-type]
-    if formats.forward is None:
-        pairs = (
-            Quantized(x, None) if is_kept else none
-            for x, is_kept in zip(operands, wanted, strict=False)
-        )
-        ctx.save_for_backward(*(tensor for pair in pairs for tensor in pair))
-        return list(operands)
-    rounded = [
-        Quantized(*round_data(x, formats.forward, current=formats.current)) for x in operands
-    ]
-    narrow = (
-        q.narrow(formats.forward) if is_kept else none
-        for q, is_kept in zip(rounded, wanted, strict=False)
-    )
-    ctx.save_for_backward(*(tensor for pair in narrow for tensor in pair))
-    # The values themselves, not those read back from eight bits: the same, and faster.
-    return [
-        q.dequantize(working_dtype(formats, x.dtype))
-        for q, x in zip(rounded, operands, strict=True)
-    ]
-
-
-def restore(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Any]]:
-    """The rounded output gradient and the saved operands, in the dtype they are multiplied in.
-
-    None stands for an operand that was not kept.
-    """
-    saved, formats = ctx.saved_tensors, ctx.formats
-    pairs = zip(saved[::2], saved[1::2], strict=True)
-    grad = round_value(grad, formats.backward, current=formats.current)
-    values = grad.to(working_dtype(formats, grad.dtype))
-    operands = [
-        None if data is None else Quantized(data, scale).dequantize(values.dtype)
-        for data, scale in pairs
-    ]
-    if values.element_size() == 2:
-        operands = [None if x is None else in_backward(x, grad) for x in operands]
-    return values, operands
-
-
-def in_backward(x: Tensor, grad: Tensor) -> Tensor:
-    """`x`, in a way that a compiler computes it in the backward pass.
-
-    To torch's partitioner two bytes saved for a product are as good as one byte saved and a cast,
-    and it takes the two; what depends on the gradient it cannot compute before. Seen in torch 2.13.
-    """
-    if not is_traced(grad):
-        return x
-    first = grad.detach().reshape(-1)[:1].float()
-    one = 1.0 + (first.view(torch.int32) & 0).float()
-    return x * one.to(x.dtype)
-
-
 def finish(
     product: Tensor, bias: Tensor | None, formats: ProductFormats, dtype: torch.dtype
 ) -> Tensor:
@@ -146,23 +74,33 @@ class LinearProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, formats: ProductFormats
     ) -> Tensor:
-        dtype = result_dtype(x)
-        x, weight = save(ctx, formats, x, weight, wanted=ctx.needs_input_grad[1::-1])
+        dtype, wanted = result_dtype(x), ctx.needs_input_grad[1::-1]
+        operands = save(ctx, formats, x, weight, dtype=dtype, wanted=wanted)
         if formats.executor == "bf16":
-            return owned(finish(F.linear(x, weight), bias, formats, dtype))
-        output = F.linear(x, weight, bias)
-        return owned(round_sum(output, formats))
+            return owned(finish(F.linear(*operands.values), bias, formats, dtype))
+        if is_apart(formats, dtype):
+            with uncast(operands, x):
+                output = F.linear(*operands.values)
+            output = recover(output, operands.scales, formats, dtype)
+            return owned(finish(output, bias, formats, dtype))
+        left, right = operands.values
+        return owned(round_sum(F.linear(left, right, bias), formats))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        g, (x, weight) = restore(ctx, grad)
+        operands, formats = restore(ctx, grad), ctx.formats
+        (g, x, weight), (g_scale, x_scale, weight_scale), _ = operands
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = round_sum(g @ weight, ctx.formats).to(ctx.dtypes[0])
+            with uncast(operands, grad):
+                product = g @ weight
+            grad_x = recover(product, (g_scale, weight_scale), formats, ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
-            product = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-            grad_weight = round_sum(product, ctx.formats, SUM_OVER_ROWS).to(ctx.dtypes[1])
+            with uncast(operands, grad):
+                product = g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+            scales, dtype = (g_scale, x_scale), ctx.dtypes[1]
+            grad_weight = recover(product, scales, formats, dtype, SUM_OVER_ROWS)
         if ctx.needs_input_grad[2]:
             # The bias is added, not multiplied: its gradient is the sum of the gradient as it came.
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
@@ -197,7 +135,7 @@ class ScaledProduct(torch.autograd.Function):
         return owned(output.view(*x.shape[:-1], weight.shape[0]))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, x_scale, weight, weight_scale, x_factor, weight_factor = ctx.saved_tensors
         formats = ctx.formats
@@ -254,21 +192,26 @@ class MatmulProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, formats: ProductFormats) -> Tensor:
         ctx.shapes, dtype = (a.shape, b.shape), result_dtype(a)
-        a, b = save(ctx, formats, a, b, wanted=ctx.needs_input_grad[1::-1])
-        output = round_sum(torch.matmul(a, b), formats)
-        return owned(output.to(dtype) if formats.executor == "bf16" else output)
+        operands = save(ctx, formats, a, b, dtype=dtype, wanted=ctx.needs_input_grad[1::-1])
+        with uncast(operands, a):
+            output = torch.matmul(*operands.values)
+        return owned(recover(output, operands.scales, formats, dtype))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        g, (a, b) = restore(ctx, grad)
+        operands, formats = restore(ctx, grad), ctx.formats
+        (g, a, b), (g_scale, a_scale, b_scale), _ = operands
         grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            product = (g @ b.mT).sum_to_size(ctx.shapes[0])
-            grad_a = round_sum(product, ctx.formats).to(ctx.dtypes[0])
+            with uncast(operands, grad):
+                product = (g @ b.mT).sum_to_size(ctx.shapes[0])
+            grad_a = recover(product, (g_scale, b_scale), formats, ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
-            product = (a.mT @ g).sum_to_size(ctx.shapes[1])
-            grad_b = round_sum(product, ctx.formats, SUM_OVER_ROWS).to(ctx.dtypes[1])
+            with uncast(operands, grad):
+                product = (a.mT @ g).sum_to_size(ctx.shapes[1])
+            scales, dtype = (g_scale, a_scale), ctx.dtypes[1]
+            grad_b = recover(product, scales, formats, dtype, SUM_OVER_ROWS)
         return grad_a, grad_b, None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unitscale.formats import FORMATS, FP32, FloatFormat, round_to, torch_dtype, widen
+from unitscale.gemm.derivative import first_order
 
 __all__ = ["ProductFormats", "Quantized", "quantize", "round_value", "rounded"]
 
@@ -53,14 +54,29 @@ class Quantized(NamedTuple):
     scale: Tensor | None
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The rounded values in `dtype`, shape of the data."""
-        values = widen(self.data, dtype)
-        return values if self.scale is None else values * self.scale.to(dtype)
+        """The rounded values in `dtype`, shape of the data.
+
+        A scale is applied in float32 at least: in float16 most scales are 0.
+        """
+        if self.scale is None:
+            return widen(self.data, dtype)
+        values = widen(self.data, wide(dtype)) * self.scale
+        return values if values.dtype == dtype else values.to(dtype)
 
     def narrow(self, format_name: str) -> "Quantized":
         """The same with the data in the format's own dtype, an exact cast, if torch has one."""
         dtype = torch_dtype(FORMATS[format_name])
         return self if dtype is None else Quantized(self.data.to(dtype), self.scale)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a scale meets a tensor of this dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def times(x: Tensor, factor: Tensor) -> Tensor:
+    """`x * factor` in the dtype of x, with a factor that this dtype need not hold."""
+    return (x.to(wide(x.dtype)) * factor).to(x.dtype)
 
 
 def quantize(x: Tensor, format_name: str | None, *, current: bool = False) -> Quantized:
@@ -75,12 +91,15 @@ def quantize(x: Tensor, format_name: str | None, *, current: bool = False) -> Qu
 
 
 def round_data(x: Tensor, format_name: str, *, current: bool) -> tuple[Tensor, Tensor | None]:
-    """The data of a quantized `x` in the dtype of `x`, and its scale."""
+    """The data of a quantized `x`, and its scale in float32.
+
+    The data has the dtype of `x`, with a current scale float32 at least.
+    """
     fmt, scale = FORMATS[format_name], None
     if current:
-        # float32: an amax that rounds in bf16 would move the largest value past the maximum.
-        scale = x.detach().abs().amax().float().clamp(min=SMALLEST_AMAX) / fmt.max
-        x = x / scale.to(x.dtype)
+        amax = x.detach().abs().amax() if x.numel() else x.new_zeros(())
+        scale = amax.float().clamp(min=SMALLEST_AMAX) / fmt.max
+        x = x.to(wide(x.dtype)) / scale
     return round_to(x, fmt, saturate=saturates(fmt)), scale
 
 
@@ -93,8 +112,8 @@ def round_value(x: Tensor, format_name: str | None, *, current: bool = False) ->
     """`x` rounded to a format, in the dtype of `x`."""
     if format_name is None:
         return x
-    values, scale = round_data(x, format_name, current=current)
-    return values if scale is None else values * scale.to(x.dtype)
+    data, scale = round_data(x, format_name, current=current)
+    return data if scale is None else Quantized(data, scale).dequantize(x.dtype)
 
 
 def round_sum(
@@ -129,7 +148,7 @@ class Rounded(torch.autograd.Function):
         return x.clone() if fwd is None else round_value(x, fwd, current=current[0])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         return round_value(grad, ctx.bwd, current=ctx.current), None, None, None
 

@@ -6,9 +6,11 @@ The factor b is applied to the branch's output forward and to its *input's* grad
 that gradients inside the branch have unit scale too (the delayed factor of the 2023 paper).
 """
 
+import inspect
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from types import CodeType
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -147,12 +149,64 @@ class Residual(nn.Module):
 
 
 class Stack(nn.Sequential):
-    """Layers in turn. `depth`, which u-muP's learning rates need, counts the residual branches."""
+    """Layers in turn, around which u-muP's learning rates count the residual branches.
+
+    Args:
+        layers: as for `nn.Sequential`.
+        branches: how many residual branches there are, where `Residual`s do not say: a layer that
+            calls `U.residual_apply` itself, or writes the sum by hand. None counts `Residual`s. A
+            slice of the stack counts again.
+    Raises:
+        ValueError: `branches` is not an integer of at least 1.
+    """
+
+    def __init__(self, *layers: Any, branches: int | None = None) -> None:
+        super().__init__(*layers)
+        is_count = isinstance(branches, int) and not isinstance(branches, bool) and branches >= 1
+        if branches is not None and not is_count:
+            raise ValueError(f"Stack: branches is {branches!r}; expected an integer >= 1.")
+        self.branches = branches
+
+    @property
+    def residual_branches(self) -> int:
+        """Number of residual branches below, at least 1."""
+        if self.branches is not None:
+            return self.branches
+        return max(1, sum(isinstance(module, Residual) for module in self.modules()))
 
     @property
     def depth(self) -> int:
-        """Number of `Residual`s below, at least 1."""
-        return max(1, sum(isinstance(module, Residual) for module in self.modules()))
+        """The same, by the name of the papers."""
+        return self.residual_branches
+
+    def uncounted(self) -> list[str]:
+        """Names of the layers whose residual branches are not counted, if they have any.
+
+        Those that call a residual function themselves; and all, if no layer holds a `Residual`.
+        """
+        if self.branches is not None:
+            return []
+        has_residual = any(isinstance(module, Residual) for module in self.modules())
+        return [
+            name
+            for name, layer in self.named_children()
+            if not has_residual or any(map(sums_by_hand, layer.modules()))
+        ]
+
+
+BY_HAND = {"residual_add", "residual_apply", "residual_split"}
+
+
+def sums_by_hand(module: nn.Module) -> bool:
+    """Whether the code of its `forward` names a residual function."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and not isinstance(module, Residual) and bool(named_in(code) & BY_HAND)
+
+
+def named_in(code: CodeType) -> set[str]:
+    """What a function and those inside it look up by name."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*map(named_in, inner))
 
 
 def check_placement(placement: str) -> None:

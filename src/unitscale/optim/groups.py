@@ -1,6 +1,7 @@
 """A model's parameters, sorted into optimizer groups by the u-muP rules."""
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -8,6 +9,8 @@ from fnmatch import fnmatchcase
 from typing import Any, get_args
 
 from torch import nn
+
+from unitscale.nn.residual import Stack
 
 from .rules import KINDS, MATRIX_KINDS, Kind, OptimizerName, ReadoutConstraint, lr_factor
 
@@ -27,8 +30,9 @@ def param_groups(
 
     A group has `lr = lr_factor * lr`, the factor being that of `rules.lr_factor` times its rate in
     `rates`. So a schedule that multiplies each group's learning rate works unchanged, and one
-    written by hand sets `group["lr"] = lr_now * group["lr_factor"]`. Only matrices are decayed, not
-    biases and gains.
+    written by hand sets `group["lr"] = lr_now * group["lr_factor"]`. One that is given a rate, as
+    `OneCycleLR` its `max_lr`, takes a list: `[x * g["lr_factor"] for g in groups]`.
+    Only matrices are decayed, not biases and gains.
 
     With independent decay, a step at the peak rate removes the share `weight_decay` of a matrix,
     whatever `lr` and the width are, and the share follows the schedule. At `lr=0` nothing moves.
@@ -36,7 +40,8 @@ def param_groups(
 
     Args:
         model: its modules state `parameter_kinds` (own parameter name to kind) and, where they
-            hold a stack of residual layers, `depth`; depths of nested stacks multiply.
+            hold a stack of residual layers, `residual_branches`, the number of branches in it;
+            those of nested stacks multiply.
         lr: the base learning rate, finite and >= 0; near 1 is usual for a unit-scaled model.
         kinds: the kind of parameters whose module does not state it, by full name or pattern
             (`{"head.*": "output"}`); the first match wins, also over the module's own statement.
@@ -46,6 +51,8 @@ def param_groups(
     Raises:
         ValueError: a parameter of unknown kind; a tied parameter with two kinds or depths; a
             pattern that matches nothing; a bad value.
+    Warns:
+        UserWarning: a `unn.Stack` holds layers whose residual branches it cannot count.
     """
     kinds, rates = kinds or {}, rates or {}
     _check_values(lr, weight_decay, optimizer)
@@ -123,19 +130,32 @@ def _uses(
             if kind not in KINDS:
                 raise _unknown_kind(name, kind, module)
             yield _Use(name=name, parameter=parameter, module=module, kind=kind, depth=depth)
-    depth *= _layers(module, prefix)
+    depth *= _branches(module, prefix)
     for child_name, child in module.named_children():
         yield from _uses(child, kinds, prefix=f"{prefix}{child_name}.", depth=depth)
 
 
-def _layers(module: nn.Module, prefix: str) -> int:
-    layers = getattr(module, "depth", 1)
-    if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
+def _branches(module: nn.Module, prefix: str) -> int:
+    """How many residual branches a stack has, 1 for any other module.
+
+    Not `depth`: many modules have a number of that name, of other things.
+    """
+    name = prefix.rstrip(".") or "the model"
+    count = getattr(module, "residual_branches", 1)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(
-            f"param_groups: depth of {prefix.rstrip('.') or 'the model'!r} is {layers!r}; it "
-            f"counts the residual layers of the stack and must be an integer >= 1."
+            f"param_groups: residual_branches of {name!r} is {count!r}; it counts the residual "
+            f"branches of the stack and must be an integer >= 1."
         )
-    return layers
+    if isinstance(module, Stack) and (uncounted := module.uncounted()):
+        warnings.warn(
+            f"param_groups: the Stack {name!r} counts {count} residual branches, and cannot count "
+            f"those of its layers {', '.join(uncounted)}, which are no unn.Residual; a rate is "
+            f"divided by the root of the number: give it, as Stack(..., branches=8).",
+            UserWarning,
+            stacklevel=3,
+        )
+    return count
 
 
 def _width(use: _Use) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .groups import param_groups
+from .proportion import Watch
 from .rules import Kind, OptimizerName, ReadoutConstraint
 
 ModelOrGroups = nn.Module | Iterable[dict[str, Any]]
@@ -17,6 +18,7 @@ class AdamW(torch.optim.AdamW):
 
     Given a model, the groups are those of `param_groups(model, lr, ...)`; given groups, they are
     used as they are. The step is torch's own, bit for bit, and so are `state_dict` and `options`.
+    A step warns once if a scheduler has erased the groups' factors (`optim.proportion`).
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class AdamW(torch.optim.AdamW):
             rates=rates,
         )
         super().__init__(groups, lr=lr, weight_decay=weight_decay, **options)
+        self.register_step_pre_hook(Watch())
 
 
 class Adam(torch.optim.Adam):
@@ -57,6 +60,7 @@ class Adam(torch.optim.Adam):
     ) -> None:
         groups = _groups(model, lr, "adam", weight_decay=weight_decay, kinds=kinds, rates=rates)
         super().__init__(groups, lr=lr, weight_decay=weight_decay, **options)
+        self.register_step_pre_hook(Watch())
 
 
 class SGD(torch.optim.SGD):
@@ -89,6 +93,7 @@ class SGD(torch.optim.SGD):
             readout_constraint=readout_constraint,
         )
         super().__init__(groups, lr=lr, weight_decay=weight_decay, **options)
+        self.register_step_pre_hook(Watch())
 
 
 def _groups(

@@ -10,18 +10,19 @@ from unitscale.scaling.softmax import at_size, log_sum_law, softmax_law
 __all__ = ["attention_factors", "log_softmax_factors", "logsumexp_factors", "softmax_factors"]
 
 
-def softmax_factors(size: int, *, mult: float = 1.0, center: str = "std") -> Factors:
+def softmax_factors(size: int, *, mult: float = 1.0, center: str = "rms") -> Factors:
     """`softmax(mult * x)` over `size` unit normal logits.
 
-    For long rows the output has `size / sqrt(exp(mult**2) - 1)`, or with center "rms"
-    `size / sqrt(exp(mult**2))`, and the gradient `size / sqrt(exp(mult**2)) / mult`. Short rows and
+    For long rows the output has `size / sqrt(exp(mult**2))`, or with center "std"
+    `size / sqrt(exp(mult**2) - 1)`, and the gradient `size / sqrt(exp(mult**2)) / mult`. Short rows and
     large `mult` follow the exact law. The output keeps its mean of `1 / size`, times the factor.
 
     Args:
         size: of the softmax dimension, up to 2**24. Over a single entry softmax is constant, and
             both factors are 1.
         mult: positive, at most 64.
-        center: "std" or "rms", see `activation_factors`.
+        center: "rms" or "std", see `activation_factors`. By "rms" a product with the output is at
+            unit scale, since it adds up the mean as well.
     Raises:
         ValueError: mult out of range, or an unknown center.
     Source: derived, see `unitscale.scaling.softmax`. Blake et al. 2023 use `size` for both.
@@ -49,6 +50,7 @@ def logsumexp_factors(size: int) -> Factors:
     For long rows `(size / (e - 1))**0.5` for the output and `size / e**0.5` for the gradient, which
     is the softmax; short rows follow the exact laws.
     """
+    size = max(size, 1)
     return Factors(
         output_scale=(size / at_size(log_sum_law(1.0), size)) ** 0.5,
         grad_input_scale=(size / at_size(softmax_law(1.0).square, size)) ** 0.5,
