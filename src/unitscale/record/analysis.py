@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from unitscale import units
 from unitscale.formats import E4M3FN, E5M2, FP16, FloatFormat
 from unitscale.graph.capture import TensorNode
-from unitscale.graph.interpret import on_gradient
 from unitscale.numerics import digest, flushed_fraction, saturated_fraction
 from unitscale.record.ranges import OUTSIDE, held, held_grad, share_in_range
 from unitscale.record.sink import format_limits
@@ -137,9 +136,10 @@ def analyse(subject: Subject) -> dict[str, Any]:
         rows = units.rows(model)  # takes the readings, and refuses a NaN in them
         found = {row.name: Losses() for row in rows}
         by_name = {row.name: row for row in rows}
-        for executable in session.executables:
-            executable.observer = partial(observe, by_name, found)
-        subject.loss().backward()
+        session.terms.observer = partial(Observed, by_name, found)
+        with torch.random.fork_rng():
+            subject.loss().backward()
+        session.terms.observer = None
     if not rows:
         raise AnalysisError("torch.compile captured no graph of this model")
     return {
@@ -165,22 +165,30 @@ def failing(what: str) -> Any:
         raise AnalysisError(f"{what}: {type(error).__name__}: {lines[0]}") from error
 
 
-def observe(
-    rows: dict[str, units.UnitRow], found: dict[str, Losses], tensor: TensorNode, value: Tensor
-) -> None:
-    """Note what the formats lose of a value now, and of its gradient when it comes."""
-    row, losses = rows[tensor.name], found[tensor.name]
-    plain = value.detach()
-    losses.elements = plain.numel()
-    losses.value = {f.name: loss_in(f, plain, plain / row.s) for f in VALUE_FORMATS}
-    losses.statistics["value"] = statistics(plain, -int(math.log2(row.s)))
+class Observed:
+    """Notes what the formats lose of the tensors of one graph (a `units.observe.Reader`)."""
 
-    def observe_grad(grad: Tensor) -> None:
+    def __init__(
+        self, rows: dict[str, units.UnitRow], found: dict[str, Losses], prefix: str
+    ) -> None:
+        self.rows, self.found, self.prefix = rows, found, prefix
+
+    def read(self, tensor: TensorNode, held: Tensor, log2: int, operand_log2: int | None) -> None:
+        """Take a value, which is `held * 2**log2`."""
+        name = self.prefix + tensor.name
+        row, losses = self.rows[name], self.found[name]
+        plain = held.detach() * 2.0**log2
+        losses.elements = plain.numel()
+        losses.value = {f.name: loss_in(f, plain, plain / row.s) for f in VALUE_FORMATS}
+        losses.statistics["value"] = statistics(plain, -int(math.log2(row.s)))
+
+    def read_gradient(self, tensor: TensorNode, carried: Tensor, log2: int) -> None:
+        """Take a gradient, which is carried as `2**log2` times the true one."""
+        name = self.prefix + tensor.name
+        row, losses = self.rows[name], self.found[name]
+        grad = carried.detach().to_dense() * 2.0**-log2
         losses.grad = {f.name: loss_in(f, grad, grad * row.phi) for f in GRAD_FORMATS}
         losses.statistics["gradient"] = statistics(grad, int(math.log2(row.phi)))
-
-    if value.requires_grad:
-        on_gradient(value, observe_grad)
 
 
 def loss_in(fmt: FloatFormat, before: Tensor, after: Tensor) -> Loss:

@@ -1,30 +1,33 @@
 """Statistics of every tensor of a training run, at every n-th step.
 
 While `record` is active, each sampled training step of the model runs its captured graph node by
-node, in full precision and in the order of the plain model, and digests each value, and each
-gradient when it comes. All other calls go to the model as it was: eager, compiled or unit-scaled.
+node, in the numerics and the order of the model as it is (its recipe, if it is scaled), and digests
+each value, and each gradient when it comes. All other calls go to the model as it was: eager,
+compiled or unit-scaled.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from unitscale.formats import E4M3FN, E5M2, FloatFormat
-from unitscale.graph.capture import TensorNode, drop_idle_calls, tensor_nodes
+from unitscale.graph.capture import TensorNode
+from unitscale.graph.engine import modes_set_aside
 from unitscale.graph.example import storage_id
-from unitscale.graph.interpret import ObservingInterpreter, on_gradient
-from unitscale.graph.place import Places, argument_names, parameter_slots
 from unitscale.numerics.digest import SAMPLE, Digest, digest, read
+from unitscale.recipes import parse
 from unitscale.record.sink import Row, Sink
-
-SESSION = "unitscale_session"
-"""Attribute of a scaled model: an object with `units`, a map of tensor names to (s, phi)."""
+from unitscale.units.forward import ScaledForward, forward_of
+from unitscale.units.session import Session
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -43,14 +46,15 @@ def record(
 ) -> Iterator["Recorder"]:
     """Record every tensor of `model`, forward and backward, on every `every`-th training call.
 
-    A training call is one with gradients enabled; it counts as a step. A sampled one computes the
-    plain model: bit-equal to it in eager mode, and without the rounding of a recipe. The recorder
-    has the rows in `rows`, and those of the last sampled step in `latest`.
+    A training call is one with gradients enabled. Calls before one backward pass are one step (of
+    a contrastive loss, say); the tensors of a second call have "@2" after their name. A sampled
+    step computes what the model computes: bit-equal to it in eager mode, and with the rounding of
+    its recipe if it has one. The recorder has the rows in `rows`, and those of the last sampled
+    step in `latest`.
 
     A row has step, name, op, direction ("value", "gradient" or "state"), the statistics of
     `digest`, `held_log2` and `drift`, the RMS over the first one that was recorded. Shares and
-    SQNR of a format are those of the tensor as it is held: times 2**held_log2, its unit. A model
-    of `unit_scale` is first sampled once its units are measured.
+    SQNR of a format are those of the tensor as it is held: times 2**held_log2, its unit.
 
     Args:
         formats: what the values are judged in (the first) and the gradients (the last).
@@ -87,23 +91,26 @@ def record(
 
 
 class Recorder:
-    """Stands in for a model's call while it is recorded."""
+    """Stands in for a model's call while it is recorded.
+
+    A scaled model is watched in its own session. For any other one, each sampled call is captured
+    by a session that rounds nothing, so that what is not captured is said in the same way.
+    """
 
     def __init__(
         self, model: nn.Module, formats: tuple[FloatFormat, ...], every: int, sink: Sink
     ) -> None:
         self.model, self.formats, self.every, self.sink = model, formats, every, sink
-        self.original = model.__dict__.get("_compiled_call_impl") or model._call_impl
-        plain = getattr(model, "_orig_mod", model)  # what torch.compile(model) wraps
-        self.sampled_call = torch.compile(plain._call_impl, backend=self.capture)
+        self.original = model.__dict__.get("_compiled_call_impl")
+        self.plain = getattr(model, "_orig_mod", model)  # what torch.compile(model) wraps
+        self.forward = forward_of(self.plain) or forward_that_rounds_nothing(self.plain)
+        self.session = self.forward.session
         self.optimizer: torch.optim.Optimizer | None = None
         self.step, self.sample = 0, SAMPLE
-        self.is_late = False
-        self.places, self.arguments = Places(plain), argument_names(plain)
-        self.signatures: dict[tuple[str, ...], int] = {}
-        self.pending: dict[tuple[str, str, str], Digest] = {}
-        self.pending_step: int | None = None
-        self.handles: list[Any] = []
+        self.is_late, self.has_warned = False, False
+        self.current: Sampled | None = None
+        self.waiting: list[Sampled] = []
+        self.outputs: list[weakref.ref[Tensor]] = []
         self.first_rms = sink.first_rms
         self.latest: list[Row] = []
 
@@ -112,80 +119,56 @@ class Recorder:
         """All rows that are kept in memory: without a path those of the whole recording."""
         return list(self.sink.rows)
 
-    @property
-    def session(self) -> Any:
-        """What a scaled model remembers of its units; None for any other model."""
-        return self.model.__dict__.get(SESSION)
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call of the model."""
         if not torch.is_grad_enabled():
-            return self.original(*args, **kwargs)
-        self.collect()
-        step = self.step
-        self.step += 1
-        if not (step % self.every == 0 or self.is_late):
-            return self.original(*args, **kwargs)
-        self.is_late = self.awaits_units()
-        if self.is_late:
-            return self.original(*args, **kwargs)
-        self.pending_step = step
-        return self.sampled_call(*args, **kwargs)
-
-    def awaits_units(self) -> bool:
-        """Whether the model is to be held at units that are not measured yet."""
-        if self.session is None or not self.session.scale or self.session.remeasure == "never":
-            return False
-        self.session.collect()
-        return not self.session.units
-
-    def capture(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        """The torch.compile backend of sampled steps: run a graph node by node and watch."""
-        if self.session:
-            self.session.prepare(module)
+            return self.call(args, kwargs)
+        is_more = any(ref() is not None for ref in self.outputs)
+        if not is_more:  # else it belongs to the step of the last call: one backward for both
+            self.collect()
+            is_due = self.step % self.every == 0 or self.is_late
+            self.is_late = False
+            self.current = Sampled(self.step) if is_due else None
+            self.step += 1
+        if self.current is None:
+            result = self.call(args, kwargs)
         else:
-            drop_idle_calls(module.graph)
-        tensors = tensor_nodes(module.graph, self.arguments)
-        tensors = self.session.distinguish(tensors) if self.session else self.distinguish(tensors)
-        slots = parameter_slots(module.graph)
+            self.current.calls += 1
+            result = self.sampled_call(self.current, args, kwargs)
+        self.await_backward(result)
+        return result
 
-        def run(*args: Any) -> Any:
-            observe = partial(self.observe, self.places.prefix(slots, args) if slots else "")
-            return ObservingInterpreter(module, tensors, observe).run(*args)
+    def call(self, args: Any, kwargs: Any) -> Any:
+        """The model as it was."""
+        run = self.original or self.model._call_impl
+        return run(*args, **kwargs)
 
-        return run
+    def sampled_call(self, sampled: "Sampled", args: Any, kwargs: Any) -> Any:
+        """The model in its session, each tensor shown."""
+        if sampled not in self.waiting:
+            self.waiting.append(sampled)
+        terms = self.session.terms
+        before, terms.observer = terms.observer, partial(Reading, self, sampled, sampled.calls)
+        try:
+            if forward_of(self.plain) is self.forward:
+                return self.call(args, kwargs)
+            with self.forward.standing_in():
+                return self.plain._call_impl(*args, **kwargs)
+        finally:
+            terms.observer = before
 
-    def distinguish(self, tensors: dict[fx.Node, TensorNode]) -> dict[fx.Node, TensorNode]:
-        """Give tensors outside of every submodule names that no other graph uses."""
-        signature = tuple(tensor.name for tensor in tensors.values() if tensor.at_root)
-        index = self.signatures.setdefault(signature, len(self.signatures))
-        return {
-            node: replace(tensor, name=f"graph{index}.{tensor.name}")
-            if tensor.at_root and index
-            else tensor
-            for node, tensor in tensors.items()
-        }
+    def await_backward(self, result: Any) -> None:
+        """Note which results a backward pass is still to come from."""
+        found = [x for x in tree_leaves(result) if isinstance(x, Tensor) and x.requires_grad]
+        self.outputs = [ref for ref in self.outputs if ref() is not None]
+        for x in found:
+            ref = weakref.ref(x)
+            self.outputs.append(ref)
+            x.register_hook(partial(self.arrive, ref))
 
-    def observe(self, prefix: str, tensor: TensorNode, value: Tensor) -> None:
-        """Digest a value now, and its gradient when it comes."""
-        tensor = replace(tensor, name=prefix + tensor.name)
-        is_constant = not value.requires_grad and tensor.op != "parameter"
-        if is_constant or is_reshaped(tensor):
-            return
-        unit = self.session.units.get(tensor.name) if self.session else None
-        self.digest(tensor, "value", value, -unit.s if unit else 0)
-        if value.requires_grad:
-            # What keeps (1, 1) has its true gradient; only a product takes its value at a unit.
-            held_log2 = unit.phi if unit and tensor.pinned is None else 0
-            self.handles.append(
-                on_gradient(value, lambda g: self.digest(tensor, "gradient", g, held_log2))
-            )
-
-    def digest(self, tensor: TensorNode, direction: str, x: Tensor, held_log2: int) -> None:
-        """Take the statistics of one value or gradient."""
-        self.pending[tensor.name, tensor.op, direction] = digest(
-            x, self.formats, held_log2=held_log2, sample=self.sample
-        )
+    def arrive(self, ref: "weakref.ref[Tensor]", grad: Tensor) -> None:
+        """A backward pass has come to a result: the next call begins a new step."""
+        self.outputs = []
 
     def request(self) -> None:
         """Sample the next training call, whatever its number."""
@@ -196,36 +179,43 @@ class Recorder:
 
         Call it after the backward pass to have the rows at once: else the next training call does.
         """
-        if self.pending_step is None:
-            return []
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
-        if self.optimizer is not None:
-            self.digest_moments(self.optimizer)
-        rows = read(list(self.pending.values()))
-        self.latest = [
-            self.row(*key, found.held_log2, row)
-            for (key, found), row in zip(self.pending.items(), rows, strict=True)
-        ]
-        self.pending.clear()
-        self.pending_step = None
-        self.sink.write(self.latest)
-        return self.latest
+        done, self.waiting, self.current = self.waiting, [], None
+        self.outputs = []
+        found: list[Row] = []
+        for sampled in done:
+            if self.optimizer is not None:
+                self.digest_moments(self.optimizer, sampled)
+            rows = read(list(sampled.digests.values()))
+            found += [
+                self.row(sampled.step, *key, digest.held_log2, row)
+                for (key, digest), row in zip(sampled.digests.items(), rows, strict=True)
+            ]
+            sampled.digests = {}
+        if done:
+            self.latest = found
+            self.sink.write(found)
+        if done and not found and not self.has_warned:
+            self.has_warned = True
+            warnings.warn(
+                f"record: no tensor of this {type(self.plain).__name__} was seen at step "
+                f"{done[-1].step}: torch.compile captured nothing of it.",
+                stacklevel=3,
+            )
+        return found
 
-    def digest_moments(self, optimizer: torch.optim.Optimizer) -> None:
+    def digest_moments(self, optimizer: torch.optim.Optimizer, sampled: "Sampled") -> None:
         """Take the statistics of Adam's moments."""
         for name, parameter in self.model.named_parameters():
             for moment in MOMENTS:
                 x = optimizer.state.get(parameter, {}).get(moment)
                 if isinstance(x, Tensor) and x.is_floating_point() and x.itemsize > 1:
                     found = digest(x, self.formats, sample=self.sample)
-                    self.pending[f"{name}:{moment}", "moment", "state"] = found
+                    sampled.digests[f"{name}:{moment}", "moment", "state"] = found
 
-    def row(self, name: str, op: str, direction: str, held_log2: int, found: Row) -> Row:
+    def row(self, step: int, name: str, op: str, direction: str, held_log2: int, found: Row) -> Row:
         """One row: what it is of, its statistics, and its drift."""
         row = {
-            "step": self.pending_step,
+            "step": step,
             "name": name,
             "op": op,
             "direction": direction,
@@ -238,6 +228,66 @@ class Recorder:
         first = self.first_rms.get((name, direction))
         row["drift"] = float(f"{rms / first:.4g}") if rms and first else None
         return row
+
+
+@dataclass(eq=False)
+class Sampled:
+    """One sampled step: its number, how often the model was called, and what was seen."""
+
+    step: int
+    calls: int = 0
+    digests: dict[tuple[str, str, str], Digest] = field(default_factory=dict)
+
+
+class Reading:
+    """Reads the tensors of one call of a graph (a `units.observe.Reader`).
+
+    Args:
+        call: which call of the model within its step; tensors of a second one have "@2".
+        prefix: what the names of the graph's tensors lack.
+    """
+
+    def __init__(self, recorder: Recorder, sampled: Sampled, call: int, prefix: str) -> None:
+        self.recorder, self.sampled = recorder, sampled
+        self.prefix, self.suffix = prefix, "" if call == 1 else f"@{call}"
+
+    def read(self, tensor: TensorNode, held: Tensor, log2: int, operand_log2: int | None) -> None:
+        """Digest a value, which is `held * 2**log2`."""
+        is_constant = not held.requires_grad and tensor.op != "parameter"
+        if not is_constant and not is_reshaped(tensor):
+            at = log2 if operand_log2 is None else operand_log2
+            self.digest(tensor, "value", true_value(held, log2), -at)
+
+    def read_gradient(self, tensor: TensorNode, carried: Tensor, log2: int) -> None:
+        """Digest a gradient, which is carried as `2**log2` times the true one."""
+        if not is_reshaped(tensor):
+            self.digest(tensor, "gradient", true_value(carried, -log2), log2)
+
+    def digest(self, tensor: TensorNode, direction: str, x: Tensor, held_log2: int) -> None:
+        """Take the statistics of one value or gradient."""
+        key = (self.prefix + tensor.name + self.suffix, tensor.op, direction)
+        with torch.no_grad(), modes_set_aside():
+            self.sampled.digests[key] = digest(
+                x.detach(),
+                self.recorder.formats,
+                held_log2=held_log2,
+                sample=self.recorder.sample,
+            )
+
+
+def forward_that_rounds_nothing(model: nn.Module) -> ScaledForward:
+    """A plain model's forward under a session that only captures."""
+    session = Session(parse("fp32"), scale=False, remeasure="never", model=model)
+    session.lacking = "recording: nothing is seen of"
+    return ScaledForward(model, session, model.__dict__.get("forward"))
+
+
+def true_value(held: Tensor, log2: int) -> Tensor:
+    """`held * 2**log2`; in float32 where it might leave the range of half precision."""
+    if log2 == 0:
+        return held
+    wide = held.detach().float() if held.dtype == torch.float16 else held.detach()
+    return wide * 2.0**log2
 
 
 def is_reshaped(tensor: TensorNode) -> bool:

@@ -87,6 +87,7 @@ class ScaledForward:
         self.model = weakref.ref(model)
         self.session, self.own = session, own
         self.has_layers = False
+        self.layers: dict[str, Any] = {}
         self.renew()
 
     def renew(self) -> None:
@@ -162,6 +163,25 @@ class ScaledForward:
                 result = self.compiled(model, *args, **kwargs)
             self.notice(model, call, args)
         return result
+
+    @contextmanager
+    def standing_in(self) -> Iterator[None]:
+        """Let the model run under the session inside of the context alone."""
+        model = self.target()
+        calls = {path: (m, engine.compiled_call(m)) for path, m in owners(model)}
+        model.__dict__["forward"], before = self, model.__dict__.get("forward")
+        for path, layer in self.layers.items():
+            if path in calls:
+                engine.set_compiled_call(calls[path][0], layer)
+        try:
+            yield
+        finally:
+            self.layers = {path: engine.compiled_call(m) for path, (m, _) in calls.items()}
+            for module, call in calls.values():
+                engine.set_compiled_call(module, call)
+            model.__dict__.pop("forward")
+            if before is not None:
+                model.__dict__["forward"] = before
 
     def notice(self, model: nn.Module, call: Call, args: tuple[Any, ...]) -> None:
         """Warn, once each, of modules that ran without a graph of the session."""

@@ -63,6 +63,7 @@ class Session:
         self.plain_macs: dict[str, int] = {}
         self.unwarned: list[str] = []
         self.suspended = 0
+        self.lacking = f"recipe {recipe.name!r} is not in force in"
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Executable:
         """The torch.compile backend: one captured graph in, a callable out."""
@@ -128,7 +129,7 @@ class Session:
             f" torch.compile says: {' | '.join(shorten(r) for r in reasons)}" if reasons else ""
         )
         warnings.warn(
-            f"{name}: recipe {self.recipe.name!r} is not in force in {found}.{because}",
+            f"{name}: {self.lacking} {found}.{because}",
             stacklevel=4,
         )
 
