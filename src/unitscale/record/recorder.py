@@ -148,12 +148,16 @@ class Recorder:
         if sampled not in self.waiting:
             self.waiting.append(sampled)
         terms = self.session.terms
+        sampled.returned = False
         before, terms.observer = terms.observer, partial(Reading, self, sampled, sampled.calls)
         try:
             if forward_of(self.plain) is self.forward:
-                return self.call(args, kwargs)
-            with self.forward.standing_in():
-                return self.plain._call_impl(*args, **kwargs)
+                result = self.call(args, kwargs)
+            else:
+                with self.forward.standing_in():
+                    result = self.plain._call_impl(*args, **kwargs)
+            sampled.returned = True
+            return result
         finally:
             terms.observer = before
 
@@ -194,7 +198,7 @@ class Recorder:
         if done:
             self.latest = found
             self.sink.write(found)
-        if done and not found and not self.has_warned:
+        if done and done[-1].returned and not found and not self.has_warned:
             self.has_warned = True
             warnings.warn(
                 f"record: no tensor of this {type(self.plain).__name__} was seen at step "
@@ -232,10 +236,14 @@ class Recorder:
 
 @dataclass(eq=False)
 class Sampled:
-    """One sampled step: its number, how often the model was called, and what was seen."""
+    """One sampled step: its number, how often the model was called, and what was seen.
+
+    The last call has `returned`, unless the model raised.
+    """
 
     step: int
     calls: int = 0
+    returned: bool = True
     digests: dict[tuple[str, str, str], Digest] = field(default_factory=dict)
 
 
