@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from train.tiny import MODEL, text_corpus, tiny_config
 from unitscale.data import Corpus
 from unitscale.models import CharLM
-from unitscale.train import CheckpointError, TrainConfig, loop, train
-from unitscale.train.run_folder import read_log
+from unitscale.train import CheckpointError, TrainConfig, initial, loop, train
+from unitscale.train.run_log import read_log
 
 
 @pytest.fixture
@@ -177,13 +177,13 @@ def test_checkpoint_without_its_log_is_refused(corpus: Corpus, tmp_path: Path) -
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config(), corpus, folder, on_record=stop_after(2))
     (folder / "log.jsonl").unlink()
-    with pytest.raises(CheckpointError, match=r"log\.jsonl has 0 of the 2 steps"):
+    with pytest.raises(CheckpointError, match=r"log\.jsonl has 0 of the 3 lines"):
         train(tiny_config(), corpus, folder, resume=True)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, factor_at: Callable[[int], float]) -> None:
     """Multiply the loss of every training step by a factor that depends on its number, from 0."""
-    forward, step = loop.CharLM.forward, loop.Run.step
+    forward, step = CharLM.forward, loop.Run.step
     factor = 1.0
 
     def poisoned_forward(self: Any, ids: Any, targets: Any = None) -> Any:
@@ -195,7 +195,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, factor_at: Callable[[int], float]) -
         step(self)
         factor = 1.0
 
-    monkeypatch.setattr(loop.CharLM, "forward", poisoned_forward)
+    monkeypatch.setattr(CharLM, "forward", poisoned_forward)
     monkeypatch.setattr(loop.Run, "step", poisoned_step)
 
 
@@ -252,7 +252,7 @@ def test_overflowing_step_is_skipped_under_a_dynamic_loss_scale(
     assert [r["loss_scale"] for r in records] == [2.0**139, 2.0**138, 2.0**137]
     assert not result.diverged
     after = checkpoint(tmp_path / "run")
-    for name, value in loop.initial_state(config).model.state_dict().items():
+    for name, value in initial.initial_state(config).model.state_dict().items():
         assert torch.equal(after[f"model.{name}"], value)
 
 
@@ -260,7 +260,7 @@ def test_overflowing_step_is_skipped_under_a_dynamic_loss_scale(
 def test_only_the_unit_scaled_model_has_rates_by_kind(recipe):
     config = TrainConfig(recipe=recipe, model={"width": 16, "depth": 1})
     model = CharLM(config.model_config)
-    groups = loop.build_optimizer(config, model).param_groups
+    groups = initial.build_optimizer(config, model).param_groups
     found = {group.get("kind"): group["lr"] for group in groups}
     if recipe == "fp32":
         assert found == {None: config.peak_lr}

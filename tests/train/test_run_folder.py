@@ -9,10 +9,8 @@ import pytest
 from unitscale.data import Corpus, open_corpus
 from unitscale.train import CheckpointError, TrainConfig
 from unitscale.train.run_folder import (
-    RunLog,
-    claim_folder,
-    read_json,
-    read_log,
+    claimed,
+    read_object,
     write_atomically,
     write_json,
 )
@@ -23,6 +21,12 @@ def corpus(tmp_path: Path) -> Corpus:
     path = tmp_path / "text.txt"
     path.write_bytes(b"some text. " * 1000)
     return open_corpus(path)
+
+
+def claim_folder(folder: Path, config: TrainConfig, corpus: Corpus, *, resume: bool) -> None:
+    """Claim a folder, and let it go."""
+    with claimed(folder, config, corpus, resume=resume):
+        pass
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -51,13 +55,7 @@ def test_json_has_null_where_a_number_is_not_finite(tmp_path: Path) -> None:
 def test_unreadable_json_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"x\.json is damaged"):
-        read_json(tmp_path / "x.json")
-
-
-def test_damaged_log_names_the_file(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"step": 1}\n#!\n')
-    with pytest.raises(CheckpointError, match=r"log\.jsonl is damaged"):
-        read_log(tmp_path / "log.jsonl")
+        read_object(tmp_path / "x.json")
 
 
 def test_claimed_folder_needs_resume(tmp_path: Path, corpus: Corpus) -> None:
@@ -100,19 +98,3 @@ def test_folder_below_a_file_cannot_be_made(tmp_path: Path, corpus: Corpus) -> N
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write to the folder .*file/run: Not a directory"):
         claim_folder(tmp_path / "file" / "run", TrainConfig(), corpus, resume=False)
-
-
-def test_log_forgets_what_its_checkpoint_does_not_know(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    log = RunLog(path, through_step=0)
-    for step in range(1, 6):
-        log.append({"step": step, "loss": 1 / 3 + step})
-    log.close()
-    with path.open("a") as file:
-        file.write('{"step": 6, "lo')  # a process killed in mid-line
-    log = RunLog(path, through_step=3)
-    log.append({"step": 4, "loss": math.nan})
-    log.close()
-    assert [record["step"] for record in read_log(path)] == [1, 2, 3, 4]
-    assert log.losses()[:3] == [1 / 3 + 1, 1 / 3 + 2, 1 / 3 + 3]
-    assert math.isnan(log.losses()[3])
