@@ -243,12 +243,8 @@ def damage_cases(folder: Path, stride: int = 1) -> Iterator[Case]:
                     for kind in ("flip", "zero", "newline", "cut"):
                         key = f"damage {run} {name} {place} {kind}"
                         # Each case has its own copy, in place of the one before.
-                        yield (
-                            key,
-                            partial_damage(
-                                root / run, name, content, place, kind, config, corpus, whole
-                            ),
-                        )
+                        broken, path = damaged(content, place, kind), root / run / name
+                        yield key, partial(resumed, path, broken, config, corpus, whole)
 
 
 def places(content: bytes, name: str) -> list[int]:
