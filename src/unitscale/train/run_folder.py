@@ -175,6 +175,8 @@ def make_folder(folder: Path) -> None:
 def first_difference(theirs: Any, mine: Any, name: str = "") -> str | None:
     """One line that names the first value in which two JSON objects differ."""
     if isinstance(theirs, dict) and isinstance(mine, dict):
+        if unknown := sorted(key for key in theirs.keys() - mine.keys() if theirs[key] is None):
+            return f"it has a {unknown[0]!r}, which is unknown"
         found = (
             first_difference(theirs.get(key), mine.get(key), key)
             for key in sorted(theirs.keys() | mine.keys())
