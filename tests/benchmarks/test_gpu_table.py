@@ -14,7 +14,7 @@ def test_quick_run_on_a_cpu_writes_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        gpu, "TESTS", ("tests/gpu/test_device.py::test_units_alone_change_no_bit_of_a_step",)
+        gpu_table, "TESTS", ("tests/gpu/test_device.py::test_units_alone_change_no_bit_of_a_step",)
     )
     monkeypatch.setattr(gpu_linear, "INNER", gpu_linear.INNER)  # put back after the test
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)

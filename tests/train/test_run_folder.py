@@ -8,6 +8,7 @@ import pytest
 
 from unitscale.data import Corpus, open_corpus
 from unitscale.train import CheckpointError, TrainConfig
+from unitscale.train.lock import InUseError
 from unitscale.train.run_folder import (
     claimed,
     read_object,
@@ -45,6 +46,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, half)
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_json_has_null_where_a_number_is_not_finite(tmp_path: Path) -> None:
@@ -98,3 +100,72 @@ def test_folder_below_a_file_cannot_be_made(tmp_path: Path, corpus: Corpus) -> N
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write to the folder .*file/run: Not a directory"):
         claim_folder(tmp_path / "file" / "run", TrainConfig(), corpus, resume=False)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "null", '"x"', "[" * 100_000, "{" * 100_000, "{", "", "\x00\x01"]
+)
+def test_json_of_another_shape_is_damage(content: str, tmp_path: Path, corpus: Corpus) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        claim_folder(tmp_path, TrainConfig(), corpus, resume=True)
+
+
+@pytest.mark.parametrize("value", [3, [], None, "x"])
+def test_description_of_another_shape_is_another_run(
+    value: object, tmp_path: Path, corpus: Corpus
+) -> None:
+    claim_folder(tmp_path, TrainConfig(), corpus, resume=False)
+    described = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(described | {"config": value}))
+    with pytest.raises(ValueError, match="holds another run: its config is"):
+        claim_folder(tmp_path, TrainConfig(), corpus, resume=True)
+
+
+def test_unknown_key_is_another_run(tmp_path: Path, corpus: Corpus) -> None:
+    claim_folder(tmp_path, TrainConfig(), corpus, resume=False)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"clip_norm": null', '"clip_nrom": null'))
+    with pytest.raises(ValueError, match="it has a 'clip_nrom', which is unknown"):
+        claim_folder(tmp_path, TrainConfig(), corpus, resume=True)
+
+
+def test_run_of_an_earlier_version_is_named(tmp_path: Path, corpus: Corpus) -> None:
+    claim_folder(tmp_path, TrainConfig(), corpus, resume=False)
+    described = json.loads((tmp_path / "config.json").read_text())
+    del described["version"]
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(CheckpointError, match=r"of version 1, these of 2.*had no checksums"):
+        claim_folder(tmp_path, TrainConfig(), corpus, resume=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint.safetensors", "log.jsonl", "result.json", "numerics.jsonl"]
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_run_without_its_configuration_is_refused(
+    name: str, resume: bool, tmp_path: Path, corpus: Corpus
+) -> None:
+    (tmp_path / name).write_text("precious")
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=f"holds {name} of a run, and not the config"):
+        claim_folder(tmp_path, TrainConfig(), corpus, resume=resume)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["results.json", "runs"])
+def test_folder_of_a_comparison_is_no_place_for_a_run(
+    name: str, tmp_path: Path, corpus: Corpus
+) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"holds a comparison .{name} exists"):
+        claim_folder(tmp_path, TrainConfig(), corpus, resume=True)
+
+
+def test_claimed_folder_is_in_use(tmp_path: Path, corpus: Corpus) -> None:
+    with claimed(tmp_path / "run", TrainConfig(), corpus, resume=False):
+        before = contents(tmp_path)
+        with pytest.raises(InUseError, match="run is in use by another process"):
+            claim_folder(tmp_path / "run", TrainConfig(), corpus, resume=True)
+        assert contents(tmp_path) == before
+    claim_folder(tmp_path / "run", TrainConfig(), corpus, resume=True)
