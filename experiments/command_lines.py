@@ -119,20 +119,34 @@ def command_lines(number: int, surroundings: Mapping[str, str]) -> list[str]:
         "--step": INTEGERS,
         "--nonsense": WORDS,
     }
-    flags = ["--json", "--resume", "--tensorboard", "--help", "--version", "--nonsense"]
+    flags = {
+        "--json": 0.2,
+        "--resume": 0.3,
+        "--tensorboard": 0.05,
+        "--help": 0.03,
+        "--nonsense": 0.02,
+    }
     command = draw.choice(["train"] * 5 + ["compare"] * 5 + OTHERS)
     line = [command]
     if command in ("train", "compare"):
         recipes = "--recipe" if command == "train" else "--recipes"
         line += [*SMALL, "--data", "text.txt", "--out", "out", recipes, "fp32"]
-        used = [name for name in pools if draw.random() < 2.5 / len(pools)]
+        foreign = FOREIGN[command]
+        used = [name for name in pools if name not in foreign and draw.random() < 1.5 / len(pools)]
+        if draw.random() < 0.05:
+            used += [draw.choice(foreign)]
     else:
         line += draw.sample([*paths, *MODELS, "snr", "depth", "exponents"], draw.randint(0, 2))
         used = draw.sample(["--out", "--formats", "--step", "--rows"], draw.randint(0, 2))
     for name in used:
         line += [name] if draw.random() < 0.03 else [name, draw.choice(pools[name])]
-    line += [flag for flag in flags if draw.random() < 0.1]
+    line += [flag for flag, share in flags.items() if draw.random() < share]
     return line
 
 
+FOREIGN = {
+    "train": ["--recipes", "--seeds", "--unit-lr", "--rows", "--formats", "--step", "--nonsense"],
+    "compare": ["--recipe", "--seed", "--rows", "--formats", "--step", "--nonsense"],
+}
+"""Options that a command does not have."""
 OTHERS = ["report", "report", "figure", "figure", "analyse", "formats", "doctor", "", "trian", "-v"]
