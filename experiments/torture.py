@@ -60,7 +60,7 @@ PRELOADED = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.gpt2.modeling_gpt2",
 )
-PRELOADED += ("unitscale.train.comparison", "unitscale.report", "unitscale.cli.app")
+PRELOADED += ("unitscale.train.comparison", "unitscale.report", "typer", "rich.progress")
 PRELOADED += ("matplotlib.backends.backend_agg", "plotly.graph_objects")
 
 Outcome = dict[str, Any]

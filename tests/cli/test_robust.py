@@ -167,11 +167,11 @@ def test_bug_keeps_its_traceback() -> None:
 START = """
 import sys
 from unitscale import cli
-load = cli.import_module
-def ready(name):  # the first thing that `main` does once its handler is in place
+load = cli.load
+def ready():  # the first thing that `main` does once its handler is in place
     print("ready", flush=True)
-    return load(name)
-cli.import_module = ready
+    return load()
+cli.load = ready
 sys.argv = ["unitscale", *sys.argv[1:]]
 cli.main()
 """

@@ -14,10 +14,17 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Run the command; wrong usage is one line on stderr and exit code 2."""
     with stopping_at_once():  # before anything is imported that takes time
-        import_module("unitscale.cli.app").run()
+        load().run()
+
+
+def load() -> Any:
+    """The module of the commands. Importing it puts it where its `app` is to be."""
+    module = import_module("unitscale.cli.app")
+    globals()["app"] = module.app
+    return module
 
 
 def __getattr__(name: str) -> Any:
     if name == "app":
-        return import_module("unitscale.cli.app").app
+        return load().app
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
