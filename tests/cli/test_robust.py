@@ -248,3 +248,20 @@ def test_bf16_run_holds_a_bf16_model(
     tensors = load_file(tmp_path / "run" / "checkpoint.safetensors")
     dtypes = {str(t.dtype) for name, t in tensors.items() if name.startswith("model.")}
     assert dtypes == {"torch.bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("words", "completion"), [(["tr"], "train"), (["train", "--devi"], "--device")]
+)
+def test_shell_completes_commands_and_options(words: list[str], completion: str) -> None:
+    code = "import sys; sys.argv[0] = 'unitscale'; from unitscale.cli import main; main()"
+    asked = {"_UNITSCALE_COMPLETE": "complete_bash", "COMP_CWORD": str(len(words))}
+    asked["COMP_WORDS"] = " ".join(["unitscale", *words])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | asked,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, [completion]), done.stderr

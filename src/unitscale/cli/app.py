@@ -24,7 +24,6 @@ app = typer.Typer(
     name="unitscale",
     help="Train PyTorch models in FP16 and FP8 with static, unit-scaled tensors.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
