@@ -49,6 +49,14 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_full_disk_names_the_file(tmp_path: Path) -> None:
+    def full(temporary: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: .*x\.json"):
+        write_atomically(tmp_path / "x.json", full)
+
+
 def test_json_has_null_where_a_number_is_not_finite(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": math.nan, "b": [1.5, math.inf]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [1.5, None]}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,3 +116,18 @@ def test_every_flipped_bit_is_noticed(path: Path) -> None:
         path.write_bytes(broken)
         with pytest.raises(CheckpointError):
             RunLog(path, start)
+
+
+def test_full_disk_names_the_file_and_leaves_whole_lines(path: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    start, size = mark(path, 5), path.stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"log\.jsonl"), RunLog(path, start) as log:
+            log.append({"step": 6, "loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.stat().st_size == size + 10
+    assert read_log(path) == RECORDS
+    assert RunLog(path, start).records == RECORDS

@@ -52,9 +52,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)  # half a file would keep a full disk full
+        if isinstance(error, OSError):
+            raise naming(error, path) from error
         raise
+
+
+def naming(error: OSError, path: Path) -> OSError:
+    """The error with the file in its message, which that of a full disk lacks."""
+    if error.errno is None or error.filename is not None:
+        return error
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from unitscale.train.run_folder import CheckpointError, Record, without_nan
+from unitscale.train.run_folder import CheckpointError, Record, naming, without_nan
 
 # The last key of a line. The checksum is that of the line without it, continued from the line
 # before, so that a line that is edited, lost or moved breaks its own and every later one.
@@ -74,8 +74,11 @@ class RunLog:
         """Add one record, which has at least a `step`."""
         line, crc = to_line(record, self.mark.crc)
         rest = memoryview(line)
-        while rest:
-            rest = rest[self.file.write(rest) :]
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            raise naming(error, self.path) from error
         self.records.append(record)
         self.mark = Mark(self.mark.lines + 1, crc)
 
