@@ -38,7 +38,7 @@ from unitscale.train.run_folder import (
     identity,
     write_json,
 )
-from unitscale.train.run_log import RunLog, losses
+from unitscale.train.run_log import RunLog, check_recording, losses
 from unitscale.train.tensorboard import Board
 from unitscale.train.units import apply_numerics, is_measuring, take_measurement
 
@@ -97,6 +97,8 @@ def run_claimed(
     if (folder / CHECKPOINT).exists():
         load_checkpoint(state, folder / CHECKPOINT)
     log = RunLog(folder / LOG, state.log)
+    if config.record_every is not None:
+        check_recording(folder / RECORDING)
     board = Board(folder, first_step=state.step + 1) if tensorboard else None
     try:
         with log:

@@ -151,6 +151,28 @@ def parsed(path: Path, number: int, body: bytes) -> Record:
     return record
 
 
+def check_recording(path: Path) -> None:
+    """Raise unless a recording can be continued. Its lines have no checksums.
+
+    Raises:
+        CheckpointError: a whole line is no row of a recording, nor its header.
+    """
+    for number, line in enumerate(whole_lines(path), 1):
+        try:
+            row: Any = json.loads(line)
+            is_row = isinstance(row, dict) and (
+                "formats" in row
+                or (isinstance(row["step"], int) and {"name", "direction", "rms"} <= row.keys())
+            )
+        except (ValueError, KeyError, RecursionError):
+            is_row = False
+        if not is_row:
+            raise CheckpointError(
+                f"{path} is damaged in line {number} (it is no row of a recording); nothing was "
+                "changed: restore the file, or delete it to record from here on"
+            )
+
+
 def damaged(path: Path, number: int, reason: str) -> CheckpointError:
     """The error for a line that cannot be trusted."""
     return CheckpointError(f"{path} is damaged in line {number} ({reason}); nothing was changed")
