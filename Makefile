@@ -8,7 +8,7 @@ DEMO_STEPS ?= 200
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/unitscale compare --steps $(DEMO_STEPS) --width 64 --depth 2 --out demo --resume
@@ -27,6 +27,11 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/exhaustive_float32.py --small
 	$(BIN)/python benchmarks/op_scales.py
 	$(BIN)/python benchmarks/suite.py
+
+# Tests marked gpu, a linear layer and a Llama in BF16 and FP8, in one table. Without a GPU:
+# make gpu GPU="--device cpu --quick"
+gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu_table.py $(GPU)
 
 clean:
 	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache

@@ -255,7 +255,10 @@ def launch_seconds(run: Callable[[], None], device: torch.device) -> float:
 
 
 def measured(size: int, device: torch.device, rounds: int) -> list[Row]:
-    """BF16's time over that of each case; a row each."""
+    """BF16's time over that of each case; a row each.
+
+    On a CPU it runs too, where `torch._scaled_mm` is software: the figures then say nothing.
+    """
     torch.compiler.reset()
     made, absent = dict(OURS), list[Row]()
     for name, peer in PEERS.items():

@@ -33,14 +33,14 @@ def assert_refused(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "0"], "steps is 0; expected an integer of at least 1"),
+        (["--steps", "0"], "steps is 0; expected an integer from 1 to 2147483647"),
         (["--steps", "many"], "Invalid value for '--steps'"),
         (["--stepz", "3"], "No such option: --stepz"),
         (["--recipes", "fp32,fp9"], "unknown recipe 'fp9'; the recipes are fp32, bf16"),
         (["--recipes", "fp32,fp9"], "Did you mean 'fp8'?"),
         (["--recipes", ","], "--recipes is ','"),
-        (["--seeds", "0"], "--seeds is 0; expected at least 1"),
-        (["--threads", "0"], "--threads is 0; expected at least 1"),
+        (["--seeds", "0"], "--seeds is 0; expected from 1 to 1000"),
+        (["--threads", "0"], "--threads is 0; expected from 1 to 1024"),
         (["--lr", "-1"], "lr is -1.0; expected a number above 0"),
         (["--model", "atention"], "unknown layer 'atention'; use attention, conv, rnn"),
         (["--norm", "both"], "unknown norm 'both'"),

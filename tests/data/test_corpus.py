@@ -54,7 +54,7 @@ def test_read_outside_the_split_is_refused(text_path: Path, start: int, length: 
 def test_file_truncated_after_opening_is_reported(text_path: Path) -> None:
     corpus = open_corpus(text_path)
     text_path.write_bytes(TEXT[:100])
-    with pytest.raises(ValueError, match=r"text\.txt: the file became shorter"):
+    with pytest.raises(OSError, match=r"text\.txt: the file became shorter"):
         corpus.train.read(0, 200)
 
 

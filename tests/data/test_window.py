@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unitscale.data import Split, fixed_windows, sample_windows
+from unitscale.data import Split, fixed_batches, fixed_windows, sample_windows
 from unitscale.data.corpus import Piece
 
 
@@ -52,3 +52,16 @@ def test_fixed_windows_are_evenly_spaced_from_end_to_end(split: Split) -> None:
 
 def test_fixed_windows_of_a_text_of_one_window(split: Split) -> None:
     assert (fixed_windows(split, count=3, length=1000)[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 100])
+def test_fixed_batches_are_the_fixed_windows_in_pieces(split: Split, batch_size: int) -> None:
+    batches = list(fixed_batches(split, count=5, length=200, batch_size=batch_size))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    whole = fixed_windows(split, count=5, length=200)
+    assert np.array_equal(np.concatenate(batches), whole)
+
+
+def test_batches_of_a_billion_windows_are_read_one_by_one(split: Split) -> None:
+    first = next(fixed_batches(split, count=10**9, length=200, batch_size=4))
+    assert first.shape == (4, 200)

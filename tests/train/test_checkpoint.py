@@ -1,14 +1,18 @@
 """Checkpoints: what comes back is what went in, bit by bit, or nothing changes."""
 
+import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from unitscale.train import CheckpointError
-from unitscale.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from unitscale.train.checkpoint import TrainState, checksum, load_checkpoint, save_checkpoint
 from unitscale.train.loss_scale import LossScale
 
 
@@ -109,3 +113,67 @@ def test_checkpoint_of_another_model_says_what_differs(saved: Path) -> None:
     state = TrainState(model, torch.optim.AdamW(model.parameters()), LossScale())
     with pytest.raises(CheckpointError, match=r"lacks or adds 0\.bias"):
         load_checkpoint(state, saved)
+
+
+def test_every_region_of_the_file_is_covered(saved: Path) -> None:
+    """A bit in the length of the header, in each of its bytes, and here and there in the data."""
+    content = saved.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    own = new_state()
+    load_checkpoint(own, saved)
+    for place in [*range(header), *range(header, len(content), 37)]:
+        broken = bytearray(content)
+        broken[place] ^= 1 << place % 8
+        saved.write_bytes(broken)
+        try:
+            load_checkpoint(new_state(), saved)
+        except CheckpointError:
+            continue
+        pytest.fail(f"byte {place} of {len(content)} was changed, and nothing said so")
+
+
+def rewritten(path: Path, change: Callable[[dict], None], *, checksummed: bool) -> None:
+    """The checkpoint with another state in its metadata."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    rest = json.loads(metadata["state"])
+    change(rest)
+    metadata["state"] = json.dumps(rest)
+    if checksummed:
+        metadata["crc32"] = str(checksum(tensors, metadata["state"]))
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize("key", ["step", "loss_scale", "units", "log", "run"])
+def test_checksum_covers_the_state(saved: Path, key: str) -> None:
+    rewritten(saved, lambda rest: rest.update({key: [7]}), checksummed=False)
+    with pytest.raises(CheckpointError, match="its checksum does not match"):
+        load_checkpoint(new_state(), saved)
+
+
+def test_checkpoint_of_another_run_is_refused(saved: Path) -> None:
+    rewritten(saved, lambda rest: rest.update(run="another"), checksummed=True)
+    with pytest.raises(CheckpointError, match="of another configuration or another text"):
+        load_checkpoint(new_state(), saved)
+
+
+def test_checkpoint_of_an_earlier_version_is_named(saved: Path) -> None:
+    save_file({"rng": torch.zeros(3)}, saved, {"step": "1", "crc32": "0"})
+    with pytest.raises(CheckpointError, match="or is of an earlier version"):
+        load_checkpoint(new_state(), saved)
+
+
+def test_full_disk_is_an_error_of_the_system(saved: Path, tmp_path: Path) -> None:
+    """safetensors has its own error for it. A limit on the size of files stands for the disk."""
+    content = saved.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    state = new_state()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*checkpoint"):
+            save_checkpoint(state, saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert saved.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == [saved.name]

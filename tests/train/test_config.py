@@ -28,6 +28,17 @@ from unitscale.train.config import STANDARD_LR, UNIT_SCALED_LR
         ("seed", -1),
         ("eval_every", 0),
         ("inner", "nvfuser"),
+        ("seed", 2**64),
+        ("steps", 10**23),
+        ("recipe", 5),
+        ("recipe", ["fp8"]),
+        ("model", 5),
+        ("model", {3: 4}),
+        ("device", "tpu"),
+        ("device", "cuda:-1"),
+        ("dtype", "fp8"),
+        ("dtype", ["bf16"]),
+        ("remeasure", [1]),
     ],
 )
 def test_value_out_of_range_is_refused(name: str, value: Any) -> None:
@@ -75,3 +86,30 @@ def test_config_survives_json() -> None:
 def test_unknown_field_is_named() -> None:
     with pytest.raises(ValueError, match=r"no 'stpes'; it has recipe, .*steps"):
         TrainConfig.from_json({"stpes": 3})
+
+
+def test_largest_seed_is_taken() -> None:
+    assert TrainConfig(seed=2**64 - 1).seed == 2**64 - 1
+
+
+@pytest.mark.parametrize("existing", [None, "llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("depth", 10**22, "depth is 10000000000000000000000; expected"),
+        ("width", 2**31, "width is 2147483648; expected"),
+        ("heads", 0, "heads"),
+        ("width", 33, "a multiple of"),
+        ("width", "x", "width"),
+    ],
+)
+def test_size_that_no_machine_holds_is_refused(
+    existing: str | None, option: str, value: object, message: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        TrainConfig(existing=existing, model={option: value})
+
+
+def test_own_factory_takes_what_it_likes() -> None:
+    config = TrainConfig(existing="a.b:build", model={"depth": 10**22, "name": "x"})
+    assert config.model_options["depth"] == 10**22

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from unitscale.train.divergence import WINDOW, final_loss, has_diverged, has_exploded
+from unitscale.train.divergence import FINAL_WINDOW, WINDOW, final_loss, has_diverged, has_exploded
 
 FALLING = [6.0 - 0.02 * i for i in range(200)]
 
@@ -41,4 +41,5 @@ def test_run_that_recovers_has_not_diverged() -> None:
 
 def test_final_loss_is_the_mean_of_the_last_twentieth() -> None:
     assert final_loss(list(range(100))) == 97.0
+    assert FINAL_WINDOW == 20
     assert final_loss([3.0, 2.0]) == 2.0

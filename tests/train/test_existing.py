@@ -13,7 +13,7 @@ from unitscale.data import Corpus
 from unitscale.train import TrainConfig, loop, train
 from unitscale.train.config import STANDARD_LR
 from unitscale.train.planned import plan_runs
-from unitscale.train.run_folder import read_log
+from unitscale.train.run_log import read_log
 
 pytest.importorskip("transformers")
 

@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from safetensors.torch import load_file
 from train.tiny import MODEL, text_corpus, tiny_config
 from unitscale.data import Corpus
 from unitscale.models import CharLM
-from unitscale.train import CheckpointError, TrainConfig, loop, train
-from unitscale.train.run_folder import read_log
+from unitscale.train import CheckpointError, TrainConfig, initial, loop, train
+from unitscale.train.initial import ModelError
+from unitscale.train.run_log import read_log
 
 
 @pytest.fixture
@@ -152,6 +155,63 @@ def test_killed_run_goes_on_from_its_last_checkpoint(corpus: Corpus, tmp_path: P
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_run_killed_before_its_first_checkpoint_starts_again(
+    step: int, corpus: Corpus, tmp_path: Path
+) -> None:
+    def kill(record: dict[str, Any]) -> None:
+        if record["step"] == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(tiny_config(), corpus, tmp_path / "run", on_record=kill)
+    train(tiny_config(), corpus, tmp_path / "run", resume=True)
+    steps = [record["step"] for record in read_log(tmp_path / "run" / "log.jsonl")]
+    assert steps == [*range(9), 8]  # the last is the validation
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "result.json"])
+def test_finished_run_whose_files_disagree_is_refused(
+    name: str, corpus: Corpus, tmp_path: Path
+) -> None:
+    train(tiny_config(), corpus, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_text(re.sub(r'("(?:final_train_)?loss": \d\.\d)\d', r"\g<1>0", path.read_text()))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged"):
+        train(tiny_config(), corpus, tmp_path / "run", resume=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_deleted_result_is_written_again(corpus: Corpus, tmp_path: Path) -> None:
+    first = train(tiny_config(), corpus, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    assert train(tiny_config(), corpus, tmp_path / "run", resume=True) == replace(
+        first, tokens_per_s=first.tokens_per_s
+    )
+
+
+def test_checkpoint_of_another_recipe_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    for recipe in ("fp8-none", "fp32"):
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config(recipe=recipe), corpus, tmp_path / recipe, on_record=stop_after(2))
+    for name in ("checkpoint.safetensors", "log.jsonl"):
+        content = (tmp_path / "fp8-none" / name).read_bytes()
+        (tmp_path / "fp32" / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match="another configuration or another text"):
+        train(tiny_config(), corpus, tmp_path / "fp32", resume=True)
+
+
+def test_factory_that_fails_is_named(corpus: Corpus, tmp_path: Path) -> None:
+    config = tiny_config(existing="train.test_loop:no_model", model={})
+    with pytest.raises(ModelError, match=r"no_model failed with .*RuntimeError: not today"):
+        train(config, corpus, tmp_path / "run")
+
+
+def no_model() -> None:
+    raise RuntimeError("not today")
+
+
 def test_finished_run_is_read_and_not_repeated(corpus: Corpus, tmp_path: Path) -> None:
     first = train(tiny_config(), corpus, tmp_path / "run")
 
@@ -177,13 +237,13 @@ def test_checkpoint_without_its_log_is_refused(corpus: Corpus, tmp_path: Path) -
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config(), corpus, folder, on_record=stop_after(2))
     (folder / "log.jsonl").unlink()
-    with pytest.raises(CheckpointError, match=r"log\.jsonl has 0 of the 2 steps"):
+    with pytest.raises(CheckpointError, match=r"log\.jsonl has 0 of the 3 lines"):
         train(tiny_config(), corpus, folder, resume=True)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, factor_at: Callable[[int], float]) -> None:
     """Multiply the loss of every training step by a factor that depends on its number, from 0."""
-    forward, step = loop.CharLM.forward, loop.Run.step
+    forward, step = CharLM.forward, loop.Run.step
     factor = 1.0
 
     def poisoned_forward(self: Any, ids: Any, targets: Any = None) -> Any:
@@ -195,7 +255,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, factor_at: Callable[[int], float]) -
         step(self)
         factor = 1.0
 
-    monkeypatch.setattr(loop.CharLM, "forward", poisoned_forward)
+    monkeypatch.setattr(CharLM, "forward", poisoned_forward)
     monkeypatch.setattr(loop.Run, "step", poisoned_step)
 
 
@@ -252,7 +312,7 @@ def test_overflowing_step_is_skipped_under_a_dynamic_loss_scale(
     assert [r["loss_scale"] for r in records] == [2.0**139, 2.0**138, 2.0**137]
     assert not result.diverged
     after = checkpoint(tmp_path / "run")
-    for name, value in loop.initial_state(config).model.state_dict().items():
+    for name, value in initial.initial_state(config).model.state_dict().items():
         assert torch.equal(after[f"model.{name}"], value)
 
 
@@ -260,7 +320,7 @@ def test_overflowing_step_is_skipped_under_a_dynamic_loss_scale(
 def test_only_the_unit_scaled_model_has_rates_by_kind(recipe):
     config = TrainConfig(recipe=recipe, model={"width": 16, "depth": 1})
     model = CharLM(config.model_config)
-    groups = loop.build_optimizer(config, model).param_groups
+    groups = initial.build_optimizer(config, model).param_groups
     found = {group.get("kind"): group["lr"] for group in groups}
     if recipe == "fp32":
         assert found == {None: config.peak_lr}

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from train.tiny import text_corpus, tiny_config
-from unitscale.train.planned import claim_comparison, plan_runs, run_folder
-from unitscale.train.run_folder import claim_folder
+from unitscale.data import Corpus
+from unitscale.train import TrainConfig
+from unitscale.train.lock import InUseError
+from unitscale.train.planned import claimed_comparison, plan_runs, run_folder
+from unitscale.train.run_folder import claimed
 
 
 def test_runs_differ_in_recipe_seed_and_rate_only() -> None:
@@ -24,11 +27,22 @@ def test_runs_differ_in_recipe_seed_and_rate_only() -> None:
         assert differing <= own
 
 
+def claim_comparison(
+    folder: Path, configs: list[TrainConfig], corpus: Corpus, *, resume: bool
+) -> None:
+    """Claim a folder, and let it go."""
+    with claimed_comparison(folder, configs, corpus, resume=resume):
+        pass
+
+
 def test_comparison_takes_back_its_own_runs_and_no_others(tmp_path: Path) -> None:
     corpus, out = text_corpus(tmp_path), tmp_path / "out"
     configs = plan_runs(tiny_config(), ["fp32", "fp8"], [0])
-    claim_comparison(out, configs, corpus, resume=False)
-    claim_folder(run_folder(out, configs[0]), configs[0], corpus, resume=False)
+    with (
+        claimed_comparison(out, configs, corpus, resume=False),
+        claimed(run_folder(out, configs[0]), configs[0], corpus, resume=False),
+    ):
+        pass
     claim_comparison(out, configs, corpus, resume=True)
     with pytest.raises(FileExistsError, match=r"\(runs exists\); add --resume"):
         claim_comparison(out, configs, corpus, resume=False)
@@ -36,3 +50,20 @@ def test_comparison_takes_back_its_own_runs_and_no_others(tmp_path: Path) -> Non
         claim_comparison(out, configs[1:], corpus, resume=True)
     with pytest.raises(ValueError, match="its steps is 8 and not 9"):
         claim_comparison(out, plan_runs(tiny_config(steps=9), ["fp32"], [0]), corpus, resume=True)
+
+
+def test_folder_of_a_run_is_no_place_for_a_comparison(tmp_path: Path) -> None:
+    corpus, config = text_corpus(tmp_path), tiny_config()
+    with claimed(tmp_path / "run", config, corpus, resume=False):
+        pass
+    with pytest.raises(ValueError, match=r"holds a run of `train` \(config\.json exists\)"):
+        claim_comparison(tmp_path / "run", [config], corpus, resume=True)
+
+
+def test_claimed_comparison_is_in_use(tmp_path: Path) -> None:
+    corpus, configs = text_corpus(tmp_path), [tiny_config()]
+    with (
+        claimed_comparison(tmp_path / "out", configs, corpus, resume=False),
+        pytest.raises(InUseError, match="out is in use by another process"),
+    ):
+        claim_comparison(tmp_path / "out", configs, corpus, resume=True)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from train.tiny import text_corpus, tiny_config
 from unitscale.report import read_recording
-from unitscale.train import train
+from unitscale.train import CheckpointError, train
 
 
 def test_recorded_run_leaves_a_recording_and_the_same_bits(tmp_path: Path) -> None:
@@ -55,3 +55,23 @@ def test_resumed_run_ends_with_the_same_recording(tmp_path: Path) -> None:
     assert len(rows[0]) == len(rows[1])
     for mine, other in zip(a.series, b.series, strict=True):
         assert [r["rms"] for r in mine.rows] == [r["rms"] for r in other.rows]
+
+
+def test_damaged_recording_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    corpus = text_corpus(tmp_path)
+    config = tiny_config(record_every=2, checkpoint_every=3)
+
+    def stop(record: dict) -> None:
+        if record["step"] == 5:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, corpus, tmp_path / "a", on_record=stop)
+    path = tmp_path / "a" / "numerics.jsonl"
+    lines = path.read_text().splitlines()
+    for line in ("[]", "3", "{", "{}", '{"step": "x"}', "[" * 100_000, "\x00"):
+        path.write_text("\n".join([lines[0], line, *lines[2:]]) + "\n")
+        before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+        with pytest.raises(CheckpointError, match=r"numerics\.jsonl is damaged in line 2"):
+            train(config, corpus, tmp_path / "a", resume=True)
+        assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before

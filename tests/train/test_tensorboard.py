@@ -10,7 +10,7 @@ from train.tiny import text_corpus, tiny_config
 from unitscale.cli import main
 from unitscale.report import read_recording
 from unitscale.train import compare, train
-from unitscale.train.run_folder import read_log
+from unitscale.train.run_log import read_log
 
 
 def events(folder: Path) -> Any:

@@ -1,5 +1,30 @@
 """The command line: arguments, progress, exit codes. Heavy imports wait inside the commands."""
 
-from unitscale.cli.app import app, main
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from unitscale.cli.exit import stopping_at_once
+
+if TYPE_CHECKING:
+    from unitscale.cli.app import app
 
 __all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command; wrong usage is one line on stderr and exit code 2."""
+    with stopping_at_once():  # before anything is imported that takes time
+        load().run()
+
+
+def load() -> Any:
+    """The module of the commands. Importing it puts it where its `app` is to be."""
+    module = import_module("unitscale.cli.app")
+    globals()["app"] = module.app
+    return module
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return load().app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

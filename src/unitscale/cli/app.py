@@ -1,15 +1,17 @@
 """The `unitscale` command and its exit codes: 0 done, 1 failed, 2 wrong arguments, 130 stopped."""
 
+import os
 import sys
 from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
 
+from unitscale.cli import setting
 from unitscale.cli.analyse import analyse
 from unitscale.cli.compare import compare
 from unitscale.cli.doctor import doctor
-from unitscale.cli.exit import WRONG_ARGUMENTS, fail
+from unitscale.cli.exit import FAILED, WRONG_ARGUMENTS, fail
 from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
 from unitscale.cli.report import report
@@ -22,12 +24,11 @@ app = typer.Typer(
     name="unitscale",
     help="Train PyTorch models in FP16 and FP8 with static, unit-scaled tensors.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-app.command()(compare)
-app.command()(train)
+app.command(epilog=setting.EPILOG)(compare)
+app.command(epilog=setting.EPILOG)(train)
 app.command()(analyse)
 app.command()(report)
 app.command()(figure)
@@ -47,12 +48,17 @@ def root(
         raise typer.Exit
 
 
-def main() -> None:
+def run() -> None:
     """Run the command; wrong usage is one line on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without ± gets a question mark
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code)
     except USAGE_ERROR as error:
         fail(error.format_message(), code=WRONG_ARGUMENTS)
+    except BrokenPipeError:  # who read our output has closed it, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to be flushed at the end
+        sys.exit(FAILED)

@@ -1,13 +1,14 @@
 """`unitscale compare`: the main job, several recipes side by side."""
 
 import json as json_module
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unitscale.cli import option
-from unitscale.cli.exit import checking_arguments, running
+from unitscale.cli.exit import checking_arguments, reporting, running
 from unitscale.cli.output import show
 from unitscale.cli.progress import RunProgress
 from unitscale.cli.report import products_of
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from unitscale.data import Corpus
     from unitscale.train import TrainConfig
 
+MOST_SEEDS = 1000
 RECIPES = "fp32,fp32-units,fp16-none,fp8-none,fp16,fp8,fp8-e4m3"
 
 
@@ -24,9 +26,15 @@ def compare(
     recipes: Annotated[
         str, typer.Option(help="Recipes, with commas between them.", rich_help_panel="Run")
     ] = RECIPES,
-    out: Annotated[Path, typer.Option(help="Folder of the results.", rich_help_panel="Run")] = Path(
-        "comparison"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=option.given_path,
+            metavar="FOLDER",
+            help="Folder of the results.",
+            rich_help_panel="Run",
+        ),
+    ] = Path("comparison"),
     steps: option.Steps = 1000,
     seeds: Annotated[
         int, typer.Option(help="Runs of every recipe, seeded 0, 1, ...", rich_help_panel="Run")
@@ -55,6 +63,8 @@ def compare(
     width: option.Width = option.DEFAULTS["width"],
     depth: option.Depth = option.DEFAULTS["depth"],
     resume: option.Resume = False,
+    device: option.Device = "auto",
+    dtype: option.Dtype = "fp32",
     inner: option.Inner = "eager",
     threads: option.Threads = None,
     settings: option.Settings = None,
@@ -69,64 +79,72 @@ def compare(
     results.json, loss.png, report.html and one folder per run.
     """
     from unitscale.data import open_corpus
-    from unitscale.train.planned import claim_comparison, plan_runs
+    from unitscale.train.planned import claimed_comparison, plan_runs
     from unitscale.train.tensorboard import writer_class
 
-    with checking_arguments():
-        base = option.build_config(
-            settings,
-            **option.model_fields(model, norm=norm, residual=residual, width=width, depth=depth),
-            steps=steps,
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            inner=inner,
-            reserved={"recipe": "--recipes", "seed": "--seeds", "lr": "--lr and --unit-lr"},
-        )
-        configs = plan_runs(
-            base, parse_recipes(recipes), parse_seeds(seeds), standard_lr=lr, unit_lr=unit_lr
-        )
-        corpus = open_corpus(data)
-        corpus.require(batch_size=base.batch_size, length=base.sequence_length + 1)
-        option.set_threads(threads)
-        if tensorboard:
-            writer_class()  # before anything is computed: it may not be installed
-        claim_comparison(out, configs, corpus, resume=resume)
-    with running():
-        results = run(configs, corpus, out, resume=resume, tensorboard=tensorboard)
-        if json:
-            print(json_module.dumps(results, indent=2))
-            return
-        from unitscale.report import comparison_table
+    with ExitStack() as held:
+        with checking_arguments():
+            base = option.build_config(
+                settings,
+                **option.model_fields(
+                    model, norm=norm, residual=residual, width=width, depth=depth
+                ),
+                steps=steps,
+                batch_size=batch_size,
+                sequence_length=sequence_length,
+                inner=inner,
+                device=device,
+                dtype=dtype,
+                reserved={"recipe": "--recipes", "seed": "--seeds", "lr": "--lr and --unit-lr"},
+            )
+            configs = plan_runs(
+                base, parse_recipes(recipes), parse_seeds(seeds), standard_lr=lr, unit_lr=unit_lr
+            )
+            corpus = open_corpus(data)
+            corpus.require(batch_size=base.batch_size, length=base.sequence_length + 1)
+            option.set_threads(threads)
+            if tensorboard:
+                writer_class()  # before anything is computed: it may not be installed
+            configs = [option.with_device(config, device) for config in configs]
+            held.enter_context(claimed_comparison(out, configs, corpus, resume=resume))
+        with running():
+            results = run(configs, corpus, out, tensorboard=tensorboard)
+            if json:
+                print(json_module.dumps(results, indent=2))
+                return
+            from unitscale.report import comparison_table
 
-        show(comparison_table(results), f"{out / 'loss.png'}  {out / 'report.html'}")
+            show(comparison_table(results), f"{out / 'loss.png'}  {out / 'report.html'}")
 
 
 def run(
-    configs: list["TrainConfig"], corpus: "Corpus", out: Path, *, resume: bool, tensorboard: bool
+    configs: list["TrainConfig"], corpus: "Corpus", out: Path, *, tensorboard: bool
 ) -> dict[str, Any]:
     """Make the runs and write their results; if stopped, those of the finished runs."""
     from unitscale.report import draw_losses, headline, write_report
-    from unitscale.train import compare as compare_runs
-    from unitscale.train.comparison import loss_curves
-    from unitscale.train.run_folder import write_json
+    from unitscale.train.comparison import compare_claimed, loss_curves
+    from unitscale.train.run_folder import write_atomically, write_json
 
     results: dict[str, Any] = {}
     try:
         with RunProgress(steps=configs[0].steps) as progress:
-            for results in compare_runs(
+            for results in compare_claimed(
                 configs,
                 corpus,
                 out,
-                resume=resume,
                 on_record=lambda config, record: progress.show(label(config, configs), record),
                 tensorboard=tensorboard,
             ):
                 write_json(out / "results.json", results)
     finally:
         if results:
-            curves = loss_curves(out, configs, results["runs"])
-            draw_losses(curves, out / "loss.png", title=headline(results))
-            write_report(out, products_of=products_of)
+            with reporting():
+                curves = loss_curves(out, configs, results["runs"])
+                title = headline(results)
+                write_atomically(
+                    out / "loss.png", lambda path: draw_losses(curves, path, title=title)
+                )
+                write_report(out, products_of=products_of)
     return results
 
 
@@ -152,8 +170,8 @@ def parse_seeds(count: int) -> range:
     """The seeds 0 to `count - 1`.
 
     Raises:
-        ValueError: fewer than one.
+        ValueError: fewer than one, or more than anyone waits for.
     """
-    if count < 1:
-        raise ValueError(f"--seeds is {count}; expected at least 1")
+    if not 1 <= count <= MOST_SEEDS:
+        raise ValueError(f"--seeds is {count}; expected from 1 to {MOST_SEEDS}")
     return range(count)

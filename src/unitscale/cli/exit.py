@@ -1,8 +1,12 @@
 """Failures as one line on stderr and an exit code."""
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 FAILED = 1
@@ -10,12 +14,20 @@ WRONG_ARGUMENTS = 2
 STOPPED = 130
 """128 + SIGINT, as a shell reports a process that Ctrl-C ended."""
 
+OUT_OF_MEMORY = ("alloc_cpu.cpp", "can't allocate memory", "Storage size calculation overflowed")
+"""What torch's RuntimeError says where a CPU has too little memory; a GPU's has its own class."""
+
 
 def fail(message: str, *, code: int) -> NoReturn:
     """Print one line, unless the help was printed instead, and exit."""
     if message:
-        print(f"unitscale: {' '.join(message.split())}", file=sys.stderr)
+        print(one_line(message), file=sys.stderr)
     raise SystemExit(code)
+
+
+def one_line(message: str) -> str:
+    """A message as the one line that a failure is."""
+    return f"unitscale: {' '.join(message.split())}"
 
 
 @contextmanager
@@ -27,21 +39,74 @@ def checking_arguments() -> Iterator[None]:
         yield
     except CheckpointError as error:
         fail(str(error), code=FAILED)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, OverflowError, RecursionError) as error:
         fail(str(error), code=WRONG_ARGUMENTS)
 
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Turn a damaged run folder or a full disk into exit code 1, and Ctrl-C into 130.
+    """Turn what no program can help into exit code 1, and Ctrl-C into 130.
 
-    Anything else is a bug, and keeps its traceback.
+    That is a damaged run folder, a full disk, too little memory, or a factory that fails. Anything
+    else is a bug, and keeps its traceback.
     """
     from unitscale.train import CheckpointError
+    from unitscale.train.initial import ModelError
 
     try:
         yield
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, ModelError, OSError) as error:
         fail(str(error), code=FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(
+            "not enough memory; a smaller model, batch or sequence needs less "
+            f"({str(error).strip().splitlines()[0] if str(error).strip() else 'MemoryError'})",
+            code=FAILED,
+        )
     except KeyboardInterrupt as stop:
         fail(f"{str(stop) or 'stopped'}; --resume continues from there", code=STOPPED)
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Turn a report that cannot be written, after all that it reports on, into exit code 1."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        fail(f"the run is done, and its report cannot be written: {error}", code=FAILED)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is too little memory, on the CPU or on a GPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in str(error) for words in OUT_OF_MEMORY)
+    )
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Have Ctrl-C end the process with one line, wherever it is, as long as nothing is training.
+
+    An exception would not do: raised inside an import or a destructor it is printed with its
+    traceback, or lost. Every file is put in place in one step, so that nothing is left half
+    written. The training loop puts its own handler in place of this one.
+    """
+    own_thread = threading.current_thread() is threading.main_thread()
+    if not own_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        sys.stderr.flush()
+        os.write(2, (one_line("stopped") + "\n").encode())
+        os._exit(STOPPED)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

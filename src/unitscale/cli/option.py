@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +13,26 @@ if TYPE_CHECKING:
     from unitscale.train import TrainConfig
 
 RUN, MODEL = "Run", "Model"
+MOST_THREADS = 1024
 DEFAULTS: dict[str, Any] = {"norm": "pre", "residual": "default", "width": 128, "depth": 4}
+
+
+def given_path(text: str) -> Path:
+    """A path that says something: an empty one would be the current folder.
+
+    Raises:
+        typer.BadParameter: it is empty.
+    """
+    if not text:
+        raise typer.BadParameter("it is empty; expected a path (the current folder is .)")
+    return Path(text)
+
 
 Data = Annotated[
     Path | None,
     typer.Option(
+        parser=given_path,
+        metavar="FILE",
         help="Text file; its last tenth validates. Default: the source text of Python's own "
         "standard library.",
         rich_help_panel=RUN,
@@ -30,8 +46,8 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Continue what --out holds, bit-identically with the same --threads; start where it "
-        "holds nothing.",
+        help="Continue what --out holds, bit-identically on a CPU with the same --threads; start "
+        "where it holds nothing.",
         rich_help_panel=RUN,
     ),
 ]
@@ -53,14 +69,27 @@ Tensorboard = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where to train: auto (a GPU where torch sees one), cpu, cuda or cuda:NUMBER.",
+        rich_help_panel=RUN,
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="What the model and its optimizer are held in: fp32 or bf16.", rich_help_panel=RUN
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any other field of TrainConfig, or with `model.` of CharLMConfig or the model's "
-        "FACTORY, as in `--set clip_norm=1 --set model.heads=4`. Repeatable.",
+        help="Any other setting, as in `--set clip_norm=1 --set model.heads=4`. Repeatable; they "
+        "are listed below.",
         rich_help_panel=RUN,
         show_default=False,
     ),
@@ -113,14 +142,17 @@ def build_config(
     settings: Sequence[str] | None,
     *,
     model: Mapping[str, Any],
+    device: str,
     reserved: Mapping[str, str] = MappingProxyType({}),
     **fields: Any,
 ) -> "TrainConfig":
     """The configuration from the named options and the `--set` ones, which win.
 
-    An existing model is looked for, and its module imported.
+    An existing model is looked for, and its module imported. The device is not: that imports torch
+    (`with_device`).
 
     Args:
+        device: the name of one, or "auto", which stands for the CPU here.
         reserved: fields that `--set` may not have, and the option to use for each.
 
     Raises:
@@ -130,13 +162,16 @@ def build_config(
     from unitscale.train import TrainConfig
 
     model = dict(model)
-    fields["model"] = model
+    fields |= {"model": model, "device": "cpu" if device == "auto" else device}
+    reserved = {"device": "--device"} | dict(reserved)
     for setting in settings or ():
         key, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"--set {setting}: expected KEY=VALUE")
         if key in reserved:
             raise ValueError(f"--set {setting}: use {reserved[key]}")
+        if key == "model":
+            raise ValueError(f"--set {setting}: use --model, and --set model.NAME=VALUE")
         if key.startswith("model."):
             model[key.removeprefix("model.")] = parse_value(text)
         else:
@@ -147,24 +182,41 @@ def build_config(
     return config
 
 
+def with_device(config: "TrainConfig", device: str) -> "TrainConfig":
+    """The configuration on the device that --device names.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    from unitscale.train.device import resolve
+
+    return replace(config, device=resolve(device))
+
+
 def parse_value(text: str) -> Any:
-    """The JSON value that `text` is, or else `text` itself."""
+    """The JSON value that `text` is, or else `text` itself.
+
+    Raises:
+        ValueError: a number of thousands of digits, or thousands of brackets.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+    except RecursionError:
+        raise ValueError("a value of --set has too many brackets in one another") from None
 
 
 def set_threads(threads: int | None) -> None:
     """Limit torch to this many threads.
 
     Raises:
-        ValueError: fewer than one.
+        ValueError: fewer than one, or more than any machine has.
     """
     if threads is None:
         return
-    if threads < 1:
-        raise ValueError(f"--threads is {threads}; expected at least 1")
+    if not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"--threads is {threads}; expected from 1 to {MOST_THREADS}")
     import torch
 
     torch.set_num_threads(threads)

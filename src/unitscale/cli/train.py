@@ -1,6 +1,7 @@
 """`unitscale train`: one run, resumable."""
 
 import json as json_module
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ from typing import Annotated
 import typer
 
 from unitscale.cli import option
-from unitscale.cli.exit import checking_arguments, running
+from unitscale.cli.exit import checking_arguments, reporting, running
 from unitscale.cli.output import show
 from unitscale.cli.progress import RunProgress
 from unitscale.cli.report import products_of
@@ -19,9 +20,15 @@ def train(
         str, typer.Option(help="Recipe; it also decides on unit scaling.", rich_help_panel="Run")
     ] = "fp8",
     data: option.Data = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run.", rich_help_panel="Run")] = Path(
-        "run"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=option.given_path,
+            metavar="FOLDER",
+            help="Folder of the run.",
+            rich_help_panel="Run",
+        ),
+    ] = Path("run"),
     steps: option.Steps = 1000,
     lr: Annotated[
         float | None,
@@ -40,6 +47,8 @@ def train(
     width: option.Width = option.DEFAULTS["width"],
     depth: option.Depth = option.DEFAULTS["depth"],
     resume: option.Resume = False,
+    device: option.Device = "auto",
+    dtype: option.Dtype = "fp32",
     inner: option.Inner = "eager",
     threads: option.Threads = None,
     settings: option.Settings = None,
@@ -52,48 +61,59 @@ def train(
     end, result.json and report.html. Ctrl-C finishes the step and leaves a checkpoint of it.
     """
     from unitscale.data import open_corpus
-    from unitscale.train.run_folder import claim_folder
+    from unitscale.train.run_folder import claimed
     from unitscale.train.tensorboard import writer_class
 
-    with checking_arguments():
-        config = option.build_config(
-            settings,
-            **option.model_fields(model, norm=norm, residual=residual, width=width, depth=depth),
-            recipe=recipe,
-            steps=steps,
-            lr=lr,
-            seed=seed,
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            inner=inner,
-        )
-        corpus = open_corpus(data)
-        corpus.require(batch_size=config.batch_size, length=config.sequence_length + 1)
-        option.set_threads(threads)
-        if tensorboard:
-            writer_class()  # before anything is computed: it may not be installed
-        claim_folder(out, config, corpus, resume=resume)
-    with running():
-        from unitscale import train as training
-        from unitscale.report import write_report
-
-        with RunProgress(steps=config.steps) as progress:
-            result = training.train(
-                config,
-                corpus,
-                out,
-                resume=True,  # the folder was claimed above
-                on_record=lambda record: progress.show(recipe, record),
-                tensorboard=tensorboard,
+    with ExitStack() as held:
+        with checking_arguments():
+            config = option.build_config(
+                settings,
+                **option.model_fields(
+                    model, norm=norm, residual=residual, width=width, depth=depth
+                ),
+                recipe=recipe,
+                steps=steps,
+                lr=lr,
+                seed=seed,
+                batch_size=batch_size,
+                sequence_length=sequence_length,
+                inner=inner,
+                device=device,
+                dtype=dtype,
             )
-        write_report(out, products_of=products_of)
-        if json:
-            print(json_module.dumps(asdict(result), indent=2))
-            return
-        from unitscale.report import comparison_table
+            corpus = open_corpus(data)
+            corpus.require(batch_size=config.batch_size, length=config.sequence_length + 1)
+            option.set_threads(threads)
+            if tensorboard:
+                writer_class()  # before anything is computed: it may not be installed
+            config = option.with_device(config, device)
+            held.enter_context(claimed(out, config, corpus, resume=resume))
+        with running():
+            from unitscale.report import write_report
+            from unitscale.train.loop import run_claimed
 
-        show(
-            comparison_table(
-                {"data": corpus.name, "model": model, "steps": steps, "runs": [asdict(result)]}
+            with RunProgress(steps=config.steps) as progress:
+                result = run_claimed(
+                    config,
+                    corpus,
+                    out,
+                    on_record=lambda record: progress.show(config.recipe, record),
+                    tensorboard=tensorboard,
+                )
+            with reporting():
+                write_report(out, products_of=products_of)
+            if json:
+                print(json_module.dumps(asdict(result), indent=2))
+                return
+            from unitscale.report import comparison_table
+
+            show(
+                comparison_table(
+                    {
+                        "data": corpus.name,
+                        "model": config.model_name,
+                        "steps": config.steps,
+                        "runs": [asdict(result)],
+                    }
+                )
             )
-        )

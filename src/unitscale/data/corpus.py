@@ -49,7 +49,8 @@ class Split:
         """The bytes `[start, start + length)`, across as many pieces as they span.
 
         Raises:
-            ValueError: the range leaves the split, or a file became shorter in the meantime.
+            ValueError: the range leaves the split.
+            OSError: a file became shorter in the meantime, or cannot be read any more.
         """
         if not 0 <= start <= start + length <= len(self):
             raise ValueError(
@@ -65,7 +66,7 @@ class Split:
                 file.seek(first)
                 part = file.read(count)
             if len(part) < count:
-                raise ValueError(f"{path}: the file became shorter while it was being read")
+                raise OSError(f"{path}: the file became shorter while it was being read")
             parts.append(part)
             start, length, index = start + count, length - count, index + 1
         return b"".join(parts)
@@ -106,7 +107,7 @@ def open_corpus(path: str | os.PathLike[str] | None = None) -> Corpus:
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: no readable file at `path`.
-        ValueError: the file is empty.
+        ValueError: the file is empty, or a pipe.
     """
     return standard_library() if path is None else text_file(Path(path))
 
@@ -117,6 +118,11 @@ def text_file(path: Path) -> Corpus:
         raise IsADirectoryError(f"{path} is a directory; expected a text file")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a text file")
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is no file on a disk, and text is read from any place in it; save it to a "
+            "file first"
+        )
     with path.open("rb"):  # readable now, rather than at the first batch
         size = path.stat().st_size
     if size == 0:
@@ -124,10 +130,15 @@ def text_file(path: Path) -> Corpus:
     path = path.resolve()
     cut = size - round(size * VALID_FRACTION)
     return Corpus(
-        name=path.name,
+        name=printable(path.name),
         train=Split((Piece(path, 0, cut),)),
         valid=Split((Piece(path, cut, size),)),
     )
+
+
+def printable(name: str) -> str:
+    r"""A file's name as text that can be written anywhere: a byte that is no UTF-8 as \xff."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def standard_library() -> Corpus:

@@ -4,6 +4,8 @@ A training batch is a pure function of (seed, step). There is no reader state to
 run sees exactly the batches that an uninterrupted one would have seen.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,8 +27,17 @@ def sample_windows(
 
 def fixed_windows(split: Split, *, count: int, length: int) -> NDArray[np.uint8]:
     """`count` windows evenly spaced from the first byte to the last; shape (count, length)."""
+    return next(fixed_batches(split, count=count, length=length, batch_size=count))
+
+
+def fixed_batches(
+    split: Split, *, count: int, length: int, batch_size: int
+) -> Iterator[NDArray[np.uint8]]:
+    """The same windows, at most `batch_size` at a time, so that any number of them fits."""
     last = len(split) - length
-    return read_windows(split, [last * i // max(count - 1, 1) for i in range(count)], length)
+    for first in range(0, count, batch_size):
+        indices = range(first, min(first + batch_size, count))
+        yield read_windows(split, [last * i // max(count - 1, 1) for i in indices], length)
 
 
 def read_windows(split: Split, starts: list[int], length: int) -> NDArray[np.uint8]:

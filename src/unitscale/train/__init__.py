@@ -11,11 +11,12 @@ from unitscale.train.run_folder import CheckpointError
 
 if TYPE_CHECKING:
     from unitscale.train.comparison import compare
-    from unitscale.train.loop import RunResult, train
+    from unitscale.train.loop import train
+    from unitscale.train.result import RunResult
 
 __all__ = ["CheckpointError", "RunResult", "TrainConfig", "compare", "train"]
 
-_NEEDS_TORCH = {"RunResult": "loop", "compare": "comparison", "train": "loop"}
+_NEEDS_TORCH = {"RunResult": "result", "compare": "comparison", "train": "loop"}
 
 
 def __getattr__(name: str) -> Any:

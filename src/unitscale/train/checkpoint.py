@@ -1,9 +1,14 @@
-"""Checkpoints: one safetensors file with all that a run needs to go on as if never stopped."""
+"""Checkpoints: one safetensors file with all that a run needs to go on as if never stopped.
+
+The tensors are those of the model, the optimizer and the random number generators. Everything else
+is one JSON text in the file's metadata, under `state`. The checksum covers both.
+"""
 
 import json
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -12,7 +17,10 @@ from torch import Tensor
 
 from unitscale.train.loss_scale import LossScale
 from unitscale.train.run_folder import CheckpointError, write_atomically
+from unitscale.train.run_log import START, Mark
 from unitscale.train.units import Kept, units_to_keep
+
+RNG, DEVICE_RNG = "rng", "rng.device"
 
 
 @dataclass
@@ -20,6 +28,8 @@ class TrainState:
     """What changes from step to step. Batches and learning rates follow from `step` alone.
 
     `units` are those of the checkpoint that was loaded, for a model that is about to get units.
+    `log` is the place in the log where the checkpoint was written, and `run` says of which run it
+    is (`run_folder.identity`).
     """
 
     model: torch.nn.Module
@@ -27,46 +37,60 @@ class TrainState:
     loss_scale: LossScale
     step: int = 0
     units: Kept | None = None
+    log: Mark = START
+    run: str = ""
 
 
 def save_checkpoint(state: TrainState, path: Path) -> None:
-    """Write the state and torch's random number generator; the old file stands until then."""
+    """Write the state and torch's random number generators; the old file stands until then.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     for index, values in state.optimizer.state_dict()["state"].items():
         for name, value in values.items():
             tensors[f"optimizer.{index}.{name}"] = value
-    tensors["rng"] = torch.get_rng_state()
+    tensors |= generator_states(state.model)
     # Each on its own memory: safetensors refuses tensors that share it, as tied weights do.
     tensors = {name: value.detach().cpu().clone() for name, value in tensors.items()}
-    metadata = {
-        "step": str(state.step),
-        "loss_scale": json.dumps(asdict(state.loss_scale)),
-        "units": json.dumps(units_to_keep(state.model)),
-        "crc32": str(checksum(tensors)),
-    }
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+    rest = json.dumps(
+        {
+            "step": state.step,
+            "loss_scale": asdict(state.loss_scale),
+            "units": units_to_keep(state.model),
+            "log": list(state.log),
+            "run": state.run,
+        }
+    )
+    metadata = {"state": rest, "crc32": str(checksum(tensors, rest))}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata)
+        except safetensors.SafetensorError as error:  # a full disk, say; it is no OSError
+            raise OSError(f"cannot write {path}: {error}") from error
+
+    write_atomically(path, write)
 
 
 def load_checkpoint(state: TrainState, path: Path) -> None:
     """Continue from a checkpoint; `state` is untouched unless all of it is sound.
 
     Raises:
-        CheckpointError: the file is damaged, or is of another model or optimizer.
+        CheckpointError: the file is damaged, or is of another run, model or optimizer.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
-        if int(metadata["crc32"]) != checksum(tensors):
-            raise ValueError("its checksum does not match")
-        step = int(metadata["step"])
-        loss_scale = LossScale(**json.loads(metadata["loss_scale"]))
-        units = json.loads(metadata.get("units", "null"))
-        rng = tensors.pop("rng")
+        tensors, rest = read_checkpoint(path)
+        if rest["run"] != state.run:
+            raise ValueError("it is of another configuration or another text")
+        loss_scale = LossScale(**rest["loss_scale"])
+        step, units, log = rest["step"], rest["units"], Mark(*rest["log"])
+        rng, device_rng = tensors.pop(RNG), tensors.pop(DEVICE_RNG, None)
         model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         check_fits(model, state.model.state_dict())
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{path} is not a checkpoint of this run ({reason}); nothing was changed: "
             "restore the file, or delete it to train from the start"
@@ -75,12 +99,45 @@ def load_checkpoint(state: TrainState, path: Path) -> None:
     optimizer["state"] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
-            _, index, key = name.split(".")
+            _, index, key = name.split(".", 2)
             optimizer["state"].setdefault(int(index), {})[key] = value
     state.model.load_state_dict(model)
     state.optimizer.load_state_dict(optimizer)
-    state.loss_scale, state.step, state.units = loss_scale, step, units
+    state.loss_scale, state.step, state.units, state.log = loss_scale, step, units, log
     torch.set_rng_state(rng)
+    device = device_of(state.model)
+    if device.type == "cuda" and device_rng is not None:
+        torch.cuda.set_rng_state(device_rng, device)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a checkpoint, and the rest of the state, if its checksum is right.
+
+    Raises:
+        SafetensorError, OSError, KeyError, TypeError, ValueError: the file is damaged.
+    """
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
+    if "state" not in metadata:
+        raise ValueError("it lacks the state of a run, or is of an earlier version of unitscale")
+    if metadata["crc32"] != str(checksum(tensors, metadata["state"])):
+        raise ValueError("its checksum does not match")
+    return tensors, json.loads(metadata["state"])
+
+
+def generator_states(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Where torch's random number generators are: the CPU's, and that of the model's GPU."""
+    device = device_of(model)
+    states = {RNG: torch.get_rng_state()}
+    if device.type == "cuda":
+        states[DEVICE_RNG] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the parameters of a model are."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def check_fits(loaded: dict[str, Tensor], own: dict[str, Tensor]) -> None:
@@ -93,10 +150,14 @@ def check_fits(loaded: dict[str, Tensor], own: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} has the shape {got}, and not {expected}")
 
 
-def checksum(tensors: dict[str, Tensor]) -> int:
-    """CRC-32 of the names and bytes, in order of name."""
-    crc = 0
+def checksum(tensors: dict[str, Tensor], rest: str) -> int:
+    """CRC-32 of the rest of the state, then of every tensor in order of name.
+
+    Of a tensor the name, dtype and shape count as well as the bytes.
+    """
+    crc = zlib.crc32(rest.encode())
     for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
     return crc

@@ -1,6 +1,5 @@
 """The main job: one model, one text, the same batches, several recipes; nothing else differs."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +8,11 @@ from typing import Any
 from unitscale.data import Corpus
 from unitscale.report import Curve, summarize
 from unitscale.train.config import TrainConfig
+from unitscale.train.divergence import FINAL_OVER
 from unitscale.train.loop import train
-from unitscale.train.planned import claim_comparison, run_folder
-from unitscale.train.run_folder import Record, read_log
+from unitscale.train.planned import claimed_comparison, run_folder
+from unitscale.train.run_folder import LOG, Record
+from unitscale.train.run_log import losses, read_log
 
 OnRecord = Callable[[TrainConfig, Record], None]
 
@@ -31,16 +32,30 @@ def compare(
     entry per recipe, and what was run on what.
 
     Raises:
-        As `claim_comparison` and `train`.
+        As `claimed_comparison` and `train`.
     """
-    claim_comparison(folder, configs, corpus, resume=resume)
+    with claimed_comparison(folder, configs, corpus, resume=resume):
+        yield from compare_claimed(
+            configs, corpus, folder, on_record=on_record, tensorboard=tensorboard
+        )
+
+
+def compare_claimed(
+    configs: Sequence[TrainConfig],
+    corpus: Corpus,
+    folder: Path,
+    *,
+    on_record: OnRecord = lambda config, record: None,
+    tensorboard: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """`compare` in a folder that the caller holds (`planned.claimed_comparison`)."""
     runs: list[dict[str, Any]] = []
     for config in configs:
         result = train(
             config,
             corpus,
             run_folder(folder, config),
-            resume=resume,
+            resume=True,  # the folder of the comparison was checked
             on_record=lambda record, config=config: on_record(config, record),  # type: ignore[misc]
             tensorboard=tensorboard,
         )
@@ -51,6 +66,7 @@ def compare(
             "data": corpus.name,
             "model": config.model_name,
             "steps": config.steps,
+            "final_train_loss_over": FINAL_OVER,
             "runs": runs,
             "summary": [asdict(summary) for summary in summarize(runs)],
             "runs_planned": len(configs),
@@ -74,11 +90,7 @@ def loss_curves(folder: Path, configs: Sequence[TrainConfig], runs: Sequence[Any
     return [
         Curve(
             recipe=run["recipe"],
-            losses=[
-                math.nan if record["loss"] is None else record["loss"]
-                for record in read_log(run_folder(folder, config) / "log.jsonl")
-                if "loss" in record
-            ],
+            losses=losses(read_log(run_folder(folder, config) / LOG)),
             diverged=run["diverged"],
             unit_scaled=run["unit_scaled"],
         )

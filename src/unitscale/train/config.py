@@ -1,6 +1,7 @@
 """The configuration of one run, and its learning-rate schedule. Imports no torch."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ from unitscale.recipes import Recipe, parse
 STANDARD_LR = 2.0**-8
 UNIT_SCALED_LR = 1.0
 
+HEADS, WIDTH = 2, 128
+"""Attention heads and width of `gpt2` and `llama` unless the options say otherwise."""
+
 FOLLOWING = frozenset({"vocab_size", "context", "unit_scaled"})
 """Options of the model that are not free: tokens are bytes, and the rest decides the others."""
 
@@ -27,11 +31,20 @@ class Rule(NamedTuple):
     is_met: Callable[[Any], bool]
 
 
-def integer(low: int) -> Rule:
-    """An integer from `low` up."""
+LARGEST = 2**31 - 1
+"""Of a count. What is beyond it is a slip of the keyboard, and would end in a failure of torch."""
+
+LARGEST_OPTION = {"width": 2**20, "context": 2**20, "depth": 10_000}
+"""Of an option of a built-in model, `LARGEST` for the others but this many for those of a size."""
+
+
+def integer(low: int, high: int = LARGEST) -> Rule:
+    """An integer from `low` to `high`, both included."""
     return Rule(
-        f"an integer of at least {low}",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low,
+        f"an integer from {low} to {high}",
+        lambda value: (
+            isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        ),
     )
 
 
@@ -50,9 +63,20 @@ def number(expected: str, is_met: Callable[[float], bool]) -> Rule:
 
 FRACTION = number("from 0 to 1", lambda value: 0 <= value <= 1)
 POSITIVE = number("above 0", lambda value: value > 0)
+DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 BETA = number("from 0 up to, not including, 1", lambda value: 0 <= value < 1)
 
 RULES = {
+    "recipe": Rule("the name of a recipe", lambda value: isinstance(value, str)),
+    "model": Rule(
+        "options by name, as --set model.NAME=VALUE gives them",
+        lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
+    ),
+    "device": Rule(
+        "'cpu', 'cuda' or 'cuda:NUMBER'",
+        lambda value: isinstance(value, str) and bool(DEVICE.fullmatch(value)),
+    ),
+    "dtype": Rule("'fp32' or 'bf16'", lambda value: value in ("fp32", "bf16")),
     "steps": integer(1),
     "batch_size": integer(1),
     "sequence_length": integer(1),
@@ -65,7 +89,7 @@ RULES = {
         lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(BETA.is_met, value)),
     ),
     "clip_norm": POSITIVE,
-    "seed": integer(0),
+    "seed": integer(0, 2**64 - 1),
     "eval_windows": integer(1),
     "eval_every": integer(1),
     "record_every": integer(1),
@@ -108,6 +132,8 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints; the last step always writes one.
         inner: the compiler that runs the rewritten graph, "eager" or "inductor".
         remeasure: when the units of an existing model are measured, see `units.unit_scale`.
+        device: where the model and its batches are, "cpu", "cuda" or "cuda:1".
+        dtype: what the model is held in, and with it its optimizer's state: "fp32" or "bf16".
 
     Raises:
         ValueError, TypeError: a value out of its range, an unknown recipe or model option.
@@ -132,16 +158,41 @@ class TrainConfig:
     checkpoint_every: int = 500
     inner: str = "eager"
     remeasure: str = "geometric"
+    device: str = "cpu"
+    dtype: str = "fp32"
 
     def __post_init__(self) -> None:
         for name, rule in RULES.items():
             value = getattr(self, name)
             if not (rule.is_met(value) or (value is None and name in OPTIONAL)):
                 raise ValueError(f"{name} is {value!r}; expected {rule.expected}")
+        if self.existing is None or self.existing in BUILT_IN:
+            self.check_sizes()
         if self.existing is None:
             self.model_config  # noqa: B018 - checks the recipe and every option of the model
         else:
             self.numerics  # noqa: B018 - checks the recipe
+
+    def check_sizes(self) -> None:
+        """Raise ValueError for a size of a model of ours that no machine could hold.
+
+        `CharLMConfig` checks the rest of its own options; those of `transformers` check none.
+        """
+        for name, value in self.model.items():
+            high = LARGEST_OPTION.get(name, LARGEST)
+            if isinstance(value, int) and not isinstance(value, bool) and value > high:
+                raise ValueError(f"{name} is {value}; expected at most {high}")
+            rule = integer(1, high)
+            if self.existing is not None and not rule.is_met(value):
+                raise ValueError(f"{name} is {value!r}; expected {rule.expected}")
+        if self.existing is not None:
+            # Rotary positions turn pairs of elements of a head.
+            unit = self.model.get("heads", HEADS) * (2 if self.existing == "llama" else 1)
+            if self.model.get("width", WIDTH) % unit:
+                raise ValueError(
+                    f"width is {self.model.get('width', WIDTH)}; expected a multiple of {unit}, "
+                    f"for {self.model.get('heads', HEADS)} heads of {self.existing}"
+                )
 
     @property
     def peak_lr(self) -> float:

@@ -13,6 +13,12 @@ EXPLOSION = 1.0
 RISE = 0.5
 """Nats above its best where a run that ended in numbers still counts as diverged."""
 
+FINAL_WINDOW = 20
+"""The final training loss is a mean over one in so many of the steps, the last ones."""
+
+FINAL_OVER = "mean of the last twentieth of the steps"
+"""The same in words, for tables and legends."""
+
 
 def has_exploded(losses: Sequence[float]) -> bool:
     """Whether to stop now: the last loss is not finite, or the last 20 are far above the first."""
@@ -34,6 +40,9 @@ def has_diverged(losses: Sequence[float]) -> bool:
 
 
 def final_loss(losses: Sequence[float]) -> float:
-    """Mean of the last twentieth of the losses, of at least one."""
-    tail = losses[-max(len(losses) // 20, 1) :]
+    """The final training loss: mean of the last `FINAL_WINDOW`, of at least one step.
+
+    Wherever a final training loss is shown, it is this one; `FINAL_OVER` says so in words.
+    """
+    tail = losses[-max(len(losses) // FINAL_WINDOW, 1) :]
     return sum(tail) / len(tail)

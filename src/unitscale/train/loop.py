@@ -2,24 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unitscale import optim
-from unitscale.data import Corpus, fixed_windows, sample_windows
+from unitscale.data import Corpus, fixed_batches, sample_windows
 from unitscale.formats import E4M3FN, E5M2
-from unitscale.models import CharLM
-from unitscale.models.next_byte import build
-from unitscale.optim.rules import Kind
 from unitscale.record import Recorder, record
 from unitscale.report.verdict import latest_state
 from unitscale.train.checkpoint import (
@@ -28,41 +22,27 @@ from unitscale.train.checkpoint import (
     save_checkpoint,
 )
 from unitscale.train.config import TrainConfig
-from unitscale.train.divergence import final_loss, has_diverged, has_exploded
+from unitscale.train.device import find_device
+from unitscale.train.divergence import has_exploded
+from unitscale.train.initial import initial_state
 from unitscale.train.interrupt import deferred_interrupt
-from unitscale.train.loss_scale import LossScale
 from unitscale.train.measure import first_look, saved_for_backward
+from unitscale.train.result import RunResult, finished, result_of, valid_loss
 from unitscale.train.run_folder import (
-    CheckpointError,
+    CHECKPOINT,
+    LOG,
+    RECORDING,
+    RESULT,
     Record,
-    RunLog,
-    claim_folder,
-    read_json,
+    claimed,
+    identity,
     write_json,
 )
+from unitscale.train.run_log import RunLog, check_recording, losses
 from unitscale.train.tensorboard import Board
 from unitscale.train.units import apply_numerics, is_measuring, take_measurement
 
 OnRecord = Callable[[Record], None]
-
-# What u-muP's rules leave open: a byte's embedding learns at every step, a word's rarely. 700 steps
-# of 8 windows, fp32-units, seeds 0 to 2: 1.849 with 1 and 1, 1.833 with these; standard 1.824.
-UNIT_SCALED_RATES: Mapping[Kind, float] = {"input": 0.1, "output": 2.0}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What a finished run was: the row that a comparison shows. Losses are in nats a byte."""
-
-    recipe: str
-    seed: int
-    final_train_loss: float | None
-    valid_loss: float | None
-    diverged: bool
-    steps_done: int
-    tokens_per_s: float
-    peak_bytes_saved_for_backward: int
-    share_in_range: dict[str, float | None]
 
 
 def train(
@@ -85,53 +65,52 @@ def train(
         tensorboard: write event files as well, see `tensorboard.Board`.
 
     Raises:
-        ValueError: text shorter than a batch, a folder of another run, no package tensorboard.
+        ValueError: text shorter than a batch, a folder of another run, no package tensorboard, no
+            such device.
         FileExistsError: the folder holds a run, and `resume` is off.
-        CheckpointError: the checkpoint cannot be read.
+        InUseError: another process is writing to the folder.
+        CheckpointError: the checkpoint, the log or the result cannot be trusted.
+        ModelError: the factory of the model failed.
         KeyboardInterrupt: stopped by a signal, the last finished step in the checkpoint.
     """
     corpus.require(batch_size=config.batch_size, length=config.sequence_length + 1)
-    claim_folder(folder, config, corpus, resume=resume)
-    if (folder / "result.json").exists():
-        return RunResult(**read_json(folder / "result.json"))
+    with claimed(folder, config, corpus, resume=resume):
+        return run_claimed(config, corpus, folder, on_record=on_record, tensorboard=tensorboard)
+
+
+def run_claimed(
+    config: TrainConfig,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    on_record: OnRecord = lambda record: None,
+    tensorboard: bool = False,
+) -> RunResult:
+    """`train` in a folder that the caller holds (`run_folder.claimed`): begin, go on, or read.
+
+    Every file is checked before any is changed.
+    """
+    if (folder / RESULT).exists():
+        return finished(config, folder)
     state = initial_state(config)
-    if (folder / "checkpoint.safetensors").exists():
-        load_checkpoint(state, folder / "checkpoint.safetensors")
+    state.run = identity(config, corpus)
+    if (folder / CHECKPOINT).exists():
+        load_checkpoint(state, folder / CHECKPOINT)
+    log = RunLog(folder / LOG, state.log)
+    if config.record_every is not None:
+        check_recording(folder / RECORDING)
     board = Board(folder, first_step=state.step + 1) if tensorboard else None
-    log = RunLog(folder / "log.jsonl", through_step=state.step)
     try:
-        run = Run(config, corpus, folder, state, log, on_record, board)
-        run.to_end()
-        result = run.result()
+        with log:
+            run = Run(config, corpus, folder, state, log, on_record, board)
+            run.to_end()
+            log.sync()
     finally:
-        log.close()
         if board is not None:
             board.close()
-    write_json(folder / "result.json", asdict(result))
+    result = result_of(config, log.records)
+    write_json(folder / RESULT, asdict(result))
     return result
-
-
-def initial_state(config: TrainConfig) -> TrainState:
-    """Model, optimizer and loss scale before the first step; seeds torch's generator."""
-    # Dynamo compiles one function eight times at most, and from then on runs it as it is: without
-    # this, the later runs of a process would train with no recipe at all, and not say so.
-    torch.compiler.reset()
-    torch.manual_seed(config.seed)
-    if config.existing is None:
-        model: torch.nn.Module = CharLM(config.model_config)
-    else:
-        model = build(config.existing, config.model_options)
-    return TrainState(
-        model, build_optimizer(config, model), LossScale.of(config.numerics.loss_scale)
-    )
-
-
-def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW: torch's own, or with the u-muP rules for a model written unit-scaled."""
-    options: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
-    if config.is_written_unit_scaled:
-        return optim.AdamW(model, config.peak_lr, rates=UNIT_SCALED_RATES, **options)
-    return torch.optim.AdamW(model.parameters(), config.peak_lr, **options)
 
 
 class Run:
@@ -151,12 +130,8 @@ class Run:
         self.config, self.corpus, self.folder = config, corpus, folder
         self.state, self.log, self.on_record = state, log, on_record
         self.recorder: Recorder | None = None
-        self.losses = log.losses()
-        if len(self.losses) != state.step:
-            raise CheckpointError(
-                f"{folder / 'log.jsonl'} has {len(self.losses)} of the {state.step} steps of its "
-                "checkpoint; restore the file, or delete the checkpoint to train from the start"
-            )
+        self.losses = losses(log.records)
+        self.device = find_device(config.device)
 
     def to_end(self) -> None:
         """Make the remaining steps, or stop where the run explodes; then validate."""
@@ -171,12 +146,17 @@ class Run:
                     self.validate()
                 is_last = state.step == config.steps
                 if is_last or stop.is_made or state.step % config.checkpoint_every == 0:
-                    self.log.sync()
-                    save_checkpoint(state, self.folder / "checkpoint.safetensors")
+                    self.save()
                 if stop.is_made:
                     raise KeyboardInterrupt(f"stopped after step {state.step} of {config.steps}")
-        if not self.has_exploded() and self.valid_loss() is None:
+        if not self.has_exploded() and valid_loss(self.log.records) is None:
             self.validate()
+
+    def save(self) -> None:
+        """Write a checkpoint that knows all of the log up to here."""
+        self.log.sync()
+        self.state.log = self.log.mark
+        save_checkpoint(self.state, self.folder / CHECKPOINT)
 
     def step(self) -> None:
         """One optimizer step, and its record; a loss that is not finite updates nothing."""
@@ -234,7 +214,7 @@ class Run:
             state.model,
             (config.numerics.forward or E4M3FN, config.numerics.backward or E5M2),
             every=config.record_every,
-            path=self.folder / "numerics.jsonl",
+            path=self.folder / RECORDING,
             optimizer=state.optimizer,
             first_step=state.step + 1,
         )
@@ -249,25 +229,24 @@ class Run:
             batch_size=config.batch_size,
             length=config.sequence_length + 1,
         )
-        return to_inputs(windows)
+        return to_inputs(windows, self.device)
 
     @torch.no_grad()
     def validate(self) -> None:
         """Record the mean loss over the fixed validation windows."""
         config, model = self.config, self.state.model
-        windows = fixed_windows(
-            self.corpus.valid, count=config.eval_windows, length=config.sequence_length + 1
+        batches = fixed_batches(
+            self.corpus.valid,
+            count=config.eval_windows,
+            length=config.sequence_length + 1,
+            batch_size=config.batch_size,
         )
-        ids, targets = to_inputs(windows)
         model.eval()
         total = sum(
-            model(i, t).item() * len(i)
-            for i, t in zip(
-                ids.split(config.batch_size), targets.split(config.batch_size), strict=True
-            )
+            model(*to_inputs(windows, self.device)).item() * len(windows) for windows in batches
         )
         model.train()
-        self.record({"step": self.state.step, "valid_loss": total / len(ids)})
+        self.record({"step": self.state.step, "valid_loss": total / config.eval_windows})
 
     def record(self, record: Record) -> None:
         """Log a record and pass it on."""
@@ -280,36 +259,10 @@ class Run:
         """Whether there is no point in another step."""
         return bool(self.losses) and has_exploded(self.losses)
 
-    def logged(self, key: str) -> list[Any]:
-        """All values of a key in the log, in order."""
-        return [record[key] for record in self.log.records if key in record]
 
-    def valid_loss(self) -> float | None:
-        """The validation loss after the last step; None if there is none, or it is not finite."""
-        last = self.log.records[-1]
-        return finite(last.get("valid_loss")) if last["step"] == self.state.step else None
-
-    def result(self) -> RunResult:
-        """The row of this run, from its log: the same whether or not it was ever resumed."""
-        return RunResult(
-            recipe=self.config.recipe,
-            seed=self.config.seed,
-            final_train_loss=finite(final_loss(self.losses)),
-            valid_loss=self.valid_loss(),
-            diverged=has_diverged(self.losses),
-            steps_done=self.state.step,
-            tokens_per_s=median(self.logged("tokens_per_s")),
-            peak_bytes_saved_for_backward=self.logged("peak_bytes_saved_for_backward")[0],
-            share_in_range=self.logged("share_in_range")[0],
-        )
-
-
-def to_inputs(windows: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+def to_inputs(
+    windows: NDArray[np.uint8], device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """The bytes of each window but its last, and the bytes that follow them."""
-    tokens = torch.from_numpy(windows.astype(np.int64))
+    tokens = torch.from_numpy(windows.astype(np.int64)).to(device)
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-
-
-def finite(value: float | None) -> float | None:
-    """The value, or None if it is not a finite number."""
-    return value if value is not None and math.isfinite(value) else None

@@ -61,7 +61,8 @@ def first_look(
         scale = LossScale.of(config.numerics.loss_scale).scale
         return {"share_in_range": shares_in_range(model, inputs, loss_scale=scale)}
     copy = deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=devices):
         units.unit_scale(copy, config.numerics, inner=config.inner, remeasure="once")
         copy(*inputs).backward()
         with saved_for_backward(copy) as saved:

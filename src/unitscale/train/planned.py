@@ -1,12 +1,14 @@
 """Which runs a comparison has, and whether its folder may take them. Imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from unitscale.data import Corpus
 from unitscale.train.config import TrainConfig
-from unitscale.train.run_folder import check_run, make_folder
+from unitscale.train.lock import locked
+from unitscale.train.run_folder import CHECKPOINT, CONFIG, check_run, make_folder
 
 OUTPUTS = ("results.json", "loss.png", "report.html")
 
@@ -45,18 +47,41 @@ def run_folder(folder: Path, config: TrainConfig) -> Path:
     return folder / "runs" / f"{config.recipe}-seed{config.seed}"
 
 
-def claim_comparison(
+@contextmanager
+def claimed_comparison(
     folder: Path, configs: Sequence[TrainConfig], corpus: Corpus, *, resume: bool
-) -> None:
-    """Make sure that `folder` can take these runs, or raise before anything in it changes.
+) -> Iterator[None]:
+    """Hold `folder` for these runs inside the context, or raise before anything in it changes.
 
     Raises:
+        InUseError: another process is writing to it.
         FileExistsError: it holds results, and `resume` is off.
         ValueError: it holds runs with another configuration, or more runs than these.
+        CheckpointError: one of its runs has a damaged configuration, or none.
         OSError: it cannot be written.
+    """
+    make_folder(folder)
+    with locked(folder):
+        check_comparison(folder, configs, corpus, resume=resume)
+        yield
+
+
+def check_comparison(
+    folder: Path, configs: Sequence[TrainConfig], corpus: Corpus, *, resume: bool
+) -> None:
+    """Raise if `folder` cannot take these runs; changes nothing.
+
+    Raises:
+        FileExistsError, ValueError, CheckpointError: as `claimed_comparison`.
     """
     own = {run_folder(folder, config): config for config in configs}
     others = set((folder / "runs").glob("*")) - own.keys()
+    for name in (CONFIG, CHECKPOINT):
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder} holds a run of `train` ({name} exists); choose another folder for a "
+                "comparison"
+            )
     if not resume:
         for path in (folder / "runs", *(folder / name for name in OUTPUTS)):
             if path.exists():
@@ -72,4 +97,3 @@ def claim_comparison(
         )
     for path, config in own.items():
         check_run(path, config, corpus, resume=resume)
-    make_folder(folder)

@@ -7,18 +7,34 @@ numerics.jsonl          statistics of every tensor, at the steps that were recor
 result.json             present once the run is finished
 """
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 from unitscale.data import Corpus
 from unitscale.train.config import TrainConfig
+from unitscale.train.lock import locked
 
 Record = dict[str, Any]
+
+VERSION = 2
+"""Of the files together. Version 1 had no checksums in its log and no number here."""
+
+CONFIG, LOG, CHECKPOINT, RESULT = (
+    "config.json",
+    "log.jsonl",
+    "checkpoint.safetensors",
+    "result.json",
+)
+RECORDING = "numerics.jsonl"
+COMPARISON = ("results.json", "runs")
+"""What only a folder of `compare` has."""
 
 
 class CheckpointError(RuntimeError):
@@ -26,12 +42,28 @@ class CheckpointError(RuntimeError):
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    What fails leaves the old file as it was, and no temporary one.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)  # half a file would keep a full disk full
+        if isinstance(error, OSError):
+            raise naming(error, path) from error
+        raise
+
+
+def naming(error: OSError, path: Path) -> OSError:
+    """The error with the file in its message, which that of a full disk lacks."""
+    if error.errno is None or error.filename is not None:
+        return error
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -49,50 +81,89 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
 
     Raises:
-        CheckpointError: not JSON.
+        CheckpointError: not JSON, or another kind of value.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # as deep as 100,000 brackets
         raise CheckpointError(f"{path} is damaged ({error}); nothing was changed") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{path} is damaged (it holds a {type(found).__name__} and not an object); nothing was "
+            "changed"
+        )
+    return found
 
 
 def describe(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
     """What config.json holds: the configuration and the identity of the text."""
-    return {"config": config.to_json(), "data": corpus.name, "fingerprint": corpus.fingerprint}
+    return {
+        "version": VERSION,
+        "config": config.to_json(),
+        "data": corpus.name,
+        "fingerprint": corpus.fingerprint,
+    }
 
 
-def claim_folder(folder: Path, config: TrainConfig, corpus: Corpus, *, resume: bool) -> None:
-    """Make `folder` this run's own, or raise before anything in it changes.
+def identity(config: TrainConfig, corpus: Corpus) -> str:
+    """A short hash of the description, by which a checkpoint knows its run."""
+    text = json.dumps(without_nan(describe(config, corpus)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def claimed(folder: Path, config: TrainConfig, corpus: Corpus, *, resume: bool) -> Iterator[None]:
+    """Make `folder` this run's own inside the context, or raise before anything in it changes.
 
     Raises:
+        InUseError: another process is writing to it.
         FileExistsError: it holds a run, and `resume` is off.
-        ValueError: it holds a run of another configuration.
-        CheckpointError: it holds a run whose configuration is damaged.
+        ValueError: it holds something else than this run.
+        CheckpointError: it holds a run whose configuration is damaged, or missing.
         OSError: it cannot be written.
     """
-    check_run(folder, config, corpus, resume=resume)
     make_folder(folder)
-    if not (folder / "config.json").exists():
-        write_json(folder / "config.json", describe(config, corpus))
+    with locked(folder):
+        check_run(folder, config, corpus, resume=resume)
+        if not (folder / CONFIG).exists():
+            write_json(folder / CONFIG, describe(config, corpus))
+        yield
 
 
 def check_run(folder: Path, config: TrainConfig, corpus: Corpus, *, resume: bool) -> None:
-    """Raise if `folder` holds a run that this one may not continue; changes nothing.
+    """Raise if `folder` holds what this run may not continue; changes nothing.
 
     Raises:
-        FileExistsError, ValueError, CheckpointError: as `claim_folder`.
+        FileExistsError, ValueError, CheckpointError: as `claimed`.
     """
-    path = folder / "config.json"
+    for name in COMPARISON:
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder} holds a comparison ({name} exists); choose another folder for a run"
+            )
+    path = folder / CONFIG
     if not path.exists():
+        for name in (CHECKPOINT, LOG, RESULT, RECORDING):
+            if (folder / name).exists():
+                raise CheckpointError(
+                    f"{folder} holds {name} of a run, and not the {CONFIG} that says of which; "
+                    "restore it, or choose another folder"
+                )
         return
     if not resume:
         raise FileExistsError(f"{folder} holds a run already; resume it or choose another folder")
-    if difference := first_difference(read_json(path), describe(config, corpus)):
+    theirs = read_object(path)
+    if theirs.get("version") != VERSION:
+        raise CheckpointError(
+            f"{folder} holds a run of another version of unitscale (its files are of version "
+            f"{theirs.get('version', 1)}, these of {VERSION}: the first had no checksums); "
+            "it can be read and not continued; choose another folder"
+        )
+    if difference := first_difference(theirs, describe(config, corpus)):
         raise ValueError(f"{folder} holds another run: {difference}; choose another folder")
 
 
@@ -113,64 +184,11 @@ def make_folder(folder: Path) -> None:
 def first_difference(theirs: Any, mine: Any, name: str = "") -> str | None:
     """One line that names the first value in which two JSON objects differ."""
     if isinstance(theirs, dict) and isinstance(mine, dict):
+        if unknown := sorted(key for key in theirs.keys() - mine.keys() if theirs[key] is None):
+            return f"it has a {unknown[0]!r}, which is unknown"
         found = (
             first_difference(theirs.get(key), mine.get(key), key)
             for key in sorted(theirs.keys() | mine.keys())
         )
         return next(filter(None, found), None)
     return None if theirs == mine else f"its {name} is {theirs!r} and not {mine!r}"
-
-
-class RunLog:
-    """log.jsonl: append-only, one JSON object a line, flushed line by line.
-
-    Opened with `through_step`, it first forgets what is beyond that step (written after the
-    checkpoint that a run resumes from), and half a line left by a killed process.
-    """
-
-    def __init__(self, path: Path, *, through_step: int) -> None:
-        self.records = [record for record in read_log(path) if record["step"] <= through_step]
-        lines = "".join(map(to_line, self.records))
-        write_atomically(path, lambda temporary: temporary.write_text(lines))
-        self.file = path.open("a", encoding="utf-8", buffering=1)
-
-    def append(self, record: Record) -> None:
-        """Add one record, which has at least a `step`."""
-        self.records.append(record)
-        self.file.write(to_line(record))
-
-    def sync(self) -> None:
-        """Wait until the lines are on the disk, so that no checkpoint is ahead of its log."""
-        os.fsync(self.file.fileno())
-
-    def close(self) -> None:
-        """Close the file; the records stay readable."""
-        self.file.close()
-
-    def losses(self) -> list[float]:
-        """The training loss of every step so far, NaN where it was not finite."""
-        return [
-            math.nan if record["loss"] is None else record["loss"]
-            for record in self.records
-            if "loss" in record
-        ]
-
-
-def to_line(record: Record) -> str:
-    """A record as its line in the log; Python's floats survive the trip bit by bit."""
-    return json.dumps(without_nan(record), allow_nan=False) + "\n"
-
-
-def read_log(path: Path) -> list[Record]:
-    """The whole lines of a log; none if there is no file.
-
-    Raises:
-        CheckpointError: a whole line is not JSON.
-    """
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); nothing was changed") from error
