@@ -24,7 +24,8 @@ def test_comparison_has_a_line_per_recipe_within_120_columns() -> None:
 
 def test_headline_says_what_was_compared() -> None:
     assert headline(RESULTS) == (
-        "attention model on a<b>.txt: 20 steps, 2 seeds; losses in nats a byte"
+        "attention model on a<b>.txt: 20 steps, 2 seeds; losses in nats a byte, train loss is the "
+        "mean of the last twentieth of the steps"
     )
 
 

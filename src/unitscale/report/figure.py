@@ -4,17 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 
+from unitscale.report.atomic import replacing
+from unitscale.report.extra import imported
 from unitscale.report.page import octaves
+from unitscale.report.plot import new_figure
+from unitscale.report.point import Labels, labeled
 from unitscale.report.recording import FormatLimits, Recording, Row, Series
 
 KINDS = {"value": "values", "gradient": "gradients"}
-LABELLED = 48
+DPI = 150
+NAMED = 48
 """Tensors up to which their names fit below a figure."""
 
 FULL = 0.6
@@ -23,34 +24,40 @@ FULL = 0.6
 Points = Sequence[tuple[float, float]]
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure that any backend can draw."""
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format that the file's name says.
+def save(figure: Any, path: Path) -> None:
+    """Write the figure in the format that the file's name says; PNG if it says none.
 
     Raises:
         ValueError: matplotlib has no such format.
+        OSError: the file cannot be written.
     """
+    kind = path.suffix[1:].lower() or "png"
     # Text stays text in an SVG, and no date makes two files of one figure differ.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "unitscale"}):
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, metadata=metadata)
+    with (
+        imported("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "unitscale"}),
+        replacing(path) as temporary,
+    ):
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(temporary, format=kind, metadata=metadata)
 
 
-def draw_exponents(recording: Recording, path: Path, *, step: int | None = None) -> None:
+def draw_exponents(
+    recording: Recording, path: Path, *, step: int | None = None, label: Labels = None
+) -> list[str]:
     """A column per tensor, dark where its exponents are; lines are the limits of the formats.
 
     Above the values, below the gradients; right of each as they are held, if units hold them.
 
     Args:
         step: which sample; the last unless given.
+        label: the tensors whose names stand below their columns, see `point.labeled`; unless
+            given all of them, where they fit.
+    Returns:
+        The labels of the tensors that `label` chose.
     Raises:
-        ValueError: no histogram at that step.
+        ValueError: no histogram at that step; no tensor with a name that `label` has; matplotlib
+            is not installed.
+        OSError: the file cannot be written.
     """
     step = recording.steps[-1] if step is None and recording.steps else step
     found = {kind: histograms(recording, kind, step) for kind in KINDS}
@@ -58,14 +65,19 @@ def draw_exponents(recording: Recording, path: Path, *, step: int | None = None)
         raise ValueError(
             f"no histogram at step {step}; the recorded steps are {recording.steps[:20]}"
         )
+    chosen = labeled([pair for pairs in found.values() for pair in pairs], recording, label)
     kinds = [kind for kind in KINDS if found[kind]]
-    is_held = any(row["held_log2"] for kind in kinds for _, row in found[kind])
-    figure = new_figure(12 if is_held else 8, 3.6 * len(kinds) + 0.6)
+    is_held = any(row.get("held_log2") for kind in kinds for _, row in found[kind])
+    figure = new_figure(12 if is_held else 8, 3.6 * len(kinds) + 0.6, dpi=DPI)
     grid = figure.subplots(len(kinds), 1 + is_held, squeeze=False)
     for axes_row, kind in zip(grid, kinds, strict=True):
         for axes, held in zip(axes_row, (False, True), strict=False):
             name = recording.format_for(kind)
             mesh = draw_columns(axes, found[kind], recording.formats[name], held=held)
+            if label is not None or len(found[kind]) <= NAMED:
+                name_columns(axes, [series for series, _ in found[kind]], chosen, label)
+            else:
+                axes.set_xlabel("tensor, in the order of the model")
             axes.set_title(
                 f"{KINDS[kind]}{' as held' if held else ''}, limits of {name}",
                 loc="left",
@@ -76,6 +88,7 @@ def draw_exponents(recording: Recording, path: Path, *, step: int | None = None)
         )
     figure.suptitle(f"Exponents at step {step}", x=0.01, ha="left", fontsize="medium")
     save(figure, path)
+    return chosen
 
 
 def histograms(recording: Recording, direction: str, step: int | None) -> list[tuple[Series, Row]]:
@@ -93,8 +106,8 @@ def draw_columns(
     axes: Any, rows: Sequence[tuple[Series, Row]], limits: FormatLimits, *, held: bool
 ) -> Any:
     """Histograms side by side, as shares of each tensor's values; returns the colored mesh."""
-    shifts = [int(row["held_log2"]) if held else 0 for _, row in rows]
-    lows = [row["histogram"][0] + s for (_, row), s in zip(rows, shifts, strict=True)]
+    shifts = [int(row.get("held_log2", 0)) if held else 0 for _, row in rows]
+    lows = [int(row["histogram"][0]) + s for (_, row), s in zip(rows, shifts, strict=True)]
     tops = [low + len(row["histogram"][1]) for low, (_, row) in zip(lows, rows, strict=True)]
     bottom, top = min(lows), max(tops)
     grid = np.zeros((top - bottom, len(rows)))
@@ -102,23 +115,32 @@ def draw_columns(
         counts = np.array(row["histogram"][1])
         grid[low - bottom : low - bottom + len(counts), column] = counts / counts.sum()
     grid[grid == 0] = np.nan
+    blues = imported("matplotlib").colormaps["Blues"]
     mesh = axes.pcolormesh(
         np.arange(len(rows) + 1),
         np.arange(bottom, top + 1),
         grid,
-        cmap=ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0.2, 1, 256))),
+        cmap=imported("matplotlib.colors").ListedColormap(blues(np.linspace(0.2, 1, 256))),
         vmin=0,
         vmax=FULL,
         rasterized=True,
     )
     mark_limits(axes, limits)
     axes.set_ylabel("log2 |x|")
-    if len(rows) <= LABELLED:
-        axes.set_xticks(np.arange(len(rows)) + 0.5, [s.name for s, _ in rows], rotation=90)
-        axes.tick_params(axis="x", labelsize=6)
-    else:
-        axes.set_xlabel("tensor, in the order of the model")
     return mesh
+
+
+def name_columns(
+    axes: Any, columns: Sequence[Series], chosen: Sequence[str], label: Labels
+) -> None:
+    """Names below columns: of those that were chosen, or of all."""
+    named = [
+        (place + 0.5, series.name)
+        for place, series in enumerate(columns)
+        if label is None or series.label in chosen
+    ]
+    axes.set_xticks([at for at, _ in named], [name for _, name in named], rotation=90)
+    axes.tick_params(axis="x", labelsize=6)
 
 
 def mark_limits(axes: Any, limits: FormatLimits) -> None:
@@ -143,21 +165,32 @@ def mark_limits(axes: Any, limits: FormatLimits) -> None:
         )
 
 
-def draw_depth(recording: Recording, path: Path, *, step: int | None = None) -> None:
+def draw_depth(
+    recording: Recording, path: Path, *, step: int | None = None, label: Labels = None
+) -> list[str]:
     """RMS of every tensor in the order of the model: as computed, and as held where units hold it.
 
+    Args:
+        step: which sample; the last unless given.
+        label: the tensors whose names stand beside their points, see `point.labeled`; none unless
+            given.
+    Returns:
+        The labels of the tensors that `label` chose.
     Raises:
-        ValueError: nothing was recorded at that step.
+        ValueError: nothing was recorded at that step; no tensor with a name that `label` has;
+            matplotlib is not installed.
+        OSError: the file cannot be written.
     """
     step = recording.steps[-1] if step is None and recording.steps else step
     found = {kind: rows_of(recording, kind, step) for kind in KINDS}
     kinds = [kind for kind in KINDS if found[kind]]
     if not kinds:
         raise ValueError(f"nothing at step {step}; the recorded steps are {recording.steps[:20]}")
+    chosen = labeled([pair for pairs in found.values() for pair in pairs], recording, label)
     place: dict[str, int] = {}
     for series in recording.series:
         place.setdefault(series.name, len(place))
-    figure = new_figure(9, 2.7 * len(kinds) + 0.8)
+    figure = new_figure(9, 2.7 * len(kinds) + 0.8, dpi=DPI)
     grid = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)
     for axes, kind, color in zip(grid[:, 0], kinds, ("tab:blue", "tab:orange"), strict=False):
         x = [place[series.name] for series, _ in found[kind]]
@@ -179,6 +212,9 @@ def draw_depth(recording: Recording, path: Path, *, step: int | None = None) -> 
             alpha=0.6 if is_held else 1,
             label="as computed",
         )
+        for at, height, (series, _) in zip(x, held, found[kind], strict=True):
+            if series.label in chosen:
+                name_point(axes, at, height, series.name, is_right=at > 0.6 * len(place))
         name = recording.format_for(kind)
         mark_limits(axes, recording.formats[name])
         axes.set_ylabel("log2 RMS")
@@ -195,6 +231,20 @@ def draw_depth(recording: Recording, path: Path, *, step: int | None = None) -> 
     grid[-1, 0].set_xlabel("tensor, in the order of the model")
     figure.suptitle(f"Scale at step {step}", x=0.01, ha="left", fontsize="medium")
     save(figure, path)
+    return chosen
+
+
+def name_point(axes: Any, at: float, height: float, name: str, *, is_right: bool) -> None:
+    """A name beside a point, on the side where there is room, with a circle around the point."""
+    axes.plot([at], [height], "o", color="black", markersize=6, fillstyle="none")
+    axes.annotate(
+        name,
+        (at, height),
+        xytext=(-6 if is_right else 6, 3),
+        textcoords="offset points",
+        ha="right" if is_right else "left",
+        fontsize=6,
+    )
 
 
 def rows_of(recording: Recording, direction: str, step: int | None) -> list[tuple[Series, Row]]:
@@ -210,7 +260,7 @@ def rows_of(recording: Recording, direction: str, step: int | None) -> list[tupl
 
 def draw_snr(measured: Mapping[str, Points], expected: Mapping[str, Points], path: Path) -> None:
     """SNR of Gaussian data against its scale: measured (dots) over the closed form (lines)."""
-    figure = new_figure(8, 4.2)
+    figure = new_figure(8, 4.2, dpi=DPI)
     axes = figure.subplots()
     for index, (name, points) in enumerate(expected.items()):
         color = f"C{index}"

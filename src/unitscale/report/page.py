@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from unitscale.report.plot import Curve
+from unitscale.report.curve import Curve
 from unitscale.report.recording import Recording, Row, Series, thin
 from unitscale.report.verdict import Jump, Loss, Verdict, judge
 
