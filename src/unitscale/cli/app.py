@@ -12,6 +12,7 @@ from unitscale.cli.doctor import doctor
 from unitscale.cli.exit import WRONG_ARGUMENTS, fail
 from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
+from unitscale.cli.recipes import recipes
 from unitscale.cli.report import report
 from unitscale.cli.train import train
 
@@ -22,7 +23,6 @@ app = typer.Typer(
     name="unitscale",
     help="Train PyTorch models in FP16 and FP8 with static, unit-scaled tensors.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
@@ -32,6 +32,7 @@ app.command()(analyse)
 app.command()(report)
 app.command()(figure)
 app.command()(formats)
+app.command()(recipes)
 app.command()(doctor)
 
 

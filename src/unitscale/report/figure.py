@@ -1,5 +1,6 @@
 """Figures for papers, as PNG, SVG or PDF by the name of the file: exponents, SNR, depth."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from unitscale.report.recording import FormatLimits, Recording, Row, Series
 
 KINDS = {"value": "values", "gradient": "gradients"}
 DPI = 150
+POINTS_PER_INCH = 72
+NAME_SIZE = 6
+LEADER = {"arrowstyle": "-", "linewidth": 0.5, "color": "gray"}
+SHIFTS = (8, -8, 17, -17, 26, -26, 35, -35, 44, -44, 53, -53)
+"""Points by which a name may stand above or below its point, the nearest first."""
+
 NAMED = 48
 """Tensors up to which their names fit below a figure."""
 
@@ -133,14 +140,32 @@ def draw_columns(
 def name_columns(
     axes: Any, columns: Sequence[Series], chosen: Sequence[str], label: Labels
 ) -> None:
-    """Names below columns: of those that were chosen, or of all."""
-    named = [
-        (place + 0.5, series.name)
-        for place, series in enumerate(columns)
-        if label is None or series.label in chosen
-    ]
-    axes.set_xticks([at for at, _ in named], [name for _, name in named], rotation=90)
-    axes.tick_params(axis="x", labelsize=6)
+    """Names below columns: of all, or of those that were chosen, moved apart if close."""
+    if label is None:
+        axes.set_xticks(np.arange(len(columns)) + 0.5, [s.name for s in columns], rotation=90)
+        axes.tick_params(axis="x", labelsize=NAME_SIZE)
+        return
+    named = [(at + 0.5, s.name) for at, s in enumerate(columns) if s.label in chosen]
+    axes.set_xticks([at for at, _ in named], [""] * len(named))
+    width = (
+        axes.get_figure().get_figwidth()
+        * POINTS_PER_INCH
+        / axes.get_subplotspec().get_gridspec().ncols
+    )
+    gap = 1.5 * NAME_SIZE * len(columns) / width
+    for (at, name), place in zip(named, spread([at for at, _ in named], gap), strict=True):
+        axes.annotate(
+            name,
+            (at, 0),
+            (place, -0.12),
+            xycoords=("data", "axes fraction"),
+            textcoords=("data", "axes fraction"),
+            rotation=90,
+            ha="center",
+            va="top",
+            fontsize=NAME_SIZE,
+            arrowprops=LEADER,
+        )
 
 
 def mark_limits(axes: Any, limits: FormatLimits) -> None:
@@ -212,11 +237,14 @@ def draw_depth(
             alpha=0.6 if is_held else 1,
             label="as computed",
         )
-        for at, height, (series, _) in zip(x, held, found[kind], strict=True):
-            if series.label in chosen:
-                name_point(axes, at, height, series.name, is_right=at > 0.6 * len(place))
         name = recording.format_for(kind)
         mark_limits(axes, recording.formats[name])
+        named = [
+            (at, height, series.name)
+            for at, height, (series, _) in zip(x, held, found[kind], strict=True)
+            if series.label in chosen
+        ]
+        name_points(axes, sorted(named))
         axes.set_ylabel("log2 RMS")
         axes.set_title(f"{KINDS[kind]}, limits of {name}", loc="left", fontsize="small")
         if is_held:
@@ -234,17 +262,56 @@ def draw_depth(
     return chosen
 
 
-def name_point(axes: Any, at: float, height: float, name: str, *, is_right: bool) -> None:
-    """A name beside a point, on the side where there is room, with a circle around the point."""
-    axes.plot([at], [height], "o", color="black", markersize=6, fillstyle="none")
-    axes.annotate(
-        name,
-        (at, height),
-        xytext=(-6 if is_right else 6, 3),
-        textcoords="offset points",
-        ha="right" if is_right else "left",
-        fontsize=6,
-    )
+def name_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """A circle around each point, and its name above or below where no other name is."""
+    low, high = axes.get_xlim()
+    height, width = (size * POINTS_PER_INCH * 0.8 for size in (2.7, 9))
+    bottom, top = axes.get_ylim()
+    taken: list[tuple[float, float, float]] = []
+    for at, value, name in points:
+        axes.plot([at], [value], "o", color="black", markersize=6, fillstyle="none")
+        x, y = (at - low) / (high - low) * width, (value - bottom) / (top - bottom) * height
+        is_right = x > width / 2
+        length = 0.55 * NAME_SIZE * len(name)
+        left = x - length - 10 if is_right else x + 10
+        shift = next(
+            (
+                shift
+                for shift in SHIFTS
+                if 0 < y + shift < height - NAME_SIZE
+                and not any(
+                    abs(y + shift - other) < 1.3 * NAME_SIZE
+                    and left < end
+                    and start < left + length
+                    for start, end, other in taken
+                )
+            ),
+            SHIFTS[0],
+        )
+        taken.append((left, left + length, y + shift))
+        axes.annotate(
+            name,
+            (at, value),
+            xytext=(-10 if is_right else 10, shift),
+            textcoords="offset points",
+            ha="right" if is_right else "left",
+            va="center",
+            fontsize=NAME_SIZE,
+            arrowprops=LEADER,
+            bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
+        )
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Ascending places, moved apart to at least `gap`; a cluster stays around where it was."""
+    moved = list(places)
+    for i in range(1, len(moved)):
+        moved[i] = max(moved[i], moved[i - 1] + gap)
+    # The first pass pushed all to the right: take half of that back, from the last one on.
+    for i in reversed(range(len(moved))):
+        after = moved[i + 1] - gap if i + 1 < len(moved) else math.inf
+        moved[i] = min(after, max((moved[i] + places[i]) / 2, places[i]))
+    return moved
 
 
 def rows_of(recording: Recording, direction: str, step: int | None) -> list[tuple[Series, Row]]:
