@@ -36,10 +36,12 @@ def report(
 
     What was recorded (`--set record_every=50` of `train` and `compare`) is shown tensor by tensor.
     """
+    from unitscale.report.extra import imported
     from unitscale.report.folder import read_contents, report_path, write_contents
 
     path = out or report_path(run_dir)
     try:
+        imported("plotly")
         contents = read_contents(run_dir)
         write_contents(contents, path)
     except (OSError, ValueError) as error:

@@ -79,7 +79,6 @@ def write_contents(
     """Write the page of what was read.
 
     Raises:
-        ValueError: plotly is not installed.
         OSError: the page cannot be written.
     """
     write_html(

@@ -48,6 +48,8 @@ def write_html(
 ) -> None:
     """Write one self-contained HTML file: a verdict in words, and charts to look into it.
 
+    Without plotly there are no charts; the page says so, and has everything else.
+
     Args:
         rows: rows of `record.record` (a line with the formats may be among them) or of
             `us.units`; or several recordings, which the page lets one choose from.
@@ -67,6 +69,12 @@ def write_html(
     if subtitle is None and results is not None:
         subtitle = headline(results)
     verdicts = [(recording, judge(recording)) for recording in recordings]
+    charts, missing = "", ""
+    if recordings or curves:
+        try:
+            charts = packed_plotly()
+        except ValueError as error:  # a run that is trained is not to fail on its page
+            missing = f"<p class='note'>The charts are left out: {escape(str(error))}</p>"
     parts = {
         "title": escape(title),
         "subtitle": "" if subtitle is None else f"<p class='note'>{escape(subtitle)}</p>",
@@ -79,7 +87,8 @@ def write_html(
         "style": asset("page.css"),
         "script": asset("page.js"),
         "data": pack(json.dumps(page_data(recordings, curves), separators=(",", ":"))),
-        "plotly": packed_plotly() if recordings or curves else "",
+        "plotly": charts,
+        "missing": missing,
     }
     write_text(Path(path), Template(asset("page.html")).substitute(parts))
 

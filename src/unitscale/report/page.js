@@ -44,8 +44,8 @@ async function start() {
     script.textContent = await unpack("plotly");
     document.head.append(script);
   }
-  if (data.curves.length) { show("losses"); drawLosses(); }
-  if (data.recordings.length) setUpTensors();
+  if (packed && data.curves.length) { show("losses"); drawLosses(); }
+  if (packed && data.recordings.length) setUpTensors();
   document.documentElement.dataset.ready = "yes";
 }
 
