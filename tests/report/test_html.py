@@ -155,6 +155,17 @@ def test_more_tables_have_their_keys_as_heads_and_numbers_to_the_right(tmp_path:
     assert "<p class='note'>a &amp; b</p>" in page
 
 
+def test_page_knows_what_is_rounded(tmp_path: Path) -> None:
+    for recipe in ("fp8", "fp32"):
+        recording = group(recording_rows(steps=[0], layers=1), recipe=recipe)
+        write_html([recording], tmp_path / "report.html")
+        (found,) = json.loads(embedded(read(tmp_path / "report.html"), "data"))["recordings"]
+        pairs = zip(found["tensors"], found["operands"], strict=True)
+        marked = [f"{name} {direction}" for (name, _, direction), is_marked in pairs if is_marked]
+        expected = ["layers.0.linear value", "layers.0.add value", "layers.0.linear gradient"]
+        assert marked == (expected if recipe == "fp8" else [])
+
+
 def test_plotly_is_inside(page: str) -> None:
     assert "plotly.js" in embedded(page, "plotly")[:200]
 
