@@ -159,7 +159,12 @@ def test_snr_needs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (["report", "RECORDING", "--out", "."], "expected the name of a file"),
         (["figure", "depth", "RECORDING", "--step", "7"], "the recorded steps are [0, 50, 100]"),
         (["figure", "depth", "RECORDING", "--out", "x.bmp"], "bmp"),
+        (["figure", "depth", "RECORDING", "--out", "x.pgf"], "expected .png, .svg or .pdf"),
+        (["figure", "depth", "RECORDING", "--out", ""], "expected the name of a file"),
+        (["figure", "depth", "RECORDING", "--out", "no/x.png"], "folder of no/x.png does not"),
+        (["report", "RECORDING", "--out", "no/x.html"], "folder of no/x.html does not exist"),
         (["figure", "snr", "--formats", "E4M3FX"], "E4M3FX"),
+        (["figure", "snr", "--formats", ","], "--formats names no format"),
     ],
 )
 def test_wrong_arguments_are_one_line(

@@ -97,6 +97,8 @@ def draw_recordings(
         raise ValueError("this figure needs a RUN_DIR; record a run with --set record_every=50")
     is_number = label is not None and label.strip().lstrip("-").isdecimal()
     labels = None if label is None else int(label) if is_number else split(label)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write")
     found = find_recordings(source)
     draw = draw_depth if kind is Kind.DEPTH else draw_exponents
     drawn = []
@@ -121,6 +123,8 @@ def draw_snr(names: list[str], path: Path) -> None:
     from unitscale.numerics.snr import expected_snr, measure_snr
     from unitscale.report.figure import draw_snr
 
+    if not names:
+        raise ValueError("--formats names no format; `unitscale formats` lists them")
     measured, expected = {}, {}
     for name in names:
         fmt = parse(name)

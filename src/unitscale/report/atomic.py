@@ -12,10 +12,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         IsADirectoryError: `path` is a folder.
+        FileNotFoundError: its folder does not exist.
         OSError: the disk is full, or the folder cannot be written.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of {path} does not exist; make it first")
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary

@@ -15,6 +15,7 @@ from unitscale.report.point import Labels, labeled
 from unitscale.report.recording import FormatLimits, Recording, Row, Series
 
 KINDS = {"value": "values", "gradient": "gradients"}
+PICTURES = ("png", "svg", "pdf")
 DPI = 150
 POINTS_PER_INCH = 72
 NAME_SIZE = 6
@@ -35,10 +36,12 @@ def save(figure: Any, path: Path) -> None:
     """Write the figure in the format that the file's name says; PNG if it says none.
 
     Raises:
-        ValueError: matplotlib has no such format.
+        ValueError: another format.
         OSError: the file cannot be written.
     """
     kind = path.suffix[1:].lower() or "png"
+    if kind not in PICTURES:
+        raise ValueError(f"{path} ends in {path.suffix}; expected .png, .svg or .pdf")
     # Text stays text in an SVG, and no date makes two files of one figure differ.
     with (
         imported("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": "unitscale"}),
