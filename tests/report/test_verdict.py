@@ -155,9 +155,9 @@ def test_run_that_went_nan_is_named_with_tensor_and_step() -> None:
     verdict = judge(group(blank_rows({0: {}, 50: {}, 100: lost, 150: lost})))
     assert verdict.blank is not None
     assert verdict.sentences[0] == (
-        "At step 100 2 tensors of 8 hold no number: all is NaN or infinite. The first in the order "
-        "of computation is layers.0.add, which has 25 % of its numbers left (it had data at step "
-        "50)."
+        "At step 100 2 tensors of 8 hold no data: all is NaN, infinite, or beyond 2^64. The first "
+        "in the order of computation is layers.0.add, which has 25 % of its data left (it had data "
+        "at step 50)."
     )
 
 

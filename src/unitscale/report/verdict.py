@@ -50,7 +50,7 @@ class Blank:
     Args:
         series: the first of them, in the order in which they are computed.
         data_fraction: share of its elements that still are numbers.
-        before: the sample before, in which it held data; None if there is none.
+        before: the sample before, in which it had data; None if there is none.
         count, total: tensors without data at that step, and all tensors at that step.
     """
 
@@ -175,14 +175,14 @@ def has_shrunk(series: Series, row: Row, last: Mapping[tuple[str, str], Row]) ->
 
 
 def blank_sentences(blank: Blank) -> list[str]:
-    """Which tensor holds no data, from which step on, and since when."""
+    """Which tensor holds no data, at which step, and when it still did."""
     share = blank.data_fraction
-    left = "none left" if share == 0 else f"{percent(share)} of its numbers left"
+    left = "none left" if share == 0 else f"{percent(share)} of its data left"
     since = "" if blank.before is None else f" (it had data at step {blank.before})"
     return [
-        f"At step {blank.step} {plural(blank.count, 'tensor')} of {blank.total} hold"
-        f"{'s' if blank.count == 1 else ''} no number: all is NaN or infinite. The first in the "
-        f"order of computation is {blank.series.label}, which has {left}{since}."
+        f"At step {blank.step} {plural(blank.count, 'tensor')} of {blank.total} "
+        f"{'holds' if blank.count == 1 else 'hold'} no data: all is NaN, infinite, or beyond 2^64. "
+        f"The first in the order of computation is {blank.series.label}, which has {left}{since}."
     ]
 
 
