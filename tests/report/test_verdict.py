@@ -88,7 +88,7 @@ def test_what_no_product_takes_is_not_counted(other: dict[str, Any]) -> None:
         {"name": "layers.0.weight", "op": "parameter"},
         {"name": "layers.0.conv2d", "op": "conv2d", "direction": "gradient"},
         {"name": "layers.0.gelu", "op": "gelu"},
-        {"name": "layers.0.bias", "op": "parameter", "rounded": True},
+        {"name": "layers.0.bias", "op": "parameter", "operand": True},
     ],
 )
 def test_what_a_product_takes_is_counted(other: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ def test_what_a_product_takes_is_counted(other: dict[str, Any]) -> None:
 
 def test_row_may_say_itself_that_it_is_not_rounded() -> None:
     rows = recording_rows(steps=[0])
-    row = losing(rows[1], name="layers.0.gelu", op="gelu", rounded=False)
+    row = losing(rows[1], name="layers.0.gelu", op="gelu", operand=False)
     assert judge(group([*rows, row])).losses == []
 
 

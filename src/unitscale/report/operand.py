@@ -1,6 +1,6 @@
 """Which tensors of a recording the recipe of its run rounds: the operands of matrix products.
 
-A row may say so itself (`rounded`, true or false). Where it does not, the op that made the tensor
+A row may say so itself (`operand`, true or false). Where it does not, the op that made the tensor
 and its name decide:
 
     gradient   of what a product made: the product's `grad_output`
@@ -46,8 +46,8 @@ def operand_test(rows: Iterable[Row], recipe: Recipe | None = None) -> Callable[
     holds_all = recipe is not None and recipe.activations is not None
 
     def is_operand(row: Row) -> bool:
-        if isinstance(row.get("rounded"), bool):
-            return bool(row["rounded"])
+        if isinstance(row.get("operand"), bool):
+            return bool(row["operand"])
         if row["direction"] == "state":
             return False
         if row["op"] == "parameter":

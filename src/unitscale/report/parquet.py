@@ -73,6 +73,7 @@ def schema(pa: Any, formats: Iterable[str]) -> Any:
             ("held_log2", pa.int32()),
             *((name, pa.float64()) for name in NUMBERS),
             ("sampled", pa.int32()),
+            ("operand", pa.bool_()),
             ("histogram_low", pa.int32()),
             ("histogram", pa.list_(pa.int32())),
             ("formats", pa.struct([(name, shares) for name in formats])),
@@ -95,6 +96,9 @@ def read_parquet(path: Path) -> Iterator[Row]:
             yield header
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
-                    yield row | {"histogram": [row.pop("histogram_low"), row["histogram"]]}
+                    histogram = [row.pop("histogram_low"), row.pop("histogram")]
+                    if row.get("operand") is None:  # not known when it was written
+                        row.pop("operand", None)
+                    yield row | {"histogram": histogram}
     except damage as error:
         raise ValueError(f"{path} is not a whole Parquet recording ({error})") from error

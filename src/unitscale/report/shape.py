@@ -110,6 +110,7 @@ ROW = {
         lambda x: is_integer(x, -LARGEST_EXPONENT, LARGEST_EXPONENT),
         is_required=False,
     ),
+    "operand": Field("true or false", lambda x: isinstance(x, bool), is_required=False),
     "histogram": Field("[lowest exponent, counts]", is_histogram, is_required=False),
     "formats": Field("the shares lost, per format", is_shares, is_required=False),
 }
