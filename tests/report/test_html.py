@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,10 +100,11 @@ def test_comparison_says_first_how_it_ended(tmp_path: Path) -> None:
 def test_loss_that_is_no_number_is_named_with_its_step(tmp_path: Path) -> None:
     def first(losses: list[float]) -> str:
         curve = Curve(recipe="fp8-none", losses=losses, diverged=True, unit_scaled=False)
-        write_html(recording_rows(steps=[0]), tmp_path / "report.html", curves=[curve])
+        other = replace(curve, losses=[1.0, *losses])
+        write_html(recording_rows(steps=[0]), tmp_path / "report.html", curves=[curve, other])
         return " ".join(re.findall(r"<p>(.*?)</p>", read(tmp_path / "report.html")))
 
-    sentence = "The training loss of fp8-none is no number at step 3."
+    sentence = "The training loss of fp8-none is no number at step 3 and 4 (2 runs)."
     assert sentence in first([3.0, 2.0, math.nan, math.inf])
     assert "is no number" not in first([3.0, 2.0, 1.0])
 

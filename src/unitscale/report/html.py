@@ -132,11 +132,15 @@ def lead(verdicts: Verdicts, results: Mapping[str, Any] | None, curves: Sequence
 
 
 def blank_losses(curves: Sequence[Curve]) -> list[str]:
-    """A sentence for every run whose loss was no number, with the step."""
+    """A sentence for every recipe whose loss was no number, with the step of each run."""
+    steps: dict[str, list[int]] = {}
+    for curve in curves:
+        if curve.first_blank is not None:
+            steps.setdefault(curve.recipe, []).append(curve.first_blank)
     return [
-        f"The training loss of {curve.recipe} is no number at step {curve.first_blank}."
-        for curve in curves
-        if curve.first_blank is not None
+        f"The training loss of {recipe} is no number at step {' and '.join(map(str, found))}"
+        f"{f' ({len(found)} runs)' if len(found) > 1 else ''}."
+        for recipe, found in steps.items()
     ]
 
 
