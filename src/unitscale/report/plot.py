@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from textwrap import wrap
 from typing import Any
 
 from unitscale.report.atomic import replacing
@@ -53,7 +54,9 @@ def draw_losses(curves: Sequence[Curve], path: Path, *, title: str) -> None:
         [legend_label(recipe, by_recipe[recipe]) for recipe in lines],
         loc="outside right upper",
         frameon=False,
-        title=f"recipe, final training loss:\n{FINAL}\n(dashed: standard model)",
+        title="\n".join(
+            [*wrap(f"recipe, final training loss: {FINAL}", 30), "(dashed: standard model)"]
+        ),
         alignment="left",
     )
     with replacing(path) as temporary:

@@ -28,13 +28,15 @@ class Field(NamedTuple):
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number; an integer beyond float64 is none."""
-    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    # The type first, which is quicker: a long recording asks this ten million times.
+    kind = type(value)
+    is_real = kind is float or kind is int or (kind is not bool and isinstance(value, int | float))
     return is_real and -1.7e308 < value < 1.7e308
 
 
 def is_integer(value: Any, low: int = 0, high: int = LARGEST_INTEGER) -> bool:
     """Whether it is an integer in a range; 2.0 is one."""
-    return is_number(value) and low <= value <= high and value == int(value)
+    return is_number(value) and low <= value <= high and value % 1 == 0
 
 
 def is_text(value: Any) -> bool:

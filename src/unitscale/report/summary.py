@@ -11,7 +11,6 @@ from statistics import mean, stdev
 from typing import Any
 
 from unitscale.recipes import RECIPES
-from unitscale.report.curve import FINAL
 
 Run = Mapping[str, Any]
 
@@ -179,7 +178,7 @@ def headline(results: Mapping[str, Any]) -> str:
     seeds = len({run["seed"] for run in results["runs"]})
     text = (
         f"{results['model']} model on {results['data']}: {results['steps']} steps, "
-        f"{seeds} seed{'' if seeds == 1 else 's'}; losses in nats a byte, train loss is {FINAL}"
+        f"{seeds} seed{'' if seeds == 1 else 's'}; losses in nats a byte"
     )
     # A file's name that is not UTF-8 could be written nowhere, neither in a page nor in a picture.
     return text.encode("utf-8", "backslashreplace").decode()

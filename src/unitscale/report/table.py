@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from unitscale.report.curve import FINAL
 from unitscale.report.extra import imported
 from unitscale.report.summary import TITLES, headline, summarize_results
 
@@ -16,7 +17,8 @@ def comparison_table(results: Mapping[str, Any]) -> "Table":
     Raises:
         ValueError: rich is not installed.
     """
-    table = new_table(title=headline(results), title_justify="left", padding=0)
+    title = f"{headline(results)}; train loss: {FINAL}"
+    table = new_table(title=title, title_justify="left", padding=0)
     for index, title in enumerate(TITLES):
         table.add_column(title, justify="right" if 0 < index < len(TITLES) - 1 else "left")
     for summary in summarize_results(results):
