@@ -42,5 +42,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  sys.exit(f"unitscale: {sys.executable} is Python {v}, but 3.11 or newer is needed; run: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,hf]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,all]'
 	@touch $@

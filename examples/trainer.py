@@ -1,15 +1,36 @@
-"""The Trainer of transformers: pass it the scaled model."""
+"""The Trainer of transformers: pass it the scaled model, and a callback that keeps its units."""
 
 import tempfile
+from pathlib import Path
 
 from tiny import Windows, llama
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import unitscale as us
 
-model = us.unit_scale(llama(), "fp8", inner="eager")
 
-with tempfile.TemporaryDirectory() as folder:
+class KeepUnits(TrainerCallback):
+    """Save the units into every checkpoint, and load them when training resumes from it.
+
+    Without them a resumed run measures again at its first step: correct, but with other roundings.
+    """
+
+    def on_save(self, args, state, control, *, model, **other):
+        """A checkpoint was just written."""
+        us.units.save_units(model, self.path(args, state))
+
+    def on_train_begin(self, args, state, control, *, model, **other):
+        """The Trainer is about to start, with the state of a checkpoint if it resumes."""
+        if state.global_step:  # the checkpoint's: training resumes
+            us.units.load_units(model, self.path(args, state))
+
+    def path(self, args, state):
+        """Where the Trainer has the checkpoint of this step."""
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "units.json"
+
+
+def train(folder, resume_from=None):
+    """The loss of each of the last logged steps; 20 steps in all."""
     arguments = TrainingArguments(
         output_dir=folder,
         max_steps=20,
@@ -17,13 +38,23 @@ with tempfile.TemporaryDirectory() as folder:
         learning_rate=3e-3,
         lr_scheduler_type="constant",
         logging_steps=1,
+        save_steps=10,
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=Windows(160))
-    trainer.train()
+    model = us.unit_scale(llama(), "fp8", inner="eager")
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=Windows(160), callbacks=[KeepUnits()]
+    )
+    trainer.train(resume_from_checkpoint=resume_from)
+    return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
-losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-print(f"loss {float(losses[0]):.3f} -> {float(losses[-1]):.3f}")
+
+with tempfile.TemporaryDirectory() as folder:
+    losses = train(folder)
+    resumed = train(folder, resume_from=f"{folder}/checkpoint-10")
+
+print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+print(f"resumed equal: {resumed == losses}")

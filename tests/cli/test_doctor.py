@@ -62,6 +62,36 @@ def test_recipes_are_judged_by_the_device(monkeypatch, quick, fp8, expected):
     assert rows["fp8"]["why"].startswith(reasons[expected["fp8"]])
 
 
+@pytest.mark.parametrize("variable", [None, "TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"])
+def test_compilation_that_is_disabled_is_said(capsys, monkeypatch, variable):
+    for name in doctor.SWITCHES:
+        monkeypatch.delenv(name, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(variable, "1")
+    # TORCH_COMPILE_DISABLE is read when torch is imported, and sets this:
+    is_set = variable != "TORCHDYNAMO_DISABLE"
+    with torch._dynamo.config.patch(disable=is_set):
+        model = torch.nn.Linear(2, 2)
+        captured = []
+        model.compile(backend=lambda graph, inputs: captured.append(graph) or graph.forward)
+        model(torch.ones(1, 2))
+        assert not captured  # what doctor says is so
+        by = variable or "torch._dynamo.config.disable"
+        found = json.loads(run(capsys, monkeypatch, "--json"))["compilation"]
+        assert found == {"enabled": False, "why": f"{by} turns torch.compile off"}
+        assert f"DISABLED: {by} turns torch.compile off" in run(capsys, monkeypatch)
+
+
+def test_compilation_that_is_on_is_said(capsys, monkeypatch):
+    for name in doctor.SWITCHES:
+        monkeypatch.delenv(name, raising=False)
+    with torch._dynamo.config.patch(disable=False, suppress_errors=False):
+        assert "torch.compile: on; nothing turns" in run(capsys, monkeypatch)
+        assert doctor.compilation()["enabled"]
+    with torch._dynamo.config.patch(disable=False, suppress_errors=True):
+        assert "suppress_errors runs what cannot be captured" in doctor.compilation()["why"]
+
+
 def test_compiler_is_the_one_of_the_environment_if_it_names_one(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
     assert doctor.cpp_compiler() is None

@@ -1,6 +1,8 @@
 """`unitscale report` and `unitscale figure`: files written, wrong arguments in one line."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -75,6 +77,69 @@ def test_figures_are_drawn(
         assert out.stat().st_size > 3000
 
 
+def test_comparison_has_a_figure_for_each_recorded_run(
+    comparison: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = comparison / "depth.png"
+    arguments = ("figure", "depth", comparison, "--out", out, "--label", "1", "--json")
+    assert run(monkeypatch, *arguments) == 0
+    drawn = json.loads(capsys.readouterr().out)
+    names = sorted(path.name for path in (comparison / "runs").iterdir())
+    assert [one["run"] for one in drawn] == names
+    for one in drawn:
+        assert Path(one["figure"]) == comparison / f"depth-{one['run']}.png"
+        assert Path(one["figure"]).exists()
+        assert (one["step"], one["labeled"]) == (100, ["layers.1.linear (gradient)"])
+
+
+def test_report_says_its_verdict_as_json(
+    comparison: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "report", comparison, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"] == str(comparison / "report.html")
+    assert found["outcome"].startswith("fp32 ends at a validation loss of 1.500")
+    assert [row["recipe"] for row in found["summary"]] == ["fp32", "fp8", "fp8-none"]
+    assert found["losses_blank_from_step"]["fp8"] == 2
+    losses = {one["run"]: one["losses"] for one in found["verdicts"]}
+    assert losses["fp32 seed 0"] == []  # it rounds nothing
+    (loss,) = losses["fp8 seed 0"]
+    assert loss["series"] == {
+        "name": "layers.1.linear",
+        "op": "linear",
+        "direction": "gradient",
+    }
+    assert (loss["step"], loss["share"]) == (50, 1.0)
+
+
+def test_report_of_a_recording_alone_is_json_too(
+    recording: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "report", recording, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["outcome"], found["summary"]) == ("", [])
+    assert "layers.1.linear (gradient)" in found["verdicts"][0]["verdict"]
+
+
+def test_run_of_an_existing_model_is_called_by_its_name(
+    tmp_path: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"recipe": "fp8", "existing": "llama", "model": {"width": 32}, "steps": 9}
+    (tmp_path / "config.json").write_text(json.dumps({"config": config, "data": "text"}))
+    assert run(monkeypatch, "report", tmp_path) == 0
+    assert "llama model on text" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_commands_are_completed_by_a_shell() -> None:
+    code = "import sys; sys.argv[0] = 'unitscale'; from unitscale.cli import main; main()"
+    asked = {"COMP_WORDS": "unitscale re", "COMP_CWORD": "1"}
+    environment = os.environ | asked | {"_UNITSCALE_COMPLETE": "complete_bash"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert sorted(done.stdout.split()) == ["recipes", "report"]
+
+
 def test_snr_needs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "snr.svg"
     assert run(monkeypatch, "figure", "snr", "--formats", "E4M3FN, E5M2", "--out", out) == 0
@@ -87,9 +152,19 @@ def test_snr_needs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (["report", "nowhere"], "nowhere holds no run"),
         (["figure", "depth"], "needs a RUN_DIR"),
         (["figure", "depth", "nowhere"], "nowhere does not exist"),
+        (["figure", "depth", "."], "record a run with --set record_every=50"),
+        (["figure", "depth", "RECORDING", "--label", "0"], "label is 0; expected at least 1"),
+        (["figure", "depth", "RECORDING", "--label", "x.y"], "'x.y' matches no tensor"),
+        (["figure", "depth", "RECORDING", "--label", ""], "label is empty"),
+        (["report", "RECORDING", "--out", "."], "expected the name of a file"),
         (["figure", "depth", "RECORDING", "--step", "7"], "the recorded steps are [0, 50, 100]"),
         (["figure", "depth", "RECORDING", "--out", "x.bmp"], "bmp"),
+        (["figure", "depth", "RECORDING", "--out", "x.pgf"], "expected .png, .svg or .pdf"),
+        (["figure", "depth", "RECORDING", "--out", ""], "expected the name of a file"),
+        (["figure", "depth", "RECORDING", "--out", "no/x.png"], "folder of no/x.png does not"),
+        (["report", "RECORDING", "--out", "no/x.html"], "folder of no/x.html does not exist"),
         (["figure", "snr", "--formats", "E4M3FX"], "E4M3FX"),
+        (["figure", "snr", "--formats", ","], "--formats names no format"),
     ],
 )
 def test_wrong_arguments_are_one_line(
@@ -99,7 +174,9 @@ def test_wrong_arguments_are_one_line(
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.chdir(recording.parent)
+    folder = recording.parent / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     arguments = [str(recording) if x == "RECORDING" else x for x in arguments]
     assert run(monkeypatch, *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()

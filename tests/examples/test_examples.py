@@ -45,7 +45,6 @@ def test_plain_loop_leaves_an_ordinary_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("script", "needs"),
     [
-        ("trainer.py", "accelerate"),
         ("with_accelerate.py", "accelerate"),
         ("with_lightning.py", "lightning"),
     ],
@@ -54,6 +53,14 @@ def test_script_of_a_framework(script: str, needs: str) -> None:
     if find_spec(needs) is None:
         pytest.skip(f"{needs} is not installed")
     assert_learns(run(script))
+
+
+def test_trainer_resumes_with_the_units_of_its_checkpoint() -> None:
+    if find_spec("accelerate") is None:
+        pytest.skip("accelerate is not installed")
+    output = run("trainer.py")
+    assert_learns(output)
+    assert "resumed equal: True" in output
 
 
 def test_two_processes_have_the_losses_of_one() -> None:

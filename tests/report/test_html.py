@@ -1,9 +1,12 @@
 """report.html: one file, with nothing to fetch and nothing unescaped."""
 
 import base64
+import errno
 import gzip
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,8 +91,50 @@ def test_comparison_says_first_how_it_ended(tmp_path: Path) -> None:
     (first, *_) = re.findall(r"<p>(.*?)</p>", read(tmp_path / "report.html"))
     assert first == (
         "fp32 ends at a validation loss of 1.500 ± 0.707. "
-        "Against it: fp8 +0.150 ± 0.071, fp8-none +1.000. fp8-none diverged in 1 of 2 runs."
+        "Against it: fp8 +0.150 ± 0.071, fp8-none +1.000. What the format and what the "
+        "parametrization of fp8 does is not known without a run of fp32-units. fp8-none diverged "
+        "in 1 of 2 runs."
     )
+
+
+def test_loss_that_is_no_number_is_named_with_its_step(tmp_path: Path) -> None:
+    def first(losses: list[float]) -> str:
+        curve = Curve(recipe="fp8-none", losses=losses, diverged=True, unit_scaled=False)
+        other = replace(curve, losses=[1.0, *losses])
+        write_html(recording_rows(steps=[0]), tmp_path / "report.html", curves=[curve, other])
+        return " ".join(re.findall(r"<p>(.*?)</p>", read(tmp_path / "report.html")))
+
+    sentence = "The training loss of fp8-none is no number at step 3 and 4 (2 runs)."
+    assert sentence in first([3.0, 2.0, math.nan, math.inf])
+    assert "is no number" not in first([3.0, 2.0, 1.0])
+
+
+def test_page_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    write_html([], path, title="old")
+    before = path.read_bytes()
+
+    def full(self: Path, text: str, **options: Any) -> int:
+        with self.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_html([], path, title="new")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_name_that_is_not_utf_8_is_written_as_an_escape(tmp_path: Path) -> None:
+    results = RESULTS | {"data": "caf\udce9.txt"}
+    write_html([], tmp_path / "report.html", results=results, configuration=results)
+    assert "caf\\udce9.txt" in read(tmp_path / "report.html")
+
+
+def test_folder_is_no_page(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=r"is a folder; expected the name of a file"):
+        write_html([], tmp_path)
 
 
 def test_gradients_are_in_the_order_of_the_values(tmp_path: Path) -> None:
@@ -110,6 +155,17 @@ def test_more_tables_have_their_keys_as_heads_and_numbers_to_the_right(tmp_path:
     assert "<h2>None</h2>" not in page
     assert "<td class='text'>written &lt;to&gt;</td><td class='number'>3</td>" in page
     assert "<p class='note'>a &amp; b</p>" in page
+
+
+def test_page_knows_what_is_rounded(tmp_path: Path) -> None:
+    for recipe in ("fp8", "fp32"):
+        recording = group(recording_rows(steps=[0], layers=1), recipe=recipe)
+        write_html([recording], tmp_path / "report.html")
+        (found,) = json.loads(embedded(read(tmp_path / "report.html"), "data"))["recordings"]
+        pairs = zip(found["tensors"], found["operands"], strict=True)
+        marked = [f"{name} {direction}" for (name, _, direction), is_marked in pairs if is_marked]
+        expected = ["layers.0.linear value", "layers.0.add value", "layers.0.linear gradient"]
+        assert marked == (expected if recipe == "fp8" else [])
 
 
 def test_plotly_is_inside(page: str) -> None:
@@ -142,7 +198,7 @@ def test_several_recordings_are_named(tmp_path: Path) -> None:
     recordings = [group(recording_rows(steps=[0]), label=label) for label in ("fp8", "fp8-none")]
     write_html(recordings, tmp_path / "report.html")
     page = read(tmp_path / "report.html")
-    assert "<b>fp8-none</b>: None of 8 tensors loses" in page
+    assert "<b>fp8-none</b>: None of 8 operands loses" in page
     labels = [r["label"] for r in json.loads(embedded(page, "data"))["recordings"]]
     assert labels == ["fp8", "fp8-none"]
 

@@ -33,7 +33,7 @@ def test_smoothing_passes_over_losses_that_are_no_numbers() -> None:
 def test_legend_names_the_diverged() -> None:
     good, bad = curve([2.0, 1.0]), curve([2.0, math.nan], diverged=True)
     assert legend_label("fp8", [good]) == "fp8  1.000"
-    assert legend_label("fp8", [bad]) == "fp8  2.000  × diverged"
+    assert legend_label("fp8", [bad]) == "fp8  × diverged"  # as the table: no final loss
     assert legend_label("fp8", [good, bad]).endswith("× diverged (1 of 2)")
 
 

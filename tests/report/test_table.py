@@ -18,6 +18,9 @@ def test_comparison_has_a_line_per_recipe_within_120_columns() -> None:
     lines = text(comparison_table(RESULTS))
     for recipe in ("fp32 ", "fp8 ", "fp8-none "):
         assert sum(line.strip().startswith(recipe) for line in lines) == 1
+    assert "train loss: the mean of the last twentieth of the steps" in " ".join(
+        " ".join(lines).split()
+    )
     assert any("diverged (1 of 2)" in line for line in lines)
     assert max(map(len, lines)) <= 120
 

@@ -1,6 +1,11 @@
 """The verdict in words: counts, the worst tensor, faults with layer and step."""
 
+from typing import Any
+
+import pytest
+
 from report.sample import recording_rows
+from unitscale.recipes import RECIPES
 from unitscale.report import group, judge
 from unitscale.report.recording import Series, thin
 from unitscale.report.verdict import latest_state
@@ -9,8 +14,8 @@ from unitscale.report.verdict import latest_state
 def test_healthy_run_has_nothing_to_name() -> None:
     verdict = judge(group(recording_rows(steps=[0, 50])))
     assert verdict.paragraph == (
-        "None of 8 tensors loses more than 1 % of its values in E4M3FN. "
-        "None of 8 tensors loses more than 1 % of its values in E5M2."
+        "None of 8 operands loses more than 1 % of its values in E4M3FN. "
+        "None of 4 operands loses more than 1 % of its values in E5M2."
     )
 
 
@@ -21,7 +26,7 @@ def test_fault_is_named_with_layer_and_step() -> None:
         "the largest change is in layers.2.linear (gradient), one of 1 tensor that moved."
     )
     assert verdict.sentences[2] == (
-        "1 of 8 tensors loses more than 1 % of its values in E5M2; worst: layers.2.linear "
+        "1 of 4 operands loses more than 1 % of its values in E5M2; worst: layers.2.linear "
         "(gradient), 100 % flushed to zero at step 100."
     )
 
@@ -29,7 +34,7 @@ def test_fault_is_named_with_layer_and_step() -> None:
 def test_single_step_is_not_named() -> None:
     rows = recording_rows(fault_at=0, layer=1, steps=[0])
     assert judge(group(rows)).sentences[1] == (
-        "1 of 8 tensors loses more than 1 % of its values in E5M2; worst: layers.1.linear "
+        "1 of 4 operands loses more than 1 % of its values in E5M2; worst: layers.1.linear "
         "(gradient), 100 % flushed to zero."
     )
 
@@ -56,17 +61,130 @@ def test_drift_of_eight_octaves_is_training_and_of_ten_a_fault() -> None:
         assert len(judge(group([header, *moved])).jumps) == count
 
 
-def test_moments_are_counted_apart() -> None:
+def losing(row: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A row like another, which loses all of its values."""
+    formats = {name: shares | {"flushed": 1.0} for name, shares in row["formats"].items()}
+    return row | {"formats": formats} | changes
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": "w:exp_avg_sq", "op": "moment", "direction": "state"},
+        {"name": "layers.0.bias", "op": "parameter"},
+        {"name": "norm.weight", "op": "parameter"},
+        {"name": "layers.0.weight", "op": "parameter", "direction": "gradient"},
+        {"name": "layers.0.add", "op": "add", "direction": "gradient"},
+    ],
+)
+def test_what_no_product_takes_is_not_counted(other: dict[str, Any]) -> None:
     rows = recording_rows(steps=[0])
-    moment = rows[1] | {"name": "w:exp_avg_sq", "direction": "state"}
-    moment["formats"] = {
-        name: shares | {"flushed": 1.0} for name, shares in rows[1]["formats"].items()
-    }
-    verdict = judge(group([*rows, moment]))
+    assert judge(group([*rows, losing(rows[1], **other)])).losses == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": "layers.0.weight", "op": "parameter"},
+        {"name": "layers.0.conv2d", "op": "conv2d", "direction": "gradient"},
+        {"name": "layers.0.gelu", "op": "gelu"},
+        {"name": "layers.0.bias", "op": "parameter", "operand": True},
+    ],
+)
+def test_what_a_product_takes_is_counted(other: dict[str, Any]) -> None:
+    rows = recording_rows(steps=[0])
+    (loss,) = judge(group([*rows, losing(rows[1], **other)])).losses
+    assert loss.series.name == other["name"]
+
+
+def test_row_may_say_itself_that_it_is_not_rounded() -> None:
+    rows = recording_rows(steps=[0])
+    row = losing(rows[1], name="layers.0.gelu", op="gelu", operand=False)
+    assert judge(group([*rows, row])).losses == []
+
+
+def test_bias_that_grows_from_zero_and_moments_are_no_fault() -> None:
+    rows = recording_rows(steps=[0, 50])
+    for other in ({"name": "layers.0.bias", "op": "parameter"}, {"direction": "state"}):
+        small, large = (rows[1] | other | {"step": s, "rms": r} for s, r in ((0, 1e-9), (50, 1.0)))
+        assert judge(group([*rows, small, large])).jumps == []
+    small, large = (rows[1] | {"name": "x", "step": s, "rms": r} for s, r in ((0, 1e-9), (50, 1.0)))
+    assert len(judge(group([*rows, small, large])).jumps) == 1
+
+
+def test_recipe_that_rounds_nothing_loses_nothing() -> None:
+    rows = recording_rows(fault_at=0, layer=1, steps=[0])
+    verdict = judge(group(rows, recipe="fp32"))
     assert verdict.losses == []
-    assert "Of the optimizer's moments, 1 of 1 would lose more than 1 % in E4M3FN" in (
-        verdict.paragraph
+    assert verdict.paragraph.startswith(
+        "fp32 rounds no product. None of 8 operands would lose more than 1 % of its values in "
+        "E4M3FN. 1 of 4 operands would lose more than 1 % of its values in E5M2; worst: "
+        "layers.1.linear (gradient), 100 % flushed to zero."
     )
+    assert len(judge(group(rows, recipe="fp8")).losses) == 1
+    assert len(judge(group(rows, recipe="of another version")).losses) == 1
+
+
+def test_each_direction_is_judged_in_the_format_of_the_recipe() -> None:
+    rows = recording_rows(steps=[0])
+    directions = ("value", "gradient")
+    for recipe, formats in (
+        ("fp8", ["E4M3FN", "E5M2"]),
+        ("fp8-e4m3", ["E4M3FN", "E4M3FN"]),
+        ("fp16", ["E4M3FN", "E5M2"]),  # of which the rows have no shares
+    ):
+        assert [group(rows, recipe=recipe).format_for(d) for d in directions] == formats
+
+
+def blank_rows(steps: dict[int, dict[str, float]], **other: Any) -> list[dict[str, Any]]:
+    """Rows of a model of two layers; at each step the data fractions of some tensors."""
+    return [
+        row | {"data_fraction": steps[row["step"]].get(Series(**key_of(row)).label, 1.0)} | other
+        if "name" in row
+        else row
+        for row in recording_rows(steps=steps, layers=2)
+    ]
+
+
+def key_of(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("name", "op", "direction")}
+
+
+def test_run_that_went_nan_is_named_with_tensor_and_step() -> None:
+    lost = {"layers.0.add": 0.25, "layers.1.linear": 0.0, "layers.1.add": 0.0}
+    verdict = judge(group(blank_rows({0: {}, 50: {}, 100: lost, 150: lost})))
+    assert verdict.blank is not None
+    assert verdict.sentences[0] == (
+        "At step 100 2 tensors of 8 hold no data: all is NaN, infinite, or beyond 2^64. The first "
+        "in the order of computation is layers.0.add, which has 25 % of its data left (it had data "
+        "at step 50)."
+    )
+
+
+def test_backward_that_goes_nan_begins_at_the_end() -> None:
+    lost = {"layers.0.linear (gradient)": 0.0, "layers.1.linear (gradient)": 0.0}
+    blank = judge(group(blank_rows({0: {}, 50: lost}))).blank
+    assert blank is not None
+    assert (blank.series.label, blank.step, blank.count) == ("layers.1.linear (gradient)", 50, 2)
+
+
+def test_run_that_is_nan_from_the_first_sample_on_is_named() -> None:
+    lost = {"layers.1.linear": 0.0, "layers.1.add": 0.0}
+    blank = judge(group(blank_rows({0: lost}))).blank
+    assert blank is not None
+    assert (blank.series.label, blank.step, blank.before) == ("layers.1.linear", 0, None)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {0: {}, 50: {}},
+        {0: {"layers.0.add": 0.5}, 50: {"layers.0.add": 0.4}},  # a mask's infinities
+        {0: {"layers.0.add": 0.0}, 50: {"layers.0.add": 0.0}},  # an empty tensor
+    ],
+)
+def test_masks_and_empty_tensors_are_no_nan(steps: dict[int, dict[str, float]]) -> None:
+    assert judge(group(blank_rows(steps))).blank is None
 
 
 def test_layer_is_the_numbered_module() -> None:
@@ -90,6 +208,8 @@ def test_state_of_a_step_names_the_worst_tensor() -> None:
     assert latest_state(rows, ["E4M3FN", "E5M2"]) == {
         "worst": "layers.1.linear (gradient)",
         "worst_lost_fraction": 1.0,
-        "losing_fraction": 1 / 16,
+        "losing_fraction": 1 / 12,
     }
+    assert latest_state(rows, ["E4M3FN", "E5M2"], RECIPES["fp8"]) is not None
+    assert latest_state(rows, ["E4M3FN", "E5M2"], RECIPES["fp32"]) is None
     assert latest_state([], ["E5M2"]) is None

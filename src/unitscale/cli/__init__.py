@@ -12,9 +12,22 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command; wrong usage is one line on stderr and exit code 2."""
+    """Run the command; wrong usage is one line on stderr and exit code 2.
+
+    Without the packages that the command line needs: how to install them, and exit code 1.
+    """
     with stopping_at_once():  # before anything is imported that takes time
-        load().run()
+        try:
+            commands = load()
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in ("rich", "typer"):
+                raise  # a package that the library itself needs
+            raise SystemExit(
+                f"unitscale: the command line needs {missing}, which is not installed; run: "
+                "pip install 'unitscale[cli]'"
+            ) from None
+        commands.run()
 
 
 def load() -> Any:

@@ -14,6 +14,7 @@ from unitscale.cli.doctor import doctor
 from unitscale.cli.exit import FAILED, WRONG_ARGUMENTS, fail
 from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
+from unitscale.cli.recipes import recipes
 from unitscale.cli.report import report
 from unitscale.cli.train import train
 
@@ -33,6 +34,7 @@ app.command()(analyse)
 app.command()(report)
 app.command()(figure)
 app.command()(formats)
+app.command()(recipes)
 app.command()(doctor)
 
 

@@ -41,7 +41,18 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"BF16 products on {found['device']}: {bf16['speed']} times as fast as FP32 "
         f"(measured just now); {bf16['why']}",
         f"FP8 products on {found['device']}: {found['fp8_products']['why']}",
+        compilation(found["compilation"]),
         f"C++ compiler of inductor: {compilers['c++'] or missing}",
         f"triton, its compiler for a GPU: {compilers['triton'] or 'not installed'}",
         f"recipes on {found['device']}:",
     ]
+
+
+def compilation(found: dict[str, Any]) -> str:
+    """Whether a recipe can hold at all."""
+    if not found["enabled"]:
+        return (
+            f"torch.compile: DISABLED: {found['why']}. No recipe holds in this process: every "
+            "model trains in full precision. Unset it."
+        )
+    return f"torch.compile: on; {found['why']}"

@@ -1,16 +1,15 @@
 """`unitscale figure`: figures for papers."""
 
+import json as json_module
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from unitscale.cli.exit import WRONG_ARGUMENTS, fail
+from unitscale.cli.option import Json
 from unitscale.cli.output import show
-
-if TYPE_CHECKING:
-    from unitscale.report import Recording
 
 FORMATS = "E4M3FN,E5M2,FP16,BF16"
 
@@ -35,7 +34,7 @@ def figure(
         Path | None,
         typer.Argument(
             metavar="[RUN_DIR]",
-            help="A recorded run's folder, or its numerics.jsonl. Not for snr.",
+            help="Folder of a recorded run or of a comparison, or a numerics.jsonl. Not for snr.",
             show_default=False,
         ),
     ] = None,
@@ -50,38 +49,72 @@ def figure(
         int | None,
         typer.Option(help="Recorded step. Default: the last.", show_default=False),
     ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|NAMES",
+            help="Name points of depth or exponents: the N worst, or tensors, with commas between "
+            "them; * stands for anything, as in `--label '*.attn.*'`.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
 ) -> None:
-    """Draw one figure."""
+    """Draw one figure; of a comparison one for each of its recorded runs, with the run's name."""
     path = out or Path(f"{kind.value}.png")
     try:
         if kind is Kind.SNR:
-            draw_snr([name.strip() for name in formats.split(",") if name.strip()], path)
+            draw_snr(split(formats), path)
+            drawn = [{"figure": str(path), "kind": kind.value}]
         else:
-            from unitscale.report.figure import draw_depth, draw_exponents
-
-            draw = draw_depth if kind is Kind.DEPTH else draw_exponents
-            draw(open_recording(source), path, step=step)
+            drawn = draw_recordings(kind, source, path, step, label)
     except (OSError, ValueError) as error:
         fail(str(error), code=WRONG_ARGUMENTS)
-    show(str(path))
+    if json:
+        print(json_module.dumps(drawn, indent=2))
+        return
+    show(*(str(one["figure"]) for one in drawn))
 
 
-def open_recording(source: Path | None) -> "Recording":
-    """The recording in a file, or in a run's folder.
+def split(text: str) -> list[str]:
+    """The names between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def draw_recordings(
+    kind: Kind, source: Path | None, path: Path, step: int | None, label: str | None
+) -> list[dict[str, Any]]:
+    """Draw what was recorded; what was drawn where, as JSON has it.
 
     Raises:
-        ValueError: no source.
+        ValueError: no source; no such step, tensor or format of a picture.
         FileNotFoundError: no recording there.
     """
-    from unitscale.report import read_recording
-    from unitscale.report.folder import RECORDING
+    from unitscale.report.figure import draw_depth, draw_exponents
+    from unitscale.report.folder import find_recordings
 
     if source is None:
         raise ValueError("this figure needs a RUN_DIR; record a run with --set record_every=50")
-    path = source / RECORDING if source.is_dir() else source
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; record a run with --set record_every=50")
-    return read_recording(path)
+    is_number = label is not None and label.strip().lstrip("-").isdecimal()
+    labels = None if label is None else int(label) if is_number else split(label)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected the name of a file to write")
+    found = find_recordings(source)
+    draw = draw_depth if kind is Kind.DEPTH else draw_exponents
+    drawn = []
+    for name, recording in found.items():
+        own = path if len(found) == 1 else path.with_name(f"{path.stem}-{name}{path.suffix}")
+        named = draw(recording, own, step=step, label=labels)
+        drawn.append(
+            {
+                "figure": str(own),
+                "kind": kind.value,
+                "run": name,
+                "step": recording.steps[-1] if step is None else step,
+                "labeled": named,
+            }
+        )
+    return drawn
 
 
 def draw_snr(names: list[str], path: Path) -> None:
@@ -90,6 +123,8 @@ def draw_snr(names: list[str], path: Path) -> None:
     from unitscale.numerics.snr import expected_snr, measure_snr
     from unitscale.report.figure import draw_snr
 
+    if not names:
+        raise ValueError("--formats names no format; `unitscale formats` lists them")
     measured, expected = {}, {}
     for name in names:
         fmt = parse(name)

@@ -1,13 +1,19 @@
 """`unitscale report`: the HTML report of what a run left behind. Imports no torch."""
 
-from collections.abc import Sequence
+import json as json_module
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unitscale.cli.exit import WRONG_ARGUMENTS, fail
+from unitscale.cli.option import Json
 from unitscale.cli.output import show
+
+if TYPE_CHECKING:
+    from unitscale.report.folder import Contents
+    from unitscale.report.recording import Series
 
 
 def report(
@@ -15,7 +21,7 @@ def report(
         Path,
         typer.Argument(
             metavar="RUN_DIR",
-            help="Folder of `compare` or `train`, or a numerics.jsonl of record.record.",
+            help="Folder of `compare` or `train`, or a file of record.record (.jsonl, .parquet).",
         ),
     ],
     out: Annotated[
@@ -24,21 +30,69 @@ def report(
             help="The file to write. Default: report.html in RUN_DIR.", show_default=False
         ),
     ] = None,
+    json: Json = False,
 ) -> None:
     """Write one self-contained HTML file: a verdict in words, and charts to look into it.
 
     What was recorded (`--set record_every=50` of `train` and `compare`) is shown tensor by tensor.
     """
-    from unitscale.report import write_report
+    from unitscale.report.extra import imported
+    from unitscale.report.folder import read_contents, report_path, write_contents
 
+    path = out or report_path(run_dir)
     try:
-        show(str(write_report(run_dir, out, products_of=products_of)))
+        imported("plotly")
+        contents = read_contents(run_dir)
+        write_contents(contents, path)
     except (OSError, ValueError) as error:
         fail(str(error), code=WRONG_ARGUMENTS)
+    if json:
+        print(json_module.dumps({"report": str(path), **described(contents)}, indent=2))
+        return
+    show(str(path))
 
 
-def products_of(recipe: str) -> Sequence[tuple[str, str, str, str]]:
+def products_of(recipe: str) -> Any:
     """The three products of a recipe; none for a name of another version."""
-    from unitscale.recipes import RECIPES
+    from unitscale.report import folder
 
-    return RECIPES[recipe].products() if recipe in RECIPES else ()
+    return folder.products_of(recipe)
+
+
+def described(contents: "Contents") -> dict[str, Any]:
+    """What the page says in words and tables, as JSON has it."""
+    from unitscale.report.summary import outcome, summarize_results
+    from unitscale.report.verdict import judge
+
+    summaries = [] if contents.results is None else summarize_results(contents.results)
+    verdicts = []
+    for recording in contents.recordings:
+        verdict = judge(recording)
+        blank = verdict.blank
+        verdicts.append(
+            {
+                "run": recording.label,
+                "verdict": verdict.paragraph,
+                "operands": verdict.judged,
+                "losses": [
+                    asdict(loss) | {"series": named(loss.series)} for loss in verdict.losses
+                ],
+                "jumps": [asdict(jump) | {"series": named(jump.series)} for jump in verdict.jumps],
+                "blank": blank and asdict(blank) | {"series": named(blank.series)},
+            }
+        )
+    return {
+        "outcome": outcome(summaries),
+        "summary": [asdict(summary) for summary in summaries],
+        "losses_blank_from_step": {
+            curve.recipe: curve.first_blank
+            for curve in contents.curves
+            if curve.first_blank is not None
+        },
+        "verdicts": verdicts,
+    }
+
+
+def named(series: "Series") -> dict[str, str]:
+    """A tensor without its rows."""
+    return {"name": series.name, "op": series.op, "direction": series.direction}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from unitscale.formats import E4M3FN, E5M2, FloatFormat
@@ -24,9 +24,11 @@ from unitscale.graph.capture import TensorNode
 from unitscale.graph.engine import modes_set_aside
 from unitscale.graph.example import storage_id
 from unitscale.numerics.digest import SAMPLE, Digest, digest, read
-from unitscale.recipes import parse
+from unitscale.recipes import Recipe, parse
 from unitscale.record.sink import Row, Sink
 from unitscale.units.forward import ScaledForward, forward_of
+from unitscale.units.ops import operands, rule_of
+from unitscale.units.products import is_rounded_product
 from unitscale.units.session import Session
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -53,7 +55,8 @@ def record(
     step in `latest`.
 
     A row has step, name, op, direction ("value", "gradient" or "state"), the statistics of
-    `digest`, `held_log2` and `drift`, the RMS over the first one that was recorded. Shares and
+    `digest`, `held_log2`, `operand` (whether a product that the recipe rounds takes it; of a
+    model without one, any product) and `drift`, the RMS over the first one recorded. Shares and
     SQNR of a format are those of the tensor as it is held: times 2**held_log2, its unit.
 
     Args:
@@ -111,6 +114,7 @@ class Recorder:
         self.current: Sampled | None = None
         self.waiting: list[Sampled] = []
         self.outputs: list[weakref.ref[Tensor]] = []
+        self.operands: set[tuple[str, str]] = set()
         self.first_rms = sink.first_rms
         self.latest: list[Row] = []
 
@@ -224,6 +228,7 @@ class Recorder:
             "op": op,
             "direction": direction,
             "held_log2": held_log2,
+            "operand": (name, direction) in self.operands,
             **found,
         }
         rms = row["rms"]
@@ -274,6 +279,8 @@ class Reading:
     def digest(self, tensor: TensorNode, direction: str, x: Tensor, held_log2: int) -> None:
         """Take the statistics of one value or gradient."""
         key = (self.prefix + tensor.name + self.suffix, tensor.op, direction)
+        if is_operand(tensor.node, direction, self.recorder.session.recipe, self.prefix):
+            self.recorder.operands.add((key[0], direction))
         with torch.no_grad(), modes_set_aside():
             self.sampled.digests[key] = digest(
                 x.detach(),
@@ -290,6 +297,38 @@ def forward_that_rounds_nothing(model: nn.Module) -> ScaledForward:
     return ScaledForward(model, session, model.__dict__.get("forward"))
 
 
+def is_operand(node: fx.Node, direction: str, recipe: Recipe, prefix: str) -> bool:
+    """Whether a product takes a tensor, or a view of it; as a gradient, that of its result.
+
+    With a recipe that rounds something, only of the products that it rounds.
+    """
+
+    def is_taken_by(product: fx.Node) -> bool:
+        if not recipe.rounds:
+            return rule_of(product).product
+        return is_rounded_product(product, recipe, prefix)
+
+    if direction == "gradient":
+        return is_taken_by(node)
+    return any(
+        node in operands(user, rule_of(user))
+        if is_taken_by(user)
+        else is_view(user, node) and is_operand(user, direction, recipe, prefix)
+        for user in node.users
+    )
+
+
+def is_view(node: fx.Node, base: fx.Node) -> bool:
+    """Whether a node is another one in another shape or order: all its elements, in its memory."""
+    value, other = (n.meta.get("example_value") for n in (node, base))
+    return (
+        isinstance(value, Tensor)
+        and isinstance(other, Tensor)
+        and value.numel() == other.numel()
+        and storage_id(value) == storage_id(other) != 0
+    )
+
+
 def true_value(held: Tensor, log2: int) -> Tensor:
     """`held * 2**log2`; in float32 where it might leave the range of half precision."""
     if log2 == 0:
@@ -302,11 +341,4 @@ def is_reshaped(tensor: TensorNode) -> bool:
     """Whether a tensor is another one in another shape or order, so that its statistics are too."""
     if tensor.pinned is not None:  # written to in place, perhaps
         return False
-    value = tensor.node.meta["example_value"]
-    bases = (node.meta.get("example_value") for node in tensor.node.all_input_nodes)
-    return any(
-        isinstance(base, Tensor)
-        and base.numel() == value.numel()
-        and storage_id(base) == storage_id(value) != 0
-        for base in bases
-    )
+    return any(is_view(tensor.node, base) for base in tensor.node.all_input_nodes)

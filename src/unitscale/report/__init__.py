@@ -1,11 +1,12 @@
-"""Rows to tables, figures and one HTML file. Imports no torch."""
+"""Rows to tables, figures and one HTML file. Imports no torch, and what draws when it draws."""
 
+from unitscale.report.curve import Curve
 from unitscale.report.folder import write_report
 from unitscale.report.html import write_html
-from unitscale.report.plot import Curve, draw_losses
+from unitscale.report.plot import draw_losses
 from unitscale.report.recording import FormatLimits, Recording, group, read_recording
-from unitscale.report.summary import Summary, summarize
-from unitscale.report.table import comparison_table, headline, plain_table
+from unitscale.report.summary import Summary, headline, summarize
+from unitscale.report.table import comparison_table, plain_table
 from unitscale.report.verdict import Verdict, judge
 
 __all__ = [

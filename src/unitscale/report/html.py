@@ -15,11 +15,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from unitscale.report.atomic import write_text
+from unitscale.report.curve import FINAL, Curve
+from unitscale.report.extra import imported
 from unitscale.report.page import page_data
-from unitscale.report.plot import Curve
 from unitscale.report.recording import Recording, group
-from unitscale.report.summary import TITLES, outcome, summarize
-from unitscale.report.table import cell, headline
+from unitscale.report.summary import TITLES, headline, outcome, summarize_results
+from unitscale.report.table import cell
 from unitscale.report.verdict import Loss, Verdict, judge, percent
 
 Products = Mapping[str, Sequence[tuple[str, str, str, str]]]
@@ -46,6 +48,8 @@ def write_html(
 ) -> None:
     """Write one self-contained HTML file: a verdict in words, and charts to look into it.
 
+    Without plotly there are no charts; the page says so, and has everything else.
+
     Args:
         rows: rows of `record.record` (a line with the formats may be among them) or of
             `us.units`; or several recordings, which the page lets one choose from.
@@ -56,7 +60,8 @@ def write_html(
         tables: more tables by their title; the rows of one share their keys, which are its head.
         configuration: shown as JSON.
     Raises:
-        TypeError: a row is of another kind.
+        TypeError, ValueError: a row is of another kind.
+        OSError: the file cannot be written; what was there stays.
     """
     rows = list(rows)
     recordings = rows if rows and isinstance(rows[0], Recording) else [group(rows)] if rows else []
@@ -64,10 +69,16 @@ def write_html(
     if subtitle is None and results is not None:
         subtitle = headline(results)
     verdicts = [(recording, judge(recording)) for recording in recordings]
+    charts, missing = "", ""
+    if recordings or curves:
+        try:
+            charts = packed_plotly()
+        except ValueError as error:  # a run that is trained is not to fail on its page
+            missing = f"<p class='note'>The charts are left out: {escape(str(error))}</p>"
     parts = {
         "title": escape(title),
         "subtitle": "" if subtitle is None else f"<p class='note'>{escape(subtitle)}</p>",
-        "lead": lead(verdicts, results),
+        "lead": lead(verdicts, results, curves),
         "worst": worst_table(verdicts),
         "comparison": comparison(results),
         "products": products_table(products or {}),
@@ -76,9 +87,10 @@ def write_html(
         "style": asset("page.css"),
         "script": asset("page.js"),
         "data": pack(json.dumps(page_data(recordings, curves), separators=(",", ":"))),
-        "plotly": packed_plotly() if recordings or curves else "",
+        "plotly": charts,
+        "missing": missing,
     }
-    Path(path).write_text(Template(asset("page.html")).substitute(parts), encoding="utf-8")
+    write_text(Path(path), Template(asset("page.html")).substitute(parts))
 
 
 def asset(name: str) -> str:
@@ -93,17 +105,23 @@ def pack(text: str) -> str:
 
 @cache
 def packed_plotly() -> str:
-    """Plotly's script, from the Python package of that name."""
+    """Plotly's script, from the Python package of that name.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    imported("plotly")
     return pack((files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8"))
 
 
 Verdicts = Sequence[tuple[Recording, Verdict]]
 
 
-def lead(verdicts: Verdicts, results: Mapping[str, Any] | None) -> str:
+def lead(verdicts: Verdicts, results: Mapping[str, Any] | None, curves: Sequence[Curve]) -> str:
     """What is wrong, first: a paragraph per recording, and one for the losses of all runs."""
     found = [(recording.label, verdict.paragraph) for recording, verdict in verdicts]
-    compared = [] if results is None else [("", outcome(summarize(results["runs"])))]
+    ended = [] if results is None else [outcome(summarize_results(results))]
+    compared = [("", " ".join(filter(None, [*ended, *blank_losses(curves)])))]
     paragraphs = [*found, *compared] if len(found) == 1 else [*compared, *found]
     texts = [
         (f"<b>{escape(label)}</b>: " if label and len(found) > 1 else "") + escape(text)
@@ -113,8 +131,21 @@ def lead(verdicts: Verdicts, results: Mapping[str, Any] | None) -> str:
     return "\n".join(f"<p>{text}</p>" for text in texts or ["No step has finished yet."])
 
 
+def blank_losses(curves: Sequence[Curve]) -> list[str]:
+    """A sentence for every recipe whose loss was no number, with the step of each run."""
+    steps: dict[str, list[int]] = {}
+    for curve in curves:
+        if curve.first_blank is not None:
+            steps.setdefault(curve.recipe, []).append(curve.first_blank)
+    return [
+        f"The training loss of {recipe} is no number at step {' and '.join(map(str, found))}"
+        f"{f' ({len(found)} runs)' if len(found) > 1 else ''}."
+        for recipe, found in steps.items()
+    ]
+
+
 def worst_table(verdicts: Verdicts) -> str:
-    """The tensors that lose most, over all recordings."""
+    """The operands that lose most, of the runs that round them."""
     losses = sorted(
         ((recording.label, loss) for recording, verdict in verdicts for loss in verdict.losses),
         key=lambda pair: -pair[1].share,
@@ -144,9 +175,12 @@ def comparison(results: Mapping[str, Any] | None) -> str:
     """The table of recipes."""
     if results is None or not results.get("runs"):
         return ""
-    summaries = summarize(results["runs"])
+    summaries = summarize_results(results)
     note = (
-        "Ranges are ± one standard deviation over seeds. “In range” is the share of tensors whose "
+        f"Ranges are ± one standard deviation over seeds. The train loss is {FINAL}. Of a "
+        "difference to fp32, “of which format” is the part that the number formats make: the "
+        "difference to the recipe with the same parametrization that rounds nothing (fp32-units "
+        "for a unit-scaled model, else fp32). “In range” is the share of tensors whose "
         "RMS lies in [1/2, 2] at the first step, and “saved for backward” what autograd held at "
         "the end of its forward pass, parameters apart."
     )

@@ -44,8 +44,8 @@ async function start() {
     script.textContent = await unpack("plotly");
     document.head.append(script);
   }
-  if (data.curves.length) { show("losses"); drawLosses(); }
-  if (data.recordings.length) setUpTensors();
+  if (packed && data.curves.length) { show("losses"); drawLosses(); }
+  if (packed && data.recordings.length) setUpTensors();
   document.documentElement.dataset.ready = "yes";
 }
 
@@ -103,7 +103,7 @@ function plot(id, traces, extra) {
 }
 
 function redraw() {
-  if (data?.curves.length) drawLosses();
+  if (window.Plotly && data?.curves.length) drawLosses();
   if (run) drawTensors();
 }
 
@@ -234,7 +234,8 @@ function ordered() {
   const found = matching();
   if ($("order").value === "worst") {
     const by = new Map(found.map((t) => [t, worst(t)]));
-    return found.sort((a, b) => by.get(b) - by.get(a));
+    // What no product rounds comes last, however much of it a format would lose.
+    return found.sort((a, b) => run.operands[b] - run.operands[a] || by.get(b) - by.get(a));
   }
   if ($("order").value === "name") return found.sort((a, b) => label(a).localeCompare(label(b), undefined, { numeric: true }));
   return found;
@@ -475,7 +476,7 @@ function tableRow(t) {
       };
       td.append(button);
     } else td.textContent = x ?? "–";
-    if (title.endsWith("%") && x > 1) td.className = "bad";
+    if (title.endsWith("%") && x > 1 && run.operands[t]) td.className = "bad";
     row.append(td);
   });
   return row;

@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from unitscale.report.plot import Curve
+from unitscale.report.curve import Curve
+from unitscale.report.operand import operand_test
 from unitscale.report.recording import Recording, Row, Series, thin
 from unitscale.report.verdict import Jump, Loss, Verdict, judge
 
@@ -48,6 +49,8 @@ def recording_data(recording: Recording, verdict: Verdict, max_samples: int) -> 
     def share(name: str, kind: str) -> Callable[[Row], float | None]:
         return lambda row: two_digits(row.get("formats", {}).get(name, {}).get(kind))
 
+    rounds = recording.recipe is None or recording.recipe.rounds
+    is_operand = operand_test((s.rows[0] for s in recording.series), recording.recipe)
     focus = [(e.series.name, e.series.direction) for e in events[:1]]
     names = [(s.name, s.direction) for s in recording.series]
     return {
@@ -59,6 +62,7 @@ def recording_data(recording: Recording, verdict: Verdict, max_samples: int) -> 
         },
         "steps": steps,
         "tensors": [[s.name, s.op, s.direction] for s in recording.series],
+        "operands": [rounds and is_operand(s.rows[0]) for s in recording.series],
         "held": matrix(lambda row: row.get("held_log2", 0)),
         "rms": matrix(lambda row: octaves(row.get("rms"))),
         "amax": matrix(lambda row: octaves(row.get("amax"))),

@@ -6,34 +6,30 @@ is closed, not while the recording goes on, and it cannot be continued.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from unitscale.report.extra import imported
+from unitscale.report.shape import parse
 
 Row = Mapping[str, Any]
 
 SUFFIX = ".parquet"
 
-HEADER = b"unitscale"
+HEADER_KEY = b"unitscale"
 """Under which key of the file's metadata the line with the formats is."""
 
 NUMBERS = ("rms", "amax", "mean", "kurtosis", "data_fraction", "drift")
 SHARES = ("flushed", "subnormal", "saturated", "sqnr_db")
 
 
-def pyarrow(name: str) -> Any:
+def arrow(name: str) -> Any:
     """A module of pyarrow.
 
     Raises:
         ValueError: it is not installed.
     """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ValueError(
-            "a Parquet file needs pyarrow; run: pip install 'unitscale[parquet]', or use a file "
-            "that ends in .jsonl"
-        ) from error
+    return imported(name, instead=", or use a file that ends in .jsonl")
 
 
 class ParquetWriter:
@@ -44,12 +40,14 @@ class ParquetWriter:
     """
 
     def __init__(self, path: Path, header: Row) -> None:
-        pa, parquet = pyarrow("pyarrow"), pyarrow("pyarrow.parquet")
+        pa, parquet = arrow("pyarrow"), arrow("pyarrow.parquet")
         self.schema = schema(pa, list(header["formats"])).with_metadata(
-            {HEADER: json.dumps(header)}
+            {HEADER_KEY: json.dumps(header)}
         )
-        self.table = pa.Table
-        self.file = parquet.ParquetWriter(path, self.schema, compression="zstd")
+        self.table, self.path = pa.Table, path
+        # Without its index at the end the file is useless: until then it has another name.
+        self.temporary = path.with_name(path.name + ".tmp")
+        self.file = parquet.ParquetWriter(self.temporary, self.schema, compression="zstd")
 
     def write(self, rows: Sequence[Row]) -> None:
         """Add the rows of one step."""
@@ -59,8 +57,10 @@ class ParquetWriter:
         self.file.write_table(self.table.from_pylist(flat, self.schema))
 
     def close(self) -> None:
-        """Write the index, which makes the file whole."""
-        self.file.close()
+        """Write the index, which makes the file whole, and give it its name."""
+        if self.file.is_open:
+            self.file.close()
+            self.temporary.replace(self.path)
 
 
 def schema(pa: Any, formats: Iterable[str]) -> Any:
@@ -73,6 +73,7 @@ def schema(pa: Any, formats: Iterable[str]) -> Any:
             ("held_log2", pa.int32()),
             *((name, pa.float64()) for name in NUMBERS),
             ("sampled", pa.int32()),
+            ("operand", pa.bool_()),
             ("histogram_low", pa.int32()),
             ("histogram", pa.list_(pa.int32())),
             ("formats", pa.struct([(name, shares) for name in formats])),
@@ -86,14 +87,18 @@ def read_parquet(path: Path) -> Iterator[Row]:
     Raises:
         ValueError: pyarrow is not installed, or the file is not a whole recording.
     """
-    pa, parquet = pyarrow("pyarrow"), pyarrow("pyarrow.parquet")
+    pa, parquet = arrow("pyarrow"), arrow("pyarrow.parquet")
+    damage = (pa.ArrowException, KeyError, TypeError)
     try:
         file = parquet.ParquetFile(path)
-        header = json.loads(file.schema_arrow.metadata[HEADER])
-    except (pa.ArrowInvalid, KeyError, TypeError) as error:
+        header = parse(file.schema_arrow.metadata[HEADER_KEY], str(path))
+        with file:
+            yield header
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    histogram = [row.pop("histogram_low"), row.pop("histogram")]
+                    if row.get("operand") is None:  # not known when it was written
+                        row.pop("operand", None)
+                    yield row | {"histogram": histogram}
+    except damage as error:
         raise ValueError(f"{path} is not a whole Parquet recording ({error})") from error
-    with file:
-        yield header
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                yield row | {"histogram": [row.pop("histogram_low"), row["histogram"]]}

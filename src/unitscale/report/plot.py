@@ -7,59 +7,28 @@ models and solid ones unit-scaled.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from statistics import mean
+from textwrap import wrap
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-BASELINE = "fp32"
+from unitscale.report.atomic import replacing
+from unitscale.report.curve import FINAL, Curve
+from unitscale.report.extra import imported
+from unitscale.report.summary import BASELINE
 
 NEAR = 0.25
 """Nats above the best final loss up to which the right panel shows a recipe."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """The training losses of one run, a step each; NaN or infinity where there was no number."""
-
-    recipe: str
-    losses: Sequence[float]
-    diverged: bool
-    unit_scaled: bool
-
-    @cached_property
-    def smoothed(self) -> list[float]:
-        """Mean over about a twentieth of the run around each step, of the finite losses in it."""
-        reach = len(self.losses) // 40
-        finite = [math.isfinite(loss) for loss in self.losses]
-        counts = list(accumulate(finite, initial=0))
-        known = (
-            loss if is_finite else 0.0 for loss, is_finite in zip(self.losses, finite, strict=True)
-        )
-        sums = list(accumulate(known, initial=0.0))
-        means = []
-        for step in range(len(self.losses)):
-            first, stop = max(step - reach, 0), min(step + reach + 1, len(self.losses))
-            count = counts[stop] - counts[first]
-            means.append((sums[stop] - sums[first]) / count if count else math.nan)
-        return means
-
-    @property
-    def end(self) -> float:
-        """The last smoothed loss that is a number; infinity if none is."""
-        return next((value for value in reversed(self.smoothed) if math.isfinite(value)), math.inf)
-
-
 def draw_losses(curves: Sequence[Curve], path: Path, *, title: str) -> None:
-    """Draw the curves of all runs, a color per recipe, as a PNG."""
-    figure = Figure(figsize=(13, 5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    """Draw the curves of all runs, a color per recipe, as a PNG.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    figure = new_figure(13, 5, dpi=120)
     whole, detail = figure.subplots(1, 2, width_ratios=(3, 2))
     by_recipe = {
         recipe: [curve for curve in curves if curve.recipe == recipe]
@@ -85,10 +54,26 @@ def draw_losses(curves: Sequence[Curve], path: Path, *, title: str) -> None:
         [legend_label(recipe, by_recipe[recipe]) for recipe in lines],
         loc="outside right upper",
         frameon=False,
-        title="recipe, final training loss\n(dashed: standard model)",
+        title="\n".join(
+            [*wrap(f"recipe, final training loss: {FINAL}", 30), "(dashed: standard model)"]
+        ),
         alignment="left",
     )
-    figure.savefig(path, format="png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def new_figure(width: float, height: float, *, dpi: int) -> Any:
+    """A figure that any backend can draw.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    figure = imported("matplotlib.figure").Figure(
+        figsize=(width, height), dpi=dpi, layout="constrained"
+    )
+    imported("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    return figure
 
 
 def limits(axes: Any, curves: Sequence[Curve]) -> None:
@@ -134,14 +119,15 @@ def line_style(curve: Curve) -> str:
 
 def pick_colors(recipes: Sequence[str]) -> dict[str, Any]:
     """Black for the baseline, the color cycle for the others."""
-    cycle = matplotlib.color_sequences["tab10"]
+    cycle = imported("matplotlib").color_sequences["tab10"]
     others = [recipe for recipe in recipes if recipe != BASELINE]
     return {BASELINE: "black"} | {recipe: cycle[i % 10] for i, recipe in enumerate(others)}
 
 
 def final_loss(curves: Sequence[Curve]) -> float:
-    """Mean over seeds of the last smoothed losses."""
-    return mean(curve.end for curve in curves)
+    """Mean over seeds of the final training losses that are numbers; infinity if none is."""
+    found = [curve.final_loss for curve in curves if math.isfinite(curve.final_loss)]
+    return mean(found) if found else math.inf
 
 
 def legend_label(recipe: str, curves: Sequence[Curve]) -> str:

@@ -3,14 +3,17 @@
 Reads what `record.record` leaves (rows, or its JSONL or Parquet file) and the rows of `us.units`.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 
+from unitscale.formats import E4M3FN, E5M2, FloatFormat
+from unitscale.recipes import RECIPES, Recipe
 from unitscale.report.parquet import SUFFIX, read_parquet
+from unitscale.report.shape import HEADER, ROW, Field, check, parse
 
 Row = Mapping[str, Any]
 
@@ -25,10 +28,13 @@ class FormatLimits:
     min_normal: float
     min_subnormal: float
 
+    @classmethod
+    def of(cls, fmt: FloatFormat) -> Self:
+        """The range of one of our formats."""
+        return cls(fmt.max, fmt.min_normal, fmt.min_subnormal)
 
-E4M3FN = FormatLimits(448.0, 2.0**-6, 2.0**-9)
-E5M2 = FormatLimits(57344.0, 2.0**-14, 2.0**-16)
-DEFAULT_FORMATS = {"E4M3FN": E4M3FN, "E5M2": E5M2}
+
+DEFAULT_FORMATS = {fmt.name: FormatLimits.of(fmt) for fmt in (E4M3FN, E5M2)}
 """What rows without formats of their own are drawn against."""
 
 
@@ -61,12 +67,14 @@ class Recording:
     """Series, and the formats that they were judged in.
 
     Values come first, in the order of the model, then gradients in the same order (they appear from
-    the loss backward), then the optimizer's state.
+    the loss backward), then the optimizer's state. `recipe` is that of the run; None if it is not
+    known, as it is not from the rows alone.
     """
 
     formats: dict[str, FormatLimits]
     series: list[Series]
     label: str = ""
+    recipe: Recipe | None = None
 
     @property
     def steps(self) -> list[int]:
@@ -74,8 +82,15 @@ class Recording:
         return sorted({row["step"] for series in self.series for row in series.rows})
 
     def format_for(self, direction: str) -> str:
-        """The format that a direction is judged in: the first, and for gradients the last."""
-        return list(self.formats)[-1 if direction == "gradient" else 0]
+        """The format that a direction is judged in: the recipe's, if rows have its shares.
+
+        Else the first of the formats, and for gradients the last.
+        """
+        is_gradient = direction == "gradient"
+        own = self.recipe and (self.recipe.backward if is_gradient else self.recipe.forward)
+        if own and own.name in self.formats:
+            return own.name
+        return list(self.formats)[-1 if is_gradient else 0]
 
 
 def lost_fraction(row: Row, format_name: str) -> float | None:
@@ -86,18 +101,29 @@ def lost_fraction(row: Row, format_name: str) -> float | None:
     return float(shares["flushed"] + shares["saturated"])
 
 
-def group(rows: Iterable[Any], *, label: str = "") -> Recording:
+def group(
+    rows: Iterable[Any], *, label: str = "", recipe: str | None = None, source: str = "row"
+) -> Recording:
     """Rows of any of the known kinds to a recording.
 
+    Args:
+        recipe: the name of the run's recipe; a name of another version counts as none.
+        source: what an error calls a row, before its number.
     Raises:
         TypeError: a row is neither of `record.record` nor of `us.units`.
+        ValueError: a row lacks something, or a value in it is of another kind.
     """
     formats: dict[str, FormatLimits] = {}
     found: dict[tuple[str, str], Series] = {}
-    for given in rows:
+    for number, given in enumerate(rows, 1):
         for row in unfold(given):
-            if "name" not in row:
-                formats = {name: FormatLimits(**limits) for name, limits in row["formats"].items()}
+            is_header = "name" not in row and "formats" in row
+            check(row, HEADER if is_header else ROW, f"{source} {number}")
+            if is_header:
+                formats = {
+                    name: FormatLimits(**{k: limits[k] for k in FormatLimits.__annotations__})
+                    for name, limits in row["formats"].items()
+                }
                 continue
             key = row["name"], row["direction"]
             series = found.setdefault(key, Series(row["name"], row["op"], row["direction"]))
@@ -110,7 +136,7 @@ def group(rows: Iterable[Any], *, label: str = "") -> Recording:
     ordered = sorted(
         found.values(), key=lambda one: (DIRECTIONS.index(one.direction), place[one.name])
     )
-    return Recording(formats or DEFAULT_FORMATS, ordered, label)
+    return Recording(formats or DEFAULT_FORMATS, ordered, label, RECIPES.get(recipe or ""))
 
 
 def unfold(given: Any) -> Iterator[Row]:
@@ -139,30 +165,33 @@ def unfold(given: Any) -> Iterator[Row]:
             }
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The whole lines of a JSONL file, one at a time.
+def read_rows(path: Path, fields: Mapping[str, Field] = MappingProxyType({})) -> Iterator[Row]:
+    """The objects in the whole lines of a JSONL file, one at a time.
 
     Raises:
-        ValueError: a line is not JSON.
+        ValueError: a line is not JSON, no object, or lacks one of the fields.
     """
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return  # what a killed process left
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}: line {number} is damaged ({error})") from error
+            where = f"{path}: line {number}"
+            row = parse(line, where)
+            check(row, fields, where)
+            yield row
 
 
-def read_recording(path: Path, *, label: str = "") -> Recording:
+def read_recording(path: Path, *, label: str = "", recipe: str | None = None) -> Recording:
     """The recording in a JSONL file, or in a Parquet file by its name.
 
     Raises:
-        ValueError: it is damaged; pyarrow is needed and not installed.
+        ValueError: it is damaged or of another kind; pyarrow is needed and not installed.
+        OSError: the file cannot be read.
     """
-    rows = read_parquet(path) if path.suffix == SUFFIX else read_rows(path)
-    return group(rows, label=label)
+    is_parquet = path.suffix == SUFFIX
+    rows = read_parquet(path) if is_parquet else read_rows(path)
+    source = f"{path}: {'row' if is_parquet else 'line'}"
+    return group(rows, label=label, recipe=recipe, source=source)
 
 
 def thin(recording: Recording, max_steps: int, keep: Sequence[int] = ()) -> Recording:
@@ -176,4 +205,4 @@ def thin(recording: Recording, max_steps: int, keep: Sequence[int] = ()) -> Reco
         Series(s.name, s.op, s.direction, [row for row in s.rows if row["step"] in chosen])
         for s in recording.series
     ]
-    return Recording(recording.formats, [s for s in series if s.rows], recording.label)
+    return replace(recording, series=[s for s in series if s.rows])

@@ -1,38 +1,46 @@
 """Tables for a terminal."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from unitscale.report.curve import FINAL
+from unitscale.report.extra import imported
+from unitscale.report.summary import TITLES, headline, summarize_results
 
-from unitscale.report.summary import TITLES, summarize
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
-def comparison_table(results: Mapping[str, Any]) -> Table:
-    """The table of a results.json, one row per recipe; a diverged one is red."""
-    table = Table(
-        title=headline(results), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0
-    )
+def comparison_table(results: Mapping[str, Any]) -> "Table":
+    """The table of a results.json, one row per recipe; a diverged one is red.
+
+    Raises:
+        ValueError: rich is not installed.
+    """
+    title = f"{headline(results)}; train loss: {FINAL}"
+    table = new_table(title=title, title_justify="left", padding=0)
     for index, title in enumerate(TITLES):
         table.add_column(title, justify="right" if 0 < index < len(TITLES) - 1 else "left")
-    for summary in summarize(results["runs"]):
+    for summary in summarize_results(results):
         table.add_row(*summary.cells(), style="red" if summary.diverged else None)
     return table
 
 
-def headline(results: Mapping[str, Any]) -> str:
-    """What was compared, in one line."""
-    seeds = len({run["seed"] for run in results["runs"]})
-    return (
-        f"{results['model']} model on {results['data']}: {results['steps']} steps, "
-        f"{seeds} seed{'' if seeds == 1 else 's'}; losses in nats a byte"
+def new_table(**options: Any) -> "Table":
+    """An empty table with a line under its head."""
+    found: Table = imported("rich.table").Table(
+        box=imported("rich.box").SIMPLE_HEAD, pad_edge=False, **options
     )
+    return found
 
 
-def plain_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Any rows that share their keys, with the keys as titles; numbers to the right."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+def plain_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
+    """Any rows that share their keys, with the keys as titles; numbers to the right.
+
+    Raises:
+        ValueError: rich is not installed.
+    """
+    table = new_table()
     for key, value in rows[0].items():
         table.add_column(key, justify="right" if isinstance(value, int | float) else "left")
     for row in rows:

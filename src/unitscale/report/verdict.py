@@ -2,10 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from unitscale.recipes import Recipe
+from unitscale.report.operand import operand_test
 from unitscale.report.recording import Recording, Row, Series, lost_fraction
 
 WORTH_NAMING = 0.01
@@ -42,12 +44,33 @@ class Jump:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Blank:
+    """The first sample in which a tensor that should hold data holds none: all is NaN or infinite.
+
+    Args:
+        series: the first of them, in the order in which they are computed.
+        data_fraction: share of its elements that still are numbers.
+        before: the sample before, in which it had data; None if there is none.
+        count, total: tensors without data at that step, and all tensors at that step.
+    """
+
+    series: Series
+    data_fraction: float
+    step: int
+    before: int | None
+    count: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What is wrong, the worst first; `paragraph` says it in words.
 
-    Losses are of values and gradients: optimizer moments have a sentence of their own.
+    Losses are of what the recipe of the run rounds (`report.operand`): none for a recipe that
+    rounds nothing, of which the sentences say what it would lose.
     """
 
+    blank: Blank | None
     losses: Sequence[Loss]
     jumps: Sequence[Jump]
     judged: int
@@ -61,23 +84,106 @@ class Verdict:
 
 def judge(recording: Recording) -> Verdict:
     """The verdict on a recording."""
-    found = [loss for series in recording.series if (loss := worst(series, recording))]
-    judged = [loss for loss in found if loss.series.direction != "state"]
-    states = [loss for loss in found if loss.series.direction == "state"]
-    losses = sorted((x for x in judged if x.share > WORTH_NAMING), key=lambda x: -x.share)
+    recipe = recording.recipe
+    is_operand = operand_test((series.rows[0] for series in recording.series), recipe)
+    judged = [
+        loss
+        for series in recording.series
+        if is_operand(series.rows[0]) and (loss := worst(series, recording))
+    ]
+    would_lose = sorted((x for x in judged if x.share > WORTH_NAMING), key=lambda x: -x.share)
+    blank = first_blank(recording)
     jumps = sorted(
-        (jump for series in recording.series if (jump := largest_jump(series))),
+        (
+            jump
+            for series in recording.series
+            if may_jump(series, is_operand) and (jump := largest_jump(series))
+        ),
         key=lambda jump: (jump.step, -abs(jump.octaves)),
     )
-    is_one = len(recording.steps) == 1
-    sentences = [*fault_sentences(jumps), *loss_sentences(losses, judged, with_step=not is_one)]
-    if losing := [loss for loss in states if loss.share > WORTH_NAMING]:
-        sentences.append(
-            f"Of the optimizer's moments, {len(losing)} of {len(states)} would lose more than 1 % "
-            f"in {losing[0].format}."
-        )
+    rounds = recipe is None or recipe.rounds
+    sentences = [] if blank is None else blank_sentences(blank)
+    sentences += fault_sentences(jumps)
+    if judged and recipe is not None and not rounds:
+        sentences.append(f"{recipe.name} rounds no product.")
+    with_step = len(recording.steps) > 1
+    sentences += loss_sentences(would_lose, judged, with_step=with_step, is_real=rounds)
     sentences += unit_sentences(recording, is_all=not judged)
-    return Verdict(losses=losses, jumps=jumps, judged=len(judged), sentences=sentences)
+    return Verdict(
+        blank=blank,
+        losses=would_lose if rounds else [],
+        jumps=jumps,
+        judged=len(judged),
+        sentences=sentences,
+    )
+
+
+def may_jump(series: Series, is_operand: Callable[[Row], bool]) -> bool:
+    """Whether a jump of this tensor is worth a word.
+
+    An optimizer's moment is none of the model's tensors, and a bias or a gain that starts at zero
+    rises by any factor within a step.
+    """
+    if series.direction == "state":
+        return False
+    is_parameter = series.op == "parameter" and series.direction == "value"
+    return not is_parameter or is_operand(series.rows[0])
+
+
+def first_blank(recording: Recording) -> Blank | None:
+    """Where a run went NaN: the first step at which a tensor lost its data, and the tensor.
+
+    A step counts if a tensor that had data before has none, or if the last value of the model, the
+    loss, has none. So a mask's infinities and an empty tensor do not count: the ones leave some
+    data, and the other never had any.
+    """
+    last: dict[tuple[str, str], Row] = {}
+    order = [s for s in recording.series if s.direction != "state"]
+    values = [s for s in order if s.direction == "value"]
+    # Values are computed from the first tensor to the last, and then gradients back.
+    order = [*values, *reversed([s for s in order if s.direction == "gradient"])]
+    by_step: dict[int, list[tuple[Series, Row]]] = {}
+    for series in order:
+        for row in series.rows:
+            if row.get("data_fraction") is not None:
+                by_step.setdefault(row["step"], []).append((series, row))
+    for step, found in sorted(by_step.items()):
+        lost = [pair for pair in found if pair[1]["data_fraction"] == 0]
+        known = [pair for pair in lost if (pair[0].name, pair[0].direction) in last]
+        computed = [pair for pair in found if pair[0].direction == "value"]
+        if known or (computed and computed[-1] in lost):
+            first, row = next(
+                (pair for pair in found if has_shrunk(*pair, last)), (known or lost)[0]
+            )
+            before = last.get((first.name, first.direction))
+            return Blank(
+                series=first,
+                data_fraction=row["data_fraction"],
+                step=step,
+                before=None if before is None else before["step"],
+                count=len(known or lost),
+                total=len(found),
+            )
+        last |= {(s.name, s.direction): row for s, row in found if row["data_fraction"] > 0}
+    return None
+
+
+def has_shrunk(series: Series, row: Row, last: Mapping[tuple[str, str], Row]) -> bool:
+    """Whether a tensor that was all data before has become less: the first sign of a NaN."""
+    before = last.get((series.name, series.direction))
+    return before is not None and before["data_fraction"] == 1 > row["data_fraction"]
+
+
+def blank_sentences(blank: Blank) -> list[str]:
+    """Which tensor holds no data, at which step, and when it still did."""
+    share = blank.data_fraction
+    left = "none left" if share == 0 else f"{percent(share)} of its data left"
+    since = "" if blank.before is None else f" (it had data at step {blank.before})"
+    return [
+        f"At step {blank.step} {plural(blank.count, 'tensor')} of {blank.total} "
+        f"{'holds' if blank.count == 1 else 'hold'} no data: all is NaN, infinite, or beyond 2^64. "
+        f"The first in the order of computation is {blank.series.label}, which has {left}{since}."
+    ]
 
 
 def worst(series: Series, recording: Recording) -> Loss | None:
@@ -127,7 +233,7 @@ def fault_sentences(jumps: Sequence[Jump]) -> list[str]:
     first = [jump for jump in jumps if jump.step == jumps[0].step]
     head = first[0]
     layers = [layer for layer, _ in Counter(jump.series.layer for jump in first).most_common()]
-    kind = {"value": "values", "gradient": "gradients", "state": "optimizer moments"}
+    kind = {"value": "values", "gradient": "gradients"}
     text = (
         f"At step {head.step} the {kind[head.series.direction]} of {listing(layers)} "
         f"{'fell' if head.octaves < 0 else 'rose'} by 2^{abs(head.octaves):.0f} within one sample "
@@ -138,20 +244,27 @@ def fault_sentences(jumps: Sequence[Jump]) -> list[str]:
     return [text] + ([f"{plural(rest, 'more tensor')} jumped later."] if rest else [])
 
 
-def loss_sentences(losses: Sequence[Loss], judged: Sequence[Loss], *, with_step: bool) -> list[str]:
-    """How many tensors lose values, by format, and the worst of each."""
+def loss_sentences(
+    losses: Sequence[Loss], judged: Sequence[Loss], *, with_step: bool, is_real: bool
+) -> list[str]:
+    """How many operands lose values, by format, and the worst of each.
+
+    Args:
+        is_real: the run rounds them; else the sentences say what they would lose.
+    """
     sentences = []
     for name in dict.fromkeys(loss.format for loss in judged):
         total = sum(loss.format == name for loss in judged)
         found = [loss for loss in losses if loss.format == name]
+        one = "loses" if is_real else "would lose"
+        verb = one if is_real and len(found) <= 1 else "lose" if is_real else one
         if not found:
             sentences.append(
-                f"None of {total} tensors loses more than 1 % of its values in {name}."
+                f"None of {plural(total, 'operand')} {one} more than 1 % of its values in {name}."
             )
             continue
-        verb = "loses" if len(found) == 1 else "lose"
         sentences.append(
-            f"{len(found)} of {total} tensors {verb} more than 1 % of "
+            f"{len(found)} of {plural(total, 'operand')} {verb} more than 1 % of "
             f"{'its' if len(found) == 1 else 'their'} values in {name}; worst: "
             f"{found[0].series.label}, {fate(found[0])}{when(found[0]) if with_step else ''}."
         )
@@ -218,16 +331,24 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def latest_state(rows: Iterable[Row], formats: Sequence[str]) -> dict[str, object] | None:
-    """For a progress line: the worst tensor of one step, and the share of tensors that lose much.
+def latest_state(
+    rows: Sequence[Row], formats: Sequence[str], recipe: Recipe | None = None
+) -> dict[str, object] | None:
+    """For a progress line: the worst operand of one step, and the share of operands that lose much.
 
-    Values are judged in the first format and gradients in the last, optimizer moments not at all;
-    None if there are no rows.
+    Args:
+        formats: values are judged in the first, gradients in the last.
+        recipe: that of the run; unless given, every operand counts as rounded.
+    Returns:
+        None if there are no operands, or the recipe rounds none.
     """
+    if recipe is not None and not recipe.rounds:
+        return None
+    is_operand = operand_test(rows, recipe)
     found = [
         (lost_fraction(row, formats[-1 if row["direction"] == "gradient" else 0]) or 0.0, row)
         for row in rows
-        if row["direction"] != "state"
+        if is_operand(row)
     ]
     if not found:
         return None

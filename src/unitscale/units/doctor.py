@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo.config
 
 from unitscale.gemm.executor import bf16_speed, choose, explain, fp8_products, quick_bf16_products
 from unitscale.recipes import RECIPES, Recipe
 from unitscale.units.products import formats_of
 
 __all__ = ["examine", "recipe_rows"]
+
+SUPPRESS = "TORCHDYNAMO_SUPPRESS_ERRORS"
+SWITCHES = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE", SUPPRESS)
+"""Variables of the environment that decide whether torch.compile captures anything."""
 
 MODELS = {"float32 model": torch.float32, "bfloat16 model": torch.bfloat16}
 
@@ -50,6 +55,7 @@ def examine() -> dict[str, Any]:
             "why": quick.why,
             "speed": round(bf16_speed(device), 2),
         },
+        "compilation": compilation(),
         "compilers": {"c++": cpp_compiler(), "triton": package_version("triton")},
         "recipes": recipe_rows(device),
     }
@@ -65,6 +71,25 @@ def recipe_row(recipe: Recipe, device: torch.device) -> dict[str, str]:
     formats = formats_of(recipe)
     chosen = {name: choose(formats, dtype, device).executor for name, dtype in MODELS.items()}
     return {"recipe": recipe.name, **chosen, "why": explain(formats, torch.float32, device).why}
+
+
+def compilation() -> dict[str, Any]:
+    """Whether torch.compile captures graphs in this process; a recipe cannot hold where not.
+
+    `why` names what turned it off. Assumes, as torch 2.11 to 2.14 do, that Dynamo reads
+    `torch._dynamo.config.disable`, which TORCH_COMPILE_DISABLE=1 sets, at every call, and the
+    variable TORCHDYNAMO_DISABLE as well; `TORCHDYNAMO_SUPPRESS_ERRORS` runs a frame that it cannot
+    capture as plain Python, and says nothing.
+    """
+    config: Any = torch._dynamo.config
+    named = [name for name in SWITCHES if os.environ.get(name, "0") not in ("", "0")]
+    if config.disable or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        by = next((name for name in named if name != SUPPRESS), "torch._dynamo.config.disable")
+        return {"enabled": False, "why": f"{by} turns torch.compile off"}
+    if config.suppress_errors:
+        by = SUPPRESS if SUPPRESS in named else "torch._dynamo.config.suppress_errors"
+        return {"enabled": True, "why": f"{by} runs what cannot be captured without a recipe"}
+    return {"enabled": True, "why": "nothing turns torch.compile off"}
 
 
 def examine_gpu(index: int) -> dict[str, Any]:

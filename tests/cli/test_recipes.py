@@ -1,0 +1,49 @@
+"""`unitscale recipes`."""
+
+import json
+import sys
+
+import pytest
+
+from unitscale.cli import main
+from unitscale.cli.recipes import USED_BY
+from unitscale.recipes import RECIPES
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> str:
+    """What the command prints on stdout."""
+    monkeypatch.setattr(sys, "argv", ["unitscale", "recipes", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code in (0, None)
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def test_json_has_every_recipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {row["recipe"]: row for row in json.loads(run(capsys, monkeypatch, "--json"))}
+    assert rows.keys() == RECIPES.keys()
+    fp8 = rows["fp8"]
+    assert (fp8["forward"], fp8["backward"], fp8["result"]) == ("E4M3FN", "E5M2", None)
+    assert fp8["scale"] == "the tensor's unit"
+    assert list(fp8["products"][1].values()) == ["grad_input", "E5M2", "E4M3FN", "as is"]
+    assert rows["fp16-loss"]["scale"] == "of the loss: 2048"
+    assert rows["fp16-loss-dynamic"]["scale"] == "of the loss: dynamic"
+
+
+def test_table_has_a_line_for_every_recipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = run(capsys, monkeypatch).splitlines()
+    assert max(map(len, lines)) <= 120
+    rows = [line for line in lines if line.strip()][2:]  # after the head and its line
+    assert [row.split()[0] for row in rows] == list(RECIPES)
+
+
+def test_every_recipe_says_who_uses_it() -> None:
+    assert USED_BY.keys() == RECIPES.keys()
