@@ -21,7 +21,7 @@ for batch in loader(steps=20):
     optimizer.step()
     losses.append(loss.item())
 print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
-print(f"{sum(row.reason is None for row in us.units(model))} tensors have a unit")
+print(f"{sum(row.reason is None for row in us.unit_rows(model))} tensors have a unit")
 
 with tempfile.TemporaryDirectory() as folder:
     model.save_pretrained(folder)
