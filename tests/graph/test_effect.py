@@ -175,6 +175,8 @@ REDUCTIONS = {
     "segment": lambda x: x * torch.segment_reduce(x, "max", lengths=torch.full((32,), 1)),
     "polar": lambda x: torch.polar(x.abs(), x).real,
     "fft": lambda x: torch.fft.fft(x).abs(),
+    "sgn": torch.sgn,
+    "sign": lambda x: x.sign() * 3,
     "pdist": lambda x: x * F.pdist(x).sum(),
 }
 
