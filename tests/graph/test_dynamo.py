@@ -100,6 +100,15 @@ def test_is_wrapper_subclass_knows_a_plain_tensor() -> None:
     assert dynamo.is_wrapper_subclass(nested)
 
 
+def test_is_zero_tensor_knows_zeros_without_memory() -> None:
+    x = torch.randn(3, requires_grad=True)
+    (grad,) = torch.autograd.grad(torch.sgn(x).sum(), x)
+    assert dynamo.is_zero_tensor(grad)
+    copy = grad.clone()
+    assert not dynamo.is_zero_tensor(copy)
+    assert torch.equal(copy, torch.zeros(3))
+
+
 def body(module: fx.GraphModule) -> fx.GraphModule:
     node = next(filter(dynamo.is_checkpoint, module.graph.nodes))
     return getattr(module, dynamo.body_name(node))

@@ -84,6 +84,13 @@ def test_a_function_in_place_trains_as_the_plain_one(name) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FROM_RESULT))
+def test_a_function_in_place_can_be_compiled(name) -> None:
+    """What stands in its place is a function with a name that printed code can call."""
+    make = lambda: Through(in_place(name))
+    assert_trains_as_plain(make, draw(), steps=2, plain="aot_eager", inner="aot_eager")
+
+
+@pytest.mark.parametrize("name", sorted(FROM_RESULT))
 def test_a_function_from_its_result_differs_in_place(name) -> None:
     """The negative: their rows say something; without them the last bit would be another."""
     function, grads = IN_PLACE[name], []
@@ -175,6 +182,8 @@ REDUCTIONS = {
     "segment": lambda x: x * torch.segment_reduce(x, "max", lengths=torch.full((32,), 1)),
     "polar": lambda x: torch.polar(x.abs(), x).real,
     "fft": lambda x: torch.fft.fft(x).abs(),
+    "sgn": torch.sgn,
+    "sign": lambda x: x.sign() * 3,
     "pdist": lambda x: x * F.pdist(x).sum(),
 }
 

@@ -76,7 +76,7 @@ def test_names_are_those_of_the_model(name) -> None:
     assert Counter(parameters_of(graphs)) == Counter(name for name, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.parametrize("name", ["L", "self", "args", "it's", "a]b", "a[0", "a\\b"])
 def test_a_pattern_that_matches_a_module_holds(name) -> None:
     """A skipped layer computes what it does in full precision; one that is not skipped does not."""
 

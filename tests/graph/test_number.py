@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
 
 from units.training import assert_same_trace, assert_written_out, ops, train
 from unitscale.graph.expand import unexpanded_reason
@@ -139,13 +140,13 @@ BETWEEN = [
 ]
 
 
-def traced(between, scale: bool, rates=RATES):
+def traced(between, scale: bool, rates=RATES, plain: str | None = "eager"):
     torch.manual_seed(3)
     model = Dropping(between)
     if scale:
         unit_scale(model, "fp32-units", inner="eager", remeasure=[0])
-    else:
-        model.compile(backend="eager")
+    elif plain is not None:
+        model.compile(backend=plain)
     x = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
     trace = train(model, [(x, rate) for rate in rates])
     torch._dynamo.reset()
@@ -293,3 +294,21 @@ def test_attention_with_a_number_of_heads_that_changes() -> None:
     graphs = (executable.module.graph for executable in session_of(model).executables)
     reasons = {unexpanded_reason(node) for graph in graphs for node in graph.nodes}
     assert "num_heads changes between calls" in reasons
+
+
+def recomputed(model, x, p):
+    return checkpoint(lambda x, p: F.dropout(x.sin() * p, p), x, p, use_reentrant=False)
+
+
+def recomputed_attention(model, x, p):
+    return checkpoint(attention, model, x, p, use_reentrant=False)
+
+
+@pytest.mark.parametrize("between", [recomputed, recomputed_attention])
+def test_a_number_may_change_in_a_checkpoint(between) -> None:
+    # Not compiled: the backend "eager" draws other numbers when it recomputes.
+    _, want = traced(between, scale=False, plain=None)
+    model, got = traced(between, scale=True)
+    assert_same_trace(got, want)
+    inputs = {row.name for row in rows(model) if row.op == "input"}
+    assert inputs == {"x"}

@@ -198,3 +198,19 @@ def test_a_custom_op_of_two_tensors_is_no_product() -> None:
 def test_a_kernel_computes_only_what_is_a_product() -> None:
     assert all(RULES[form].product for form in GEMM)
     assert operator.matmul in GEMM
+
+
+@pytest.mark.filterwarnings("ignore:unit_scale.*torch.compile does not capture")
+def test_a_recurrent_layer_says_that_it_is_not_rounded() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)[0].square().mean()
+
+    with torch._dynamo.config.patch(allow_rnn=True):
+        model = apply_recipe(Recurrent(), "fp8-none", inner="eager")
+        model(torch.randn(3, 2, 4)).backward()
+    assert any("recurrent layer" in reason for reason in reasons(model))

@@ -31,6 +31,7 @@ __all__ = [
     "is_number_input",
     "is_registered",
     "is_wrapper_subclass",
+    "is_zero_tensor",
     "known_number",
     "module_expression",
     "parse",
@@ -148,6 +149,15 @@ def is_wrapper_subclass(value: Tensor) -> bool:
     Assumed: `is_traceable_wrapper_subclass` answers for fake ones too. Seen on torch 2.11 to 2.13.
     """
     return is_traceable_wrapper_subclass(value)
+
+
+def is_zero_tensor(value: Tensor) -> bool:
+    """Whether a tensor stands for zeros without having memory for them.
+
+    Assumed: `_is_zerotensor` says so, and `clone` of one makes ordinary zeros. Seen on torch 2.11
+    to 2.13.
+    """
+    return value._is_zerotensor()
 
 
 def is_checkpoint(node: fx.Node) -> bool:

@@ -7,17 +7,21 @@ import torch
 from torch import Tensor, fx
 from torch.utils.hooks import RemovableHandle
 
+from unitscale.graph import dynamo
 from unitscale.graph.tensor import TensorNode, checkpointed
 
 Observer = Callable[[TensorNode, Tensor], None]
 
 
 def on_gradient(value: Tensor, observe: Callable[[Tensor], None]) -> RemovableHandle:
-    """`value.register_hook(observe)`, but for a backward written by hand that returns None."""
+    """`value.register_hook(observe)`, but for a backward written by hand that returns None.
+
+    A gradient of zeros without memory, as `torch.sgn` sends, is shown as ordinary zeros.
+    """
 
     def hook(grad: Tensor | None) -> None:
         if grad is not None:
-            observe(grad)
+            observe(grad.clone() if dynamo.is_zero_tensor(grad) else grad)
 
     return value.register_hook(hook)
 

@@ -7,13 +7,15 @@ for every layer of the class. The graph does not know for which; the parameters 
 import inspect
 import weakref
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from glob import escape
 from typing import Any
 
 from torch import fx, nn
 
 from unitscale.graph.name import input_name, is_parameter
 
-__all__ = ["Places", "argument_names", "parameter_slots"]
+__all__ = ["Places", "alias_patterns", "argument_names", "parameter_slots"]
 
 Slot = tuple[int, str]
 """Position of a parameter among a graph's inputs, and its name as the graph has it."""
@@ -32,6 +34,23 @@ def parameter_slots(graph: fx.Graph) -> list[Slot]:
     """The parameters among the inputs of a graph."""
     inputs = (node for node in graph.nodes if node.op == "placeholder")
     return [(i, input_name(node)) for i, node in enumerate(inputs) if is_parameter(node)]
+
+
+def alias_patterns(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Patterns for the other paths of the modules that some patterns match.
+
+    A module that is registered twice has one path in `named_modules`, and a graph may reach it by
+    the other. A pattern that matches it by one of its paths is to hold by all of them.
+    """
+    paths: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
+    found: dict[str, None] = {}
+    for aliases in paths.values():
+        matched = {path for path in aliases for p in patterns if fnmatchcase(path, p)}
+        others = [path for path in aliases if path not in matched] if matched else []
+        found |= dict.fromkeys(map(escape, others))
+    return tuple(found)
 
 
 class Places:

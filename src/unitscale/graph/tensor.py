@@ -75,7 +75,7 @@ def tensor_nodes(graph: fx.Graph, arguments: Sequence[str] = ()) -> dict[fx.Node
     """
     found: dict[fx.Node, TensorNode] = {}
     note_all_paths(graph, arguments)
-    collect(graph, found, Counter(), given={})
+    collect(graph, found, Counter(), given={}, numbers=set())
     return found
 
 
@@ -91,12 +91,17 @@ def collect(
     found: dict[fx.Node, TensorNode],
     seen: Counter[str],
     given: dict[fx.Node, TensorNode],
+    numbers: set[fx.Node],
 ) -> None:
-    """Add the tensors of one graph to `found`; `given` are those behind its placeholders."""
+    """Add the tensors of one graph to `found`; `given` are those behind its placeholders.
+
+    `numbers` are the placeholders that are Python numbers in truth; those of the graph are added.
+    """
+    numbers |= set(filter(dynamo.is_number_input, graph.nodes))
     pinned, inside = pinned_storages(graph), transformed(graph)
     for node in graph.nodes:
         value = dynamo.example(node)
-        if is_real_float(value) and not dynamo.is_number_input(node):
+        if is_real_float(value) and node not in numbers:
             outer = given.get(node)
             name = outer.name if outer else unused_name(node, seen)
             op = outer.op if outer else op_name(node)
@@ -111,8 +116,11 @@ def collect(
         body = checkpointed(node)
         if body is not None:
             inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
-            outside = zip(inputs, node.args[1:], strict=True)
-            collect(body.graph, found, seen, {x: found[y] for x, y in outside if y in found})
+            outside = list(zip(inputs, node.args[1:], strict=True))
+            within = {x for x, y in outside if y in numbers}
+            collect(
+                body.graph, found, seen, {x: found[y] for x, y in outside if y in found}, within
+            )
 
 
 def transformed(graph: fx.Graph) -> dict[fx.Node, fx.Node]:

@@ -141,7 +141,7 @@ def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
     tensors = symbols.tensors
     inputs = [x for x in node.all_input_nodes if x in tensors]
     # Nothing may come between a tensor and an op that takes it several times inside.
-    is_repeating = any(len(x.users) > 1 and repeats(node, x) for x in inputs)
+    is_repeating = not is_rounded and any(len(x.users) > 1 and repeats(node, x) for x in inputs)
     rule = rule_of(node) if node in tensors and not is_repeating else Rule(kind="general")
     plan = NodePlan(inside={x: symbols.unit(x) for x in inputs})
     if not symbols.scale:

@@ -1,0 +1,90 @@
+"""Why a tensor of a captured graph keeps the unit (1, 1): the ways a gradient may be summed."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from units.training import assert_trains_as_plain, named
+from unitscale.graph.capture import REPEATED
+from unitscale.graph.tensor import repeats, tensor_nodes
+
+
+class Sharing(nn.Module):
+    """A tensor that one op takes, and others too if `shared`."""
+
+    def __init__(self, function, *, shared: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.function, self.shared = function, shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x) * 20
+        z = self.function(y)
+        z = z + y.sin() * y if self.shared else z
+        return self.second(z).square().mean() * 1e-3
+
+
+REPEATING = {
+    "normalize": lambda x: F.normalize(x, dim=-1),
+    "softsign": F.softsign,
+    "tanhshrink": F.tanhshrink,
+}
+ONCE = {"tanh": torch.tanh, "softmax": lambda x: x.softmax(-1), "gelu": F.gelu, "silu": F.silu}
+
+
+def pinned(model: nn.Module) -> list[str]:
+    return [name for name, row in named(model).items() if row.reason == REPEATED]
+
+
+@pytest.mark.parametrize("name", REPEATING)
+def test_what_an_op_takes_several_times_keeps_one_where_it_is_shared(name) -> None:
+    x = (torch.randn(64, 8, generator=torch.Generator().manual_seed(0)),)
+    model = assert_trains_as_plain(lambda: Sharing(REPEATING[name], shared=True), x)
+    assert pinned(model) == ["mul"]
+
+
+def test_a_tensor_that_is_not_shared_has_its_unit() -> None:
+    x = (torch.randn(64, 8),)
+    model = assert_trains_as_plain(lambda: Sharing(F.softsign, shared=False), x, least_units=4)
+    assert pinned(model) == []
+
+
+def test_an_op_that_takes_it_once_leaves_its_unit() -> None:
+    x = (torch.randn(64, 8),)
+    model = assert_trains_as_plain(lambda: Sharing(torch.tanh, shared=True), x, least_units=4)
+    assert pinned(model) == []
+
+
+def graph_of(function) -> fx.Graph:
+    found: list[fx.Graph] = []
+
+    def backend(module: fx.GraphModule, inputs):
+        tensor_nodes(module.graph)
+        found.append(module.graph)
+        return module.forward
+
+    x = torch.randn(4, 8, requires_grad=True)
+    torch.compile(lambda x: function(x.exp()).sum(), backend=backend)(x)
+    return found[0]
+
+
+@pytest.mark.parametrize("function", ONCE.values(), ids=ONCE)
+def test_repeats_is_false_of_an_op_of_one_kernel(function) -> None:
+    _, x, node, *_ = graph_of(function).nodes
+    assert not repeats(node, x)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: x * x, lambda x: torch.cat([x, x])], ids=["mul", "cat"]
+)
+def test_repeats_does_not_count_what_the_graph_shows(function) -> None:
+    """Each time that a call takes a tensor has an edge of its own."""
+    _, x, node, *_ = graph_of(function).nodes
+    assert node.all_input_nodes == [x]
+    assert not repeats(node, x)
+
+
+def test_repeats_is_true_of_a_composed_op() -> None:
+    _, x, node, *_ = graph_of(F.softsign).nodes
+    assert repeats(node, x)
