@@ -72,6 +72,7 @@ def test_lock_is_let_go_after_an_error(way: str, tmp_path: Path) -> None:
         ("another-machine 1", True),
         ("", True),
     ],
+    ids=["this process", "process that is gone", "other machine", "empty"],  # equal in all workers
 )
 def test_marker_of_a_process_that_is_gone_is_taken_over(
     content: str, held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

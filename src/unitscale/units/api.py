@@ -15,6 +15,7 @@ from torch import fx, nn
 from unitscale.formats import FloatFormat
 from unitscale.gemm import choose
 from unitscale.graph.engine import compiled_call
+from unitscale.graph.place import alias_patterns
 from unitscale.recipes import Recipe, parse
 from unitscale.units.forward import attach, detach, forward_of
 from unitscale.units.overview import Summary, summarize
@@ -105,7 +106,8 @@ def compile_with(
     check_model(model, caller)
     check_patterns(model, (*recipe.skip, *skip), caller)
     check_executor(model, recipe, caller)
-    recipe = replace(recipe, skip=(*recipe.skip, *skip))
+    patterns = (*recipe.skip, *skip)
+    recipe = replace(recipe, skip=(*patterns, *alias_patterns(model, patterns)))
     session = Session(recipe, scale=scale, remeasure=remeasure, inner=inner, model=model)
     attach(model, session)
     return model
@@ -134,6 +136,7 @@ def set_recipe(model: M, recipe: str | Recipe) -> M:
     recipe = parse(recipe)
     check_patterns(model, recipe.skip, "set_recipe")
     check_executor(model, recipe, "set_recipe")
+    recipe = replace(recipe, skip=(*recipe.skip, *alias_patterns(model, recipe.skip)))
     old.terms.collect()
     session = Session(recipe, scale=old.scale, inner=old.inner, model=model, store=old.store)
     detach(model)
@@ -184,7 +187,7 @@ def check_model(model: Any, caller: str) -> None:
 
 def check_patterns(model: nn.Module, patterns: Sequence[str], caller: str) -> None:
     """Every pattern must match a module."""
-    paths = [name for name, _ in model.named_modules()]
+    paths = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in paths):
             near = get_close_matches(pattern, paths, n=1, cutoff=0.0)

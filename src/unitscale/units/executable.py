@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from unitscale.graph.capture import TensorNode, drop_idle_calls, tensor_nodes
+from unitscale.graph.dynamo import is_number_input
 from unitscale.graph.engine import address, saves_elsewhere
 from unitscale.graph.expand import expand
 from unitscale.graph.inplace import return_new
@@ -48,6 +49,14 @@ def prepare(module: fx.GraphModule) -> None:
     return_new(module.graph)
 
 
+def device_of(graph: fx.Graph, inputs: Sequence[Any]) -> torch.device | None:
+    """Where a graph runs: the device of its first tensor that is not a number in disguise."""
+    nodes = (node for node in graph.nodes if node.op == "placeholder")
+    pairs = zip(nodes, inputs, strict=False)
+    tensors = (x for n, x in pairs if isinstance(x, Tensor) and not is_number_input(n))
+    return next((x.device for x in tensors), None)
+
+
 def refuse_nested(tensors: Iterable[TensorNode]) -> None:
     """Say which tensor can neither be measured nor rounded."""
     for tensor in tensors:
@@ -74,7 +83,7 @@ class Executable:
         self.training = torch.is_grad_enabled() and any(
             isinstance(x, Tensor) and x.requires_grad for x in example_inputs
         )
-        self.device = next((x.device for x in example_inputs if isinstance(x, Tensor)), None)
+        self.device = device_of(module.graph, example_inputs)
         self.places: dict[str, Place] = {}
         self.programs: dict[frozenset[fx.Node], Program] = {}
         first = self.program(first_prefix)

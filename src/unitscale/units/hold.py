@@ -123,7 +123,7 @@ def gapped(x: Tensor) -> list[int]:
     """
     strides, span, length = [0] * x.dim(), 1, 1
     aligned = ALIGNMENT // x.element_size()
-    for axis in sorted(range(x.dim()), key=lambda axis: (x.stride(axis), x.size(axis))):
+    for axis in sorted(range(x.dim()), key=lambda axis: (x.stride(axis), x.size(axis), -axis)):
         has_gap = x.size(axis) > 1 and x.stride(axis) > span
         gap = (x.stride(axis) - length - 1) % aligned + 1
         strides[axis] = length + gap if has_gap else length

@@ -1,13 +1,11 @@
 """Which ops of a graph are products that the recipe rounds, and what multiplies them."""
 
-import operator
-from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from unitscale import gemm
@@ -15,27 +13,7 @@ from unitscale.gemm import ProductFormats, choose
 from unitscale.graph.capture import module_path
 from unitscale.graph.example import evaluate
 from unitscale.recipes import Recipe
-from unitscale.units.ops import operands, rule_of, unrounded_reason
-
-# Products that `gemm` computes itself, with operands held in eight bits; the others are rounded
-# at their edges.
-GEMM: dict[Callable[..., Any] | str, Callable[..., Tensor]] = {
-    F.linear: gemm.linear,
-    F.conv1d: gemm.conv1d,
-    F.conv2d: gemm.conv2d,
-    F.conv3d: gemm.conv3d,
-    F.scaled_dot_product_attention: gemm.scaled_dot_product_attention,
-    torch.matmul: gemm.matmul,
-    operator.matmul: gemm.matmul,
-    torch.mm: gemm.matmul,
-    torch.bmm: gemm.matmul,
-    "matmul": gemm.matmul,
-    "mm": gemm.matmul,
-    "bmm": gemm.matmul,
-    "__matmul__": gemm.matmul,
-    torch.addmm: gemm.addmm,
-    "addmm": gemm.addmm,
-}
+from unitscale.units.ops import GEMM, operands, rule_of, unrounded_reason
 
 
 def formats_of(recipe: Recipe) -> ProductFormats:

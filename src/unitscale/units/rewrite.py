@@ -20,10 +20,9 @@ from unitscale.recipes import Recipe
 from unitscale.units import saved
 from unitscale.units.assign import Monomial
 from unitscale.units.hold import hold
-from unitscale.units.ops import operands, rule_of
+from unitscale.units.ops import GEMM, operands, rule_of
 from unitscale.units.plan import NodePlan, Symbols, plan_node
 from unitscale.units.products import (
-    GEMM,
     fits_gemm,
     formats_at,
     matrix_operands,
