@@ -1,4 +1,4 @@
-"""What every test gets: a fixed seed, one thread, the time it needs, no compiled code of another."""
+"""What every test gets: a fixed seed, one thread, the time it needs, no code of another test."""
 
 import os
 import sys
