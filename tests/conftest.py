@@ -1,4 +1,4 @@
-"""What every test gets: a fixed seed, one thread, time, no compiled code of another test."""
+"""What every test gets: a fixed seed, one thread, the time it needs, no code of another test."""
 
 import os
 import sys

@@ -158,10 +158,8 @@ def test_a_seed_decides_everything_and_strides_nothing():
 
 
 def test_a_constant_hash_is_noticed(monkeypatch):
-    from unitscale.formats import kernel
+    from unitscale.formats import stochastic
 
-    monkeypatch.setattr(
-        kernel, "random_int32", lambda shape, *_: torch.zeros(shape, dtype=torch.int32)
-    )
+    monkeypatch.setattr(stochastic, "hashed", lambda keys, start, h, scratch: h.zero_())
     with pytest.raises(AssertionError):
         test_mean_over_indices_is_the_value(E4M3FN, 1.0, 1.125)

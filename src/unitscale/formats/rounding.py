@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
-from unitscale.formats import fused
+from unitscale.formats import fused, stochastic
 from unitscale.formats.catalogue import BF16, E4M3FN, E5M2, FP16, FP32
 from unitscale.formats.dtypes import TORCH_DTYPES, carrier
 from unitscale.formats.format import FloatFormat
@@ -101,6 +101,9 @@ def round_to(
     if compiled and fused.serves(x, out):
         out = torch.empty_like(x) if out is None else out
         return fused.apply(law, x, bits.keys, scale, out, encode=False)
+    if stochastic.serves(law, x, bits) and (out is None or out.is_contiguous()):
+        out = torch.empty_like(x) if out is None else out
+        return stochastic.apply(law, x, bits, scale, out)
 
     write: Write = lambda part, bits: law.rounded(part, bits, scale)
     if scale is None and rounding == "nearest" and _cast_is_exact(x, fmt, saturate):

@@ -2,6 +2,7 @@
 
 from unitscale.gemm.attention import scaled_dot_product_attention
 from unitscale.gemm.convolution import conv1d, conv2d, conv3d
+from unitscale.gemm.derivative import first_order
 from unitscale.gemm.executor import choose
 from unitscale.gemm.operand import in_backward
 from unitscale.gemm.product import addmm, linear, matmul
@@ -15,6 +16,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "first_order",
     "in_backward",
     "linear",
     "matmul",

@@ -3,6 +3,7 @@
 The memory it needs is that of a few chunks, whatever the size of the tensor.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -56,15 +57,15 @@ def survey(x: Tensor, *, format: FloatFormat | None, log2_scale: int = 0) -> Sur
     parts = [look(part, format, log2_scale) for part in chunks(x.detach())]
     if not parts:
         return Survey(0.0, 0.0, *(None if format is None else 0.0 for _ in range(2)))
+    # One wait for the device: a chunk is a row of a few numbers, which Python sums as well.
     table = torch.stack(parts)
-    norm = torch.linalg.vector_norm(table[:, 0])
-    rms = norm / table[:, 2].sum().clamp(min=1).sqrt()
-    numbers = torch.stack([rms, table[:, 1].amax(), *table[:, 3:].sum(0)])
     # A tensor of a wrapper subclass (a DTensor, say) gives its numbers one by one.
-    found = numbers.tolist() if type(numbers) is Tensor else [x.item() for x in numbers.unbind()]
-    total = x.numel()
-    shares = [count / total for count in found[2:]] or [None, None]
-    return Survey(found[0], found[1], shares[0], shares[1])
+    lines = table.tolist() if type(table) is Tensor else [[x.item() for x in y] for y in table]
+    norms, tops, counts, *lost = zip(*lines, strict=True)
+    rms = math.hypot(*norms) / math.sqrt(max(sum(counts), 1))
+    amax = math.nan if any(map(math.isnan, tops)) else max(tops)
+    saturated, flushed = (sum(count) / x.numel() for count in lost) if lost else (None, None)
+    return Survey(rms, amax, saturated, flushed)
 
 
 def look(part: Tensor, fmt: FloatFormat | None, log2_scale: int) -> Tensor:

@@ -298,10 +298,14 @@ class LayerCall:
 
 
 def with_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """A function with a code object of its own: Dynamo counts and gives up by code objects."""
+    """A function with code and globals of its own.
+
+    Dynamo counts compilations, and gives up, by code objects; and it keeps what it compiled in the
+    function's globals, where it would stay after the model is gone.
+    """
     assert isinstance(function, FunctionType)
     code = function.__code__.replace(co_name=name)
-    return FunctionType(code, function.__globals__, name, None, function.__closure__)
+    return FunctionType(code, dict(function.__globals__), name, None, function.__closure__)
 
 
 @contextmanager

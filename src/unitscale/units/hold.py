@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unitscale.formats.rounding import is_traced
+from unitscale.gemm import first_order
 from unitscale.graph.engine import is_batched
 
 __all__ = ["hold", "measured_hold", "number", "times"]
@@ -30,8 +31,8 @@ class Hold(torch.autograd.Function):
         return x.view_as(x) if fwd is None else times(x, fwd, exact=exact)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        refuse_second_derivative()
         (bwd,) = ctx.saved_tensors
         if grad is None or bwd is None:
             return grad, None, None, None
@@ -53,28 +54,14 @@ class MeasuredHold(torch.autograd.Function):
         return x.view_as(x) if fwd is None else times(x, number(fwd, x), exact=exact)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        refuse_second_derivative()
         if grad is None:
             return None, None, None, None
         factor = ctx.bwd(grad)
         if factor == 1.0:
             return grad, None, None, None
         return times(grad, number(factor, grad), exact=ctx.exact), None, None, None
-
-
-def refuse_second_derivative() -> None:
-    """Say that a backward pass cannot itself be differentiated.
-
-    Raises:
-        NotImplementedError: the pass is recorded, as with `create_graph=True`.
-    """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise NotImplementedError(
-            "unit_scale: second derivatives (create_graph=True, a gradient penalty, a Hessian) are "
-            "not supported, because the factor on a gradient is not the factor on its value; "
-            "compute that loss inside of `with us.full_precision(model):`."
-        )
 
 
 def number(factor: float, x: Tensor) -> Tensor:

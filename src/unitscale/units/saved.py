@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from unitscale.gemm import Quantized, in_backward, quantize
+from unitscale.gemm import Quantized, first_order, in_backward, quantize
 from unitscale.units.hold import times
 from unitscale.units.op_table import OPS
 from unitscale.units.ops import is_real, op_of
@@ -61,7 +61,7 @@ class Saving(torch.autograd.Function):
         return function(*tensors, **options)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         count = len(ctx.dtypes)
         points = [

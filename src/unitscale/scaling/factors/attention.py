@@ -15,8 +15,7 @@ def softmax_factors(size: int, *, mult: float = 1.0, center: str = "rms") -> Fac
 
     For long rows the output has `size / sqrt(exp(mult**2))`, or with center "std"
     `size / sqrt(exp(mult**2) - 1)`, and the gradient `size / sqrt(exp(mult**2)) / mult`. Short rows
-    and large `mult` follow the exact law. The output keeps its mean of `1 / size`,
-    times the factor.
+    and large `mult` follow the exact law. The output keeps its mean, the factor over `size`.
 
     Args:
         size: of the softmax dimension, up to 2**24. Over a single entry softmax is constant, and
