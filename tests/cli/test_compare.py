@@ -161,13 +161,13 @@ def test_ctrl_c_leaves_a_folder_that_resumes(data: Path, tmp_path: Path) -> None
         line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (log.exists() and log.read_text().count("\n") > 20):
-            assert time.monotonic() < deadline, "no progress in a minute"
+            assert time.monotonic() < deadline, "no progress in five minutes"
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130, stderr
