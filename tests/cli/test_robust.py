@@ -191,7 +191,7 @@ def test_ctrl_c_in_the_first_second_is_one_line(delay: float, text: Path, tmp_pa
         assert process.stdout.readline() == "ready\n"
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130, err

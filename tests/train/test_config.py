@@ -21,6 +21,8 @@ from unitscale.train.config import STANDARD_LR, UNIT_SCALED_LR
         ("sequence_length", 1.5),
         ("lr", 0.0),
         ("lr", math.nan),
+        ("lr", math.inf),
+        ("lr", 10**400),
         ("warmup_fraction", 1.1),
         ("weight_decay", -1),
         ("betas", (0.9, 1.0)),

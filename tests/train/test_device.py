@@ -42,3 +42,16 @@ def test_model_and_optimizer_are_of_the_dtype_and_begin_at_the_same_values(dtype
     for parameter, start in zip(model.parameters(), plain.parameters(), strict=True):
         assert parameter.dtype == DTYPES[dtype]
         assert torch.equal(parameter, start.to(DTYPES[dtype]))
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "fp8"])
+def test_loss_of_a_bf16_model_has_all_its_digits(recipe: str) -> None:
+    ids = torch.randint(0, 256, (4, 16))
+    losses = []
+    for dtype in ("fp32", "bf16"):
+        model = initial_state(tiny_config(recipe=recipe, dtype=dtype)).model
+        losses.append(model(ids, ids))
+    assert losses[1].dtype == torch.float32
+    assert losses[1] != losses[1].bfloat16().float()
+    # About 10 roundings to 2^-9 on the way to a logit of about 1, averaged over 64 positions.
+    assert abs(losses[1] - losses[0]) < 10 * 2.0**-9

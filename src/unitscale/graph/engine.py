@@ -6,11 +6,13 @@ on which it was last seen to hold; each has a test in `tests/graph/test_engine.p
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo import config, lookup_backend
+from torch._dynamo.eval_frame import reset_code
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
@@ -28,6 +30,7 @@ __all__ = [
     "captures_recurrent",
     "compiler",
     "compiler_is_disabled",
+    "forget",
     "in_backward",
     "is_batched",
     "modes",
@@ -102,6 +105,14 @@ def compiler_is_disabled() -> bool:
     Assumed: `torch._dynamo.config.disable`. Seen on torch 2.13.
     """
     return bool(config.disable)
+
+
+def forget(code: CodeType) -> None:
+    """Drop what Dynamo compiled for a code object; it keeps some hundred of these itself.
+
+    Assumed: `torch._dynamo.eval_frame.reset_code`. Seen on torch 2.13.
+    """
+    reset_code(code)
 
 
 def captures_recurrent() -> bool:

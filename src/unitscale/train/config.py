@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ LARGEST = 2**31 - 1
 """Of a count. What is beyond it is a slip of the keyboard, and would end in a failure of torch."""
 
 LARGEST_OPTION = {"width": 2**20, "context": 2**20, "depth": 10_000}
-"""Of an option of a built-in model, `LARGEST` for the others but this many for those of a size."""
+"""Of some options of a built-in model. Others have `LARGEST`."""
 
 
 def integer(low: int, high: int = LARGEST) -> Rule:
@@ -55,7 +56,7 @@ def number(expected: str, is_met: Callable[[float], bool]) -> Rule:
         lambda value: (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and math.isfinite(value)
+            and abs(value) <= sys.float_info.max  # an int may be larger; NaN never is
             and is_met(value)
         ),
     )

@@ -39,9 +39,17 @@ def initial_state(config: TrainConfig) -> TrainState:
     device = find_device(config.device)
     torch.manual_seed(config.seed)
     model = build_model(config).to(device, DTYPES[config.dtype])
+    if isinstance(model, CharLM) and config.dtype != "fp32":
+        # In BF16 a loss would have three digits; existing models get theirs in FP32 as well.
+        model.readout.register_forward_hook(in_float32)
     return TrainState(
         model, build_optimizer(config, model), LossScale.of(config.numerics.loss_scale)
     )
+
+
+def in_float32(module: torch.nn.Module, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+    """A forward hook: the output in FP32."""
+    return logits.float()
 
 
 def build_model(config: TrainConfig) -> torch.nn.Module:

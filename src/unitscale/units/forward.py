@@ -300,12 +300,14 @@ class LayerCall:
 def with_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A function with code and globals of its own.
 
-    Dynamo counts compilations, and gives up, by code objects; and it keeps what it compiled in the
-    function's globals, where it would stay after the model is gone.
+    Dynamo counts compilations, and gives up, by code objects. What it compiled hangs on the code
+    and on the function's globals, and would stay after the model is gone.
     """
     assert isinstance(function, FunctionType)
     code = function.__code__.replace(co_name=name)
-    return FunctionType(code, dict(function.__globals__), name, None, function.__closure__)
+    own = FunctionType(code, dict(function.__globals__), name, None, function.__closure__)
+    weakref.finalize(own, engine.forget, code)
+    return own
 
 
 @contextmanager
