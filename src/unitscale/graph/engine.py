@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo import config, lookup_backend
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
+from torch._subclasses import FakeTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
@@ -84,7 +85,13 @@ def saves_elsewhere() -> bool:
 
 
 def address(x: Tensor) -> int:
-    """Where a tensor begins in memory; the identity of one without memory (a fake tensor)."""
+    """Where a tensor begins in memory; the identity of one without memory (a fake tensor).
+
+    Assumed: `data_ptr` raises, but of a fake tensor it warns, and of one on "meta" it is 0. Seen on
+    torch 2.13.
+    """
+    if isinstance(x, FakeTensor) or x.is_meta:
+        return id(x)
     try:
         return x.data_ptr()
     except (NotImplementedError, RuntimeError):
@@ -131,7 +138,10 @@ def strict_compilation(limit: int) -> Iterator[None]:
 
 
 def break_reasons() -> dict[str, int]:
-    """Why Dynamo broke graphs or skipped frames, and how often, since it was last reset.
+    """Why Dynamo broke graphs or skipped frames in this process, and how often.
+
+    `torch.compiler.reset` does not forget them, so only what is new between two looks tells of what
+    ran between them.
 
     Assumed: `torch._dynamo.utils.counters`, by "graph_break" and "unimplemented". Seen on 2.13.
     """

@@ -295,7 +295,7 @@ def capturing(session: Session, module: nn.Module, renew: Callable[[], None]) ->
         )
     terms = session.terms
     limit = max(LEAST_LIMIT, engine.recompile_limit()) + copies_of_a_layer(module)
-    terms.inside_graph = False
+    terms.inside_graph, before = False, engine.break_reasons()
     try:
         with engine.strict_compilation(limit):
             yield
@@ -309,6 +309,9 @@ def capturing(session: Session, module: nn.Module, renew: Callable[[], None]) ->
         if not terms.inside_graph:
             renew()
         raise
+    finally:
+        now = engine.break_reasons()
+        session.reasons |= dict.fromkeys(why for why in now if now[why] > before.get(why, 0))
 
 
 def copies_of_a_layer(model: nn.Module) -> int:

@@ -10,7 +10,6 @@ import torch
 from torch import fx, nn
 
 from unitscale.graph.capture import BOUNDARY, TensorNode
-from unitscale.graph.engine import break_reasons
 from unitscale.recipes import Recipe
 from unitscale.units.assign import ONE, reason
 from unitscale.units.call import Terms
@@ -40,6 +39,7 @@ class Session:
 
     Attributes:
         plain: modules, by path, that ran without a graph of the session, and why.
+        reasons: why torch.compile gave up on something in calls since the last warning.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Session:
         self.plain: dict[str, str] = {}
         self.plain_macs: dict[str, int] = {}
         self.unwarned: list[str] = []
+        self.reasons: dict[str, None] = {}
         self.suspended = 0
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Executable:
@@ -123,7 +124,7 @@ class Session:
             f"{path or 'the model itself'} ({self.plain[path]})" for path in self.unwarned
         )
         self.unwarned.clear()
-        reasons = list(break_reasons())[:2]
+        reasons, self.reasons = list(self.reasons)[:2], {}
         because = (
             f" torch.compile says: {' | '.join(shorten(r) for r in reasons)}" if reasons else ""
         )
