@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -307,6 +308,30 @@ def test_active_ddp_is_the_wrapper_whose_forward_runs(tmp_path: Any) -> None:
     finally:
         dist.destroy_process_group()
     assert [found is wrapper for found in model.found] == [False, True, False, False]
+
+
+def test_fsdp_mesh_is_known_within_the_forward_too(tmp_path: Any) -> None:
+    class Sharded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.found = nn.Linear(3, 3), []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.found.append(engine.fsdp_mesh(self))
+            return self.layer(x).sum()
+
+    model = Sharded()
+    assert engine.fsdp_mesh(model) is None
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'r'}", rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        fully_shard(model.layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        model(torch.ones(2, 3)).backward()
+        assert engine.fsdp_mesh(model) == mesh
+    finally:
+        dist.destroy_process_group()
+    assert model.found == [mesh]
 
 
 def test_compiled_call_runs_instead_of_the_forward_of_a_module() -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "captures_recurrent",
     "compiler",
     "compiler_is_disabled",
+    "fsdp_mesh",
     "in_backward",
     "is_batched",
     "modes",
@@ -159,6 +160,21 @@ def active_ddp() -> DistributedDataParallel | None:
     if wrapper is None or getattr(wrapper._join_config, "enable", False):
         return None
     return wrapper
+
+
+def fsdp_mesh(model: nn.Module) -> Any:
+    """The device mesh over which `fully_shard` shares a model's batch, or None.
+
+    Within the model's forward its parameters are whole, so they do not tell.
+
+    Assumed: `FSDPModule._get_fsdp_state` and the `mesh_info.mesh` of its `_fsdp_param_groups`. Seen
+    on torch 2.13.
+    """
+    for module in model.modules():
+        state = getattr(module, "_get_fsdp_state", None)
+        for group in state()._fsdp_param_groups if state is not None else ():
+            return group.mesh_info.mesh
+    return None
 
 
 def compiled_call(module: nn.Module) -> Any:
