@@ -167,7 +167,8 @@ class ScaledForward:
         """Warn, once each, of modules that ran without a graph of the session."""
         session = self.session
         owned = {id(p) for p in model._parameters.values() if p is not None}
-        if owned - session.covered - call.parameters:
+        # Without a reason of Dynamo's, all was captured: those are parameters that nothing used.
+        if session.reasons and owned - session.covered - call.parameters:
             why = f"the forward of {type(model).__name__} could not be captured"
             session.leave_plain("", why, weighed(model, args))
         if call.graphs == 0 and next(model.parameters(), None) is not None:
