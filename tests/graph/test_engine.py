@@ -72,7 +72,9 @@ def test_in_backward_tells_a_recomputation_from_a_first_computation(use_reentran
         found.append(engine.in_backward())
         return x.sin()
 
-    checkpoint(body, torch.ones(3, requires_grad=True), use_reentrant=use_reentrant).sum().backward()
+    checkpoint(
+        body, torch.ones(3, requires_grad=True), use_reentrant=use_reentrant
+    ).sum().backward()
     assert found == [False, True]
 
 

@@ -171,7 +171,9 @@ def test_a_state_without_a_field_is_refused(key: str) -> None:
 
 @pytest.mark.parametrize("state", [None, [], 3, "units", [["version", 2]]], ids=repr)
 def test_what_is_no_state_is_refused(state: Any) -> None:
-    with pytest.raises(ValueError, match=rf"units are a {type(state).__name__}; expected an object"):
+    with pytest.raises(
+        ValueError, match=rf"units are a {type(state).__name__}; expected an object"
+    ):
         filled().load_state_dict(state)
 
 

@@ -152,7 +152,8 @@ class ScaledForward:
         """One call of the model under its recipe."""
         model, session = self.target(), self.session
         if session.suspended or is_watched(type(model).__name__):
-            return self.__wrapped__(*args, **kwargs)
+            with session.aside():  # or each of its modules would say the same
+                return self.__wrapped__(*args, **kwargs)
         if not self.has_layers:
             self.has_layers = True
             for path, module in owners(model):

@@ -4,6 +4,7 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,6 +83,15 @@ class Session:
     def model(self) -> nn.Module | None:
         """The model, as long as it lives."""
         return self.terms.places.model()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """A context in which the model runs as the plain one."""
+        self.suspended += 1
+        try:
+            yield
+        finally:
+            self.suspended -= 1
 
     def agree(self) -> None:
         """Before a training call: exchange with data-parallel copies what was measured."""
