@@ -379,13 +379,6 @@ def test_children_called_by_themselves_are_rounded():
     assert {"first.linear", "second.linear"} <= named(model).keys()
 
 
-@pytest.mark.parametrize("grad", [True, False])
-def test_evaluation_and_training_are_rounded_from_the_first_call_on(grad):
-    model, plain = pair()
-    with torch.set_grad_enabled(grad):
-        assert_rounds(model, plain, batch())
-
-
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])
 def test_products_are_those_of_operands_on_the_grid_of_the_format(inner):
     """By hand: x / s and w / s rounded to E4M3FN, at every call and in every mode."""

@@ -1,4 +1,4 @@
-"""A measuring step is a step of the recipe: what it rounds, and the units that it sets on the way."""
+"""A measuring step is a step of the recipe: what it rounds, and the units that it sets."""
 
 import math
 
@@ -225,7 +225,7 @@ def test_the_first_product_is_one_of_values_on_the_grid(grad):
         got.square().mean().backward()
     s, t = named(model)["input"].s, named(model)["weight"].s
     want = (round_to(x / s, E4M3FN) @ round_to(layer.weight / t, E4M3FN).T) * (s * t) + layer.bias
-    # Sums of 17 terms in any order: 17 * 2^-24 of the largest partial sum, which is below 16 * amax.
+    # Sums of 17 terms in any order: 17 * 2^-24 of the largest, which is below twice the amax.
     torch.testing.assert_close(got, want, rtol=0, atol=2.0**-18 * want.abs().max().item())
     exact = x @ layer.weight.T + layer.bias
     assert (got - exact).norm() > 2.0**-9 * exact.norm()

@@ -37,7 +37,7 @@ class Checkpointed(Deep):
 
 
 def peak(run: Callable[[], None], folder: Path) -> int:
-    """Bytes that a function has allocated at once, beyond what there was at its first allocation."""
+    """Bytes that a function has allocated at once, beyond what there was before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         run()
     found.export_chrome_trace(str(folder / "trace.json"))
