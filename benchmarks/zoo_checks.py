@@ -230,14 +230,15 @@ def check_training(entry: Entry, text: Split, arm: str, steps: int) -> dict[str,
         "products": len({t for e in session.executables for t in rounded_products(e)})
         if session
         else None,
-        "lossy": sorted(name for name in session.warned) if session else [],
+        "lossy": sorted(name for name in session.store.warned) if session else [],
         "warnings": sorted({first_line(str(w.message)) for w in caught})[:5],
     }
 
 
 def rounded_products(executable: Executable) -> list[str]:
     """The names of the products of a graph that the recipe rounds."""
-    return [executable.tensors[node].name for node in executable.watch().outputs]
+    programs = executable.programs.values()
+    return [executable.tensors[node].name for program in programs for node in program.rounded]
 
 
 def first_line(text: str) -> str:

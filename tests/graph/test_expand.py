@@ -108,7 +108,8 @@ def products(model: nn.Module) -> set[str]:
     return {
         executable.tensors[node].name
         for executable in session_of(model).executables
-        for node in executable.watch().outputs
+        for program in executable.programs.values()
+        for node in program.rounded
     }
 
 

@@ -189,7 +189,12 @@ def test_theory_is_beside_the_paper():
     spec = importlib.util.find_spec("unitscale.units.assign")
     lines = Path(spec.origin).read_text().splitlines()
     imports = [line for line in lines if line.startswith(("import ", "from "))]
-    assert {line.split()[1] for line in imports} <= {"math", "collections.abc", "dataclasses"}
+    assert {line.split()[1] for line in imports} <= {
+        "math",
+        "collections.abc",
+        "dataclasses",
+        "typing",
+    }
 
 
 @pytest.mark.parametrize(("least", "limit"), [(-14, 14), (-126, MAX_EXPONENT)])

@@ -18,14 +18,14 @@ plain = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
 options = {"recipe": "fp8", "inner": "eager", "remeasure": "once"}
 model = torch.compile(plain, backend="unitscale", options=options)
 x = torch.randn(4, 8)
-losses = [model(x).square().mean().item() for _ in range(1)]
-for _ in range(2):
+losses = []
+for _ in range(3):
     loss = model(x).square().mean()
     loss.backward()
     losses.append(loss.item())
 exact = plain(x).square().mean().item()
-assert losses[0] == losses[1] == exact, (losses, exact)  # measured on the graph as it is
-assert losses[2] != exact, "nothing was rounded"
+assert losses[0] == losses[1] == losses[2], losses  # the step that measures is one like others
+assert losses[0] != exact, "nothing was rounded"
 assert abs(losses[2] / exact - 1) < 0.1
 """
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unitscale.units.hold import gapped, hold
+from unitscale.units.hold import gapped, hold, measured_hold
 
 HALF, TWO = torch.tensor(0.5), torch.tensor(2.0)
 
@@ -106,6 +106,14 @@ def test_special_values_go_through():
 def test_second_derivative_is_refused():
     x = torch.randn(3, requires_grad=True)
     y = hold(x, torch.tensor(2.0), torch.tensor(2.0)).square().sum()
-    (grad,) = torch.autograd.grad(y, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    with pytest.raises(NotImplementedError, match=r"second derivatives .*us\.full_precision"):
+        torch.autograd.grad(y, x, create_graph=True)
+
+
+def test_measured_hold_refuses_a_second_derivative_too():
+    x = torch.randn(3, requires_grad=True)
+    y = measured_hold(x, 2.0, lambda grad: 2.0, exact=True).square().sum()
+    (grad,) = torch.autograd.grad(y, x, retain_graph=True)
+    assert torch.equal(grad, 8 * x)  # 2 * held * 2
+    with pytest.raises(NotImplementedError, match=r"second derivatives .*us\.full_precision"):
+        torch.autograd.grad(y, x, create_graph=True)

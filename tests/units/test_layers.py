@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from units.training import assert_trains_as_plain, named
-from unitscale.units import compiled, rows, unit_scale
+from units.training import CountingInner, assert_trains_as_plain, named
+from unitscale.units import forward, rows, unit_scale
 from unitscale.units.api import session_of
 
 # 2026-11-24: torch 2.13's Dynamo reads `.grad` of what crosses a graph break, and makes an instance
@@ -214,7 +214,7 @@ def test_sparse_gradient_is_measured_as_the_dense_one():
 
 def test_many_layers_that_break_the_graph_and_know_their_number(monkeypatch):
     """Dynamo compiles such a layer once for each, and would give up after eight of them."""
-    monkeypatch.setattr(compiled, "LEAST_LIMIT", 1)
+    monkeypatch.setattr(forward, "LEAST_LIMIT", 1)
 
     class Layer(nn.Module):
         def __init__(self, index: int) -> None:
@@ -251,15 +251,17 @@ class Flagged(Around):
 
 
 def test_a_model_may_be_compiled_more_often_than_torch_does():
-    model = unit_scale(Flagged(), "fp32-units", inner="eager")
+    inner = CountingInner()
+    model = unit_scale(Flagged(), "fp32-units", inner=inner)
     flags = [str(i) for i in range(torch._dynamo.config.recompile_limit + 2)]
     for flag in flags:
         model(*batch(), flag).backward()
-    assert len(session_of(model).executables) == len(flags)
+    assert inner.graphs == len(flags)
+    assert len(session_of(model).executables) == 2  # the same tensors captured again replace
 
 
 def test_a_model_that_compiles_without_end_is_refused(monkeypatch):
-    monkeypatch.setattr(compiled, "LEAST_LIMIT", 1)
+    monkeypatch.setattr(forward, "LEAST_LIMIT", 1)
     model = unit_scale(Flagged(), "fp32-units", inner="eager")
     refused = pytest.raises(RuntimeError, match=r"compiled Flagged 2 times .* without its recipe")
     with torch._dynamo.config.patch(recompile_limit=1):

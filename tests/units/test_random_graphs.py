@@ -15,7 +15,8 @@ from torch import Tensor, fx
 from units.random_graph import OPS, SHAPE, RandomModel
 from unitscale.recipes import parse
 from unitscale.units.assign import FILL, Unit
-from unitscale.units.session import Executable, Session
+from unitscale.units.executable import Executable
+from unitscale.units.session import Session
 
 SEEDS = range(16)
 
@@ -61,19 +62,19 @@ def executable(
 
 def set_units(target: Executable, draw: Callable[[], float]) -> None:
     """Give every tensor a random unit, parameters too, within what fill values allow."""
-    readings = target.session.readings
+    store, found = target.terms.store, {}
     for name in (tensor.name for tensor in target.tensors.values()):
         s = draw()
-        filled = (readings[name].amax or 0.0) >= FILL
-        target.session.units[name] = Unit(max(s, 0.0) if filled else s, draw())
-    target.update()
+        filled = (store.readings[name].amax or 0.0) >= FILL
+        found[name] = Unit(max(s, 0.0) if filled else s, draw())
+    store.units, store.version = found, store.version + 1
 
 
 def measured(graph: tuple[fx.GraphModule, Sequence[Any]], dtype: torch.dtype) -> Executable:
     """An executable that has measured one step and runs the rewritten graph from now on."""
     target = executable(graph, dtype, remeasure=[0])
     step(target, graph[1], dtype)
-    target.collect()
+    target.terms.collect()
     return target
 
 
@@ -97,7 +98,7 @@ def assert_units_change_nothing(seed: int) -> None:
 
     measuring = executable(graph, torch.float32, remeasure=[0])
     assert_equal(step(measuring, graph[1], torch.float32), plain)
-    measuring.collect()
+    measuring.terms.collect()
     assert_equal(step(measuring, graph[1], torch.float32), plain)  # at the units just measured
 
     set_units(measuring, lambda: draw.randint(-8, 8))

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from unitscale.units import rows, unit_scale
-from unitscale.units.calibrate import Reading
-from unitscale.units.replicas import groups_of, merged
+from unitscale.units.reading import Reading, merged
+from unitscale.units.replicas import groups_of
 
 PROCESSES = 2
 

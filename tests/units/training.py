@@ -100,6 +100,17 @@ def assert_written_out(model: nn.Module, op: str) -> None:
     assert op not in ops(model)
 
 
+class CountingInner:
+    """An inner compiler that runs a graph as it is, and counts the graphs."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        self.graphs += 1
+        return module.forward
+
+
 def named(model: nn.Module) -> dict[str, Any]:
     """The rows of a scaled model by name."""
     return {row.name: row for row in rows(model)}

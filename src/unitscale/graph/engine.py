@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo import config, lookup_backend
-from torch._dynamo.eval_frame import reset_code
+from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
+from torch._subclasses import FakeTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
@@ -31,6 +32,7 @@ __all__ = [
     "compiler",
     "compiler_is_disabled",
     "forget",
+    "fsdp_mesh",
     "in_backward",
     "is_batched",
     "modes",
@@ -87,7 +89,13 @@ def saves_elsewhere() -> bool:
 
 
 def address(x: Tensor) -> int:
-    """Where a tensor begins in memory; the identity of one without memory (a fake tensor)."""
+    """Where a tensor begins in memory; the identity of one without memory (a fake tensor).
+
+    Assumed: `data_ptr` raises, but of a fake tensor it warns, and of one on "meta" it is 0. Seen on
+    torch 2.13.
+    """
+    if isinstance(x, FakeTensor) or x.is_meta:
+        return id(x)
     try:
         return x.data_ptr()
     except (NotImplementedError, RuntimeError):
@@ -142,7 +150,10 @@ def strict_compilation(limit: int) -> Iterator[None]:
 
 
 def break_reasons() -> dict[str, int]:
-    """Why Dynamo broke graphs or skipped frames, and how often, since it was last reset.
+    """Why Dynamo broke graphs or skipped frames in this process, and how often.
+
+    `torch.compiler.reset` does not forget them, so only what is new between two looks tells of what
+    ran between them.
 
     Assumed: `torch._dynamo.utils.counters`, by "graph_break" and "unimplemented". Seen on 2.13.
     """
@@ -160,6 +171,21 @@ def active_ddp() -> DistributedDataParallel | None:
     if wrapper is None or getattr(wrapper._join_config, "enable", False):
         return None
     return wrapper
+
+
+def fsdp_mesh(model: nn.Module) -> Any:
+    """The device mesh over which `fully_shard` shares a model's batch, or None.
+
+    Within the model's forward its parameters are whole, so they do not tell.
+
+    Assumed: `FSDPModule._get_fsdp_state` and the `mesh_info.mesh` of its `_fsdp_param_groups`. Seen
+    on torch 2.13.
+    """
+    for module in model.modules():
+        state = getattr(module, "_get_fsdp_state", None)
+        for group in state()._fsdp_param_groups if state is not None else ():
+            return group.mesh_info.mesh
+    return None
 
 
 def compiled_call(module: nn.Module) -> Any:

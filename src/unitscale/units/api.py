@@ -155,11 +155,8 @@ def full_precision(model: nn.Module) -> Iterator[None]:
         ValueError: the model is not scaled.
     """
     session = require_session(model, "full_precision")
-    session.suspended += 1
-    try:
+    with session.aside():
         yield
-    finally:
-        session.suspended -= 1
 
 
 def check_model(model: Any, caller: str) -> None:

@@ -74,7 +74,8 @@ class Terms:
         self.factor_dtype = factor_dtype
         self.places, self.arguments = Places(model), argument_names(model)
         self.has_model = model is not None
-        self.calls = 0
+        # Goes on from a store of an earlier session: of two measurements the later call counts.
+        self.calls = max(store.adopted_at.values(), default=0)
         self.call: Call | None = None
         self.observer: Observer | None = None
         self.arrived: list[Measurement] = []

@@ -153,7 +153,8 @@ class ScaledForward:
         """One call of the model under its recipe."""
         model, session = self.target(), self.session
         if session.suspended or is_watched(type(model).__name__):
-            return self.__wrapped__(*args, **kwargs)
+            with session.aside():  # or each of its modules would say the same
+                return self.__wrapped__(*args, **kwargs)
         if not self.has_layers:
             self.has_layers = True
             for path, module in owners(model):
@@ -187,7 +188,8 @@ class ScaledForward:
         """Warn, once each, of modules that ran without a graph of the session."""
         session = self.session
         owned = {id(p) for p in model._parameters.values() if p is not None}
-        if owned - session.covered - call.parameters:
+        # Without a reason of Dynamo's, all was captured: those are parameters that nothing used.
+        if session.reasons and owned - session.covered - call.parameters:
             why = f"the forward of {type(model).__name__} could not be captured"
             session.leave_plain("", why, weighed(model, args))
         if call.graphs == 0 and next(model.parameters(), None) is not None:
@@ -321,7 +323,7 @@ def capturing(session: Session, module: nn.Module, renew: Callable[[], None]) ->
         )
     terms = session.terms
     limit = max(LEAST_LIMIT, engine.recompile_limit()) + copies_of_a_layer(module)
-    terms.inside_graph = False
+    terms.inside_graph, before = False, engine.break_reasons()
     try:
         with engine.strict_compilation(limit):
             yield
@@ -335,6 +337,9 @@ def capturing(session: Session, module: nn.Module, renew: Callable[[], None]) ->
         if not terms.inside_graph:
             renew()
         raise
+    finally:
+        now = engine.break_reasons()
+        session.reasons |= dict.fromkeys(why for why in now if now[why] > before.get(why, 0))
 
 
 def copies_of_a_layer(model: nn.Module) -> int:

@@ -115,9 +115,11 @@ class Program:
                 smaller(grad, everywhere),
                 limit_for(round(math.log2(least))),
             )
+        # A scale that is computed from each tensor is not the unit, at which losses are counted.
+        is_current = recipe.source == "current"
         return Watch(
-            forward=recipe.forward,
-            backward=recipe.backward,
+            forward=None if is_current else recipe.forward,
+            backward=None if is_current else recipe.backward,
             operands=taken,
             outputs=self.rounded,
             results=frozenset(results),

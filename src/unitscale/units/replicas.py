@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from unitscale.graph.engine import active_ddp
+from unitscale.graph.engine import active_ddp, fsdp_mesh
 from unitscale.units.reading import Reading, as_numbers, merged
 from unitscale.units.store import UnitStore
 
@@ -29,6 +29,9 @@ def groups_of(model: nn.Module) -> list[Any]:
     wrapper = active_ddp()
     if wrapper is not None:
         return [wrapper.process_group]
+    mesh = fsdp_mesh(model)
+    if mesh is not None:
+        return list(mesh.get_all_groups())
     from torch.distributed.tensor import DTensor  # slow to import, and loaded if there is one
 
     sharded = (p for p in model.parameters() if isinstance(p, DTensor))

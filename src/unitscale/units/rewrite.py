@@ -91,7 +91,9 @@ class Writer:
         rounded: Set[fx.Node],
         *,
         is_measured: bool,
+        is_body: bool = False,
     ) -> None:
+        self.is_body = is_body
         self.module, self.recipe, self.symbols, self.factors = module, recipe, symbols, factors
         self.rounded, self.is_measured = rounded, is_measured
         self.exact = not recipe.rounds and recipe.activations is None
@@ -118,10 +120,14 @@ class Writer:
         """The node of a factor's number; None if it is 1 whatever the units are."""
         if monomial.is_one:
             return None
+        index = self.factors.setdefault(monomial, len(self.factors))
+        if self.is_body:  # torch's partitioner can neither save nor recompute what `unbind` gives
+            number = self.graph.call_function(torch.select, (self.vector, 0, index))
+            number.meta[FACTOR] = monomial
+            return number
         if self.scalars is None:
             self.scalars = self.graph.call_function(torch.unbind, (self.vector,))
             self.scalars.meta[FACTOR] = None
-        index = self.factors.setdefault(monomial, len(self.factors))
         number = self.graph.call_function(operator.getitem, (self.scalars, index))
         number.meta[FACTOR] = monomial
         return number
@@ -215,6 +221,7 @@ class Writer:
                 self.factors,
                 self.rounded,
                 is_measured=self.is_measured,
+                is_body=True,
             )
             self.bodies[body_name(node)] = writer.run()
             copy.args = (copy.args[0], self.vector, *copy.args[1:])

@@ -21,7 +21,8 @@ class UnitRow:
         reason: why it stayed at (1, 1), wholly or in one half; None if it has a unit.
         amax, grad_amax: largest absolute values.
         saturated, flushed, grad_saturated, grad_flushed: share of elements that the recipe's format
-            lost at the unit in force; None for a tensor that no product rounds.
+            lost at the unit in force; None for a tensor that no product rounds, and of a recipe
+            that computes a scale from each tensor.
         product: what multiplies its operands, if it is the result of a product.
     """
 

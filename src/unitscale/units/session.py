@@ -4,13 +4,13 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from unitscale.graph.capture import BOUNDARY, TensorNode
-from unitscale.graph.engine import break_reasons
 from unitscale.recipes import Recipe
 from unitscale.units.assign import ONE, reason
 from unitscale.units.call import Terms
@@ -40,6 +40,7 @@ class Session:
 
     Attributes:
         plain: modules, by path, that ran without a graph of the session, and why.
+        reasons: why torch.compile gave up on something in calls since the last warning.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Session:
         self.plain: dict[str, str] = {}
         self.plain_macs: dict[str, int] = {}
         self.unwarned: list[str] = []
+        self.reasons: dict[str, None] = {}
         self.suspended = 0
         self.lacking = f"recipe {recipe.name!r} is not in force in"
 
@@ -82,6 +84,15 @@ class Session:
     def model(self) -> nn.Module | None:
         """The model, as long as it lives."""
         return self.terms.places.model()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """A context in which the model runs as the plain one."""
+        self.suspended += 1
+        try:
+            yield
+        finally:
+            self.suspended -= 1
 
     def agree(self) -> None:
         """Before a training call: exchange with data-parallel copies what was measured."""
@@ -124,7 +135,7 @@ class Session:
             f"{path or 'the model itself'} ({self.plain[path]})" for path in self.unwarned
         )
         self.unwarned.clear()
-        reasons = list(break_reasons())[:2]
+        reasons, self.reasons = list(self.reasons)[:2], {}
         because = (
             f" torch.compile says: {' | '.join(shorten(r) for r in reasons)}" if reasons else ""
         )
