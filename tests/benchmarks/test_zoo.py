@@ -50,7 +50,9 @@ def test_training_arms_differ_in_the_recipe_alone(text) -> None:
     runs = {arm: zoo_checks.run(arm, entry, text, STEPS) for arm in zoo.ARM_CHECKS}
     assert len({run["loss"] for run in runs.values()}) == len(runs)
     first = {arm: run["first_loss"] for arm, run in runs.items()}
-    assert first["fp8"] == first["fp8-none"] == first["fp32"] != first["fp32-again"]
+    # The first step is one of the recipe: rounding moves its loss by less than another start does.
+    by_rounding = [abs(first[name] - first["fp32"]) for name in ("fp8", "fp8-none")]
+    assert 0 < min(by_rounding) <= max(by_rounding) < abs(first["fp32-again"] - first["fp32"])
     assert runs["fp8"]["products"] == 4
 
 

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from unitscale.cli.exit import FAILED, checking_arguments, fail
-from unitscale.cli.option import Json
+from unitscale.cli.option import Device, Dtype, Json, given_path
 from unitscale.cli.output import show
+
+DTYPE_NAMES = ("fp32", "bf16")
 
 
 def analyse(
@@ -21,9 +23,16 @@ def analyse(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for report.html and results.json.", show_default=False),
+        typer.Option(
+            parser=given_path,
+            metavar="FOLDER",
+            help="Folder for report.html and results.json.",
+            show_default=False,
+        ),
     ] = None,
     rows: Annotated[int, typer.Option(help="Tensors to print; the report has all.")] = 20,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
     json: Json = False,
 ) -> None:
     """Run one training step of a model and show the scale of every tensor and gradient.
@@ -45,7 +54,12 @@ def analyse(
             from unitscale.train.run_folder import make_folder
 
             make_folder(out)
-    results = run(model, factory)
+        if dtype not in DTYPE_NAMES:
+            raise ValueError(f"--dtype is {dtype!r}; expected one of {', '.join(DTYPE_NAMES)}")
+        from unitscale.train.device import resolve
+
+        place = resolve(device)
+    results = run(model, factory, place, dtype)
     if out is not None:
         from unitscale.report.analysis import write_analysis
         from unitscale.train.run_folder import write_json
@@ -59,20 +73,26 @@ def analyse(
     print_tables(results, rows, out)
 
 
-def run(name: str, factory: Any) -> dict[str, Any]:
-    """The analysis of what the factory makes; failures are one line and an exit code."""
+def run(name: str, factory: Any, device: str, dtype: str) -> dict[str, Any]:
+    """The analysis of what the factory makes; failures are one line and an exit code.
+
+    Model and inputs are moved to the device, and floating-point ones to the dtype.
+    """
     from unitscale.data import fixed_windows, open_corpus
     from unitscale.models.next_byte import as_loss
     from unitscale.record.analysis import AnalysisError, analyse, failing, subject_of
+    from unitscale.train.device import DTYPES, find_device
     from unitscale.train.loop import to_inputs
 
-    batch = to_inputs(fixed_windows(open_corpus().train, count=4, length=65))
+    place = find_device(device)
+    batch = to_inputs(fixed_windows(open_corpus().train, count=4, length=65), place)
     try:
         with failing(f"{name} failed"):
             made = factory()
         with checking_arguments():  # a model that is compiled already is one, too
             subject = subject_of(made, lambda alone: (as_loss(alone, name), batch))
-            return analyse(subject) | {"model": name}
+            moved = subject.to(place, DTYPES[dtype])
+            return analyse(moved) | {"model": name}
     except AnalysisError as error:
         fail(str(error), code=FAILED)
 

@@ -11,7 +11,6 @@ from unitscale.cli import option
 from unitscale.cli.exit import checking_arguments, reporting, running
 from unitscale.cli.output import show
 from unitscale.cli.progress import RunProgress
-from unitscale.cli.report import products_of
 
 if TYPE_CHECKING:
     from unitscale.data import Corpus
@@ -24,7 +23,12 @@ RECIPES = "fp32,fp32-units,fp16-none,fp8-none,fp16,fp8,fp8-e4m3"
 def compare(
     data: option.Data = None,
     recipes: Annotated[
-        str, typer.Option(help="Recipes, with commas between them.", rich_help_panel="Run")
+        str,
+        typer.Option(
+            help="Recipes, with commas between them. fp32-units is added where fp32 alone would "
+            "not say what the format costs.",
+            rich_help_panel="Run",
+        ),
     ] = RECIPES,
     out: Annotated[
         Path,
@@ -65,7 +69,7 @@ def compare(
     resume: option.Resume = False,
     device: option.Device = "auto",
     dtype: option.Dtype = "fp32",
-    inner: option.Inner = "eager",
+    inner: option.Inner = "auto",
     threads: option.Threads = None,
     settings: option.Settings = None,
     tensorboard: option.Tensorboard = False,
@@ -79,7 +83,8 @@ def compare(
     results.json, loss.png, report.html and one folder per run.
     """
     from unitscale.data import open_corpus
-    from unitscale.train.planned import claimed_comparison, plan_runs
+    from unitscale.report.extra import imported
+    from unitscale.train.planned import claimed_comparison, plan_runs, with_control
     from unitscale.train.tensorboard import writer_class
 
     with ExitStack() as held:
@@ -97,9 +102,9 @@ def compare(
                 dtype=dtype,
                 reserved={"recipe": "--recipes", "seed": "--seeds", "lr": "--lr and --unit-lr"},
             )
-            configs = plan_runs(
-                base, parse_recipes(recipes), parse_seeds(seeds), standard_lr=lr, unit_lr=unit_lr
-            )
+            imported("matplotlib")  # before anything is computed: loss.png is drawn at the end
+            names = with_control(base, parse_recipes(recipes))
+            configs = plan_runs(base, names, parse_seeds(seeds), standard_lr=lr, unit_lr=unit_lr)
             corpus = open_corpus(data)
             corpus.require(batch_size=base.batch_size, length=base.sequence_length + 1)
             option.set_threads(threads)
@@ -144,7 +149,7 @@ def run(
                 write_atomically(
                     out / "loss.png", lambda path: draw_losses(curves, path, title=title)
                 )
-                write_report(out, products_of=products_of)
+                write_report(out)
     return results
 
 

@@ -53,7 +53,10 @@ Resume = Annotated[
 ]
 Inner = Annotated[
     str,
-    typer.Option(help="Compiler of the rewritten graph: eager or inductor.", rich_help_panel=RUN),
+    typer.Option(
+        help="Compiler of the rewritten graph: eager, inductor, or auto (inductor on a GPU).",
+        rich_help_panel=RUN,
+    ),
 ]
 Threads = Annotated[
     int | None,

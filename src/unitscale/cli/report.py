@@ -52,13 +52,6 @@ def report(
     show(str(path))
 
 
-def products_of(recipe: str) -> Any:
-    """The three products of a recipe; none for a name of another version."""
-    from unitscale.report import folder
-
-    return folder.products_of(recipe)
-
-
 def described(contents: "Contents") -> dict[str, Any]:
     """What the page says in words and tables, as JSON has it."""
     from unitscale.report.summary import outcome, summarize_results

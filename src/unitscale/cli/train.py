@@ -12,7 +12,6 @@ from unitscale.cli import option
 from unitscale.cli.exit import checking_arguments, reporting, running
 from unitscale.cli.output import show
 from unitscale.cli.progress import RunProgress
-from unitscale.cli.report import products_of
 
 
 def train(
@@ -49,7 +48,7 @@ def train(
     resume: option.Resume = False,
     device: option.Device = "auto",
     dtype: option.Dtype = "fp32",
-    inner: option.Inner = "eager",
+    inner: option.Inner = "auto",
     threads: option.Threads = None,
     settings: option.Settings = None,
     tensorboard: option.Tensorboard = False,
@@ -101,7 +100,7 @@ def train(
                     tensorboard=tensorboard,
                 )
             with reporting():
-                write_report(out, products_of=products_of)
+                write_report(out)
             if json:
                 print(json_module.dumps(asdict(result), indent=2))
                 return

@@ -4,6 +4,7 @@
 on which it was last seen to hold; each has a test in `tests/graph/test_engine.py`.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import CodeType
@@ -11,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import config, lookup_backend
 from torch._C._dynamo.eval_frame import reset_code
+from torch._dynamo import config, lookup_backend
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensor
@@ -31,6 +32,7 @@ __all__ = [
     "captures_recurrent",
     "compiler",
     "compiler_is_disabled",
+    "errors_are_suppressed",
     "forget",
     "fsdp_mesh",
     "in_backward",
@@ -108,11 +110,20 @@ def compiler(name: str) -> Any:
 
 
 def compiler_is_disabled() -> bool:
-    """Whether torch.compile does nothing: TORCH_COMPILE_DISABLE=1, or its setting.
+    """Whether torch.compile does nothing: by the environment, or by its setting.
 
-    Assumed: `torch._dynamo.config.disable`. Seen on torch 2.13.
+    Assumed: Dynamo reads `torch._dynamo.config.disable`, which TORCH_COMPILE_DISABLE=1 sets, at
+    every call, and the variable TORCHDYNAMO_DISABLE as well. Seen on torch 2.13.
     """
-    return bool(config.disable)
+    return bool(config.disable) or os.environ.get("TORCHDYNAMO_DISABLE") == "1"
+
+
+def errors_are_suppressed() -> bool:
+    """Whether code that cannot be captured runs as plain Python, and nothing is said.
+
+    Assumed: `torch._dynamo.config.suppress_errors`. Seen on torch 2.13.
+    """
+    return bool(config.suppress_errors)
 
 
 def forget(code: CodeType) -> None:

@@ -40,6 +40,13 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def without_loss_scale(recipe: Recipe) -> Recipe:
+    """The products of a recipe alone: for a caller that multiplies the loss itself."""
+    if recipe.loss_scale is None:
+        return recipe
+    return replace(recipe, source="none", loss_scale=None)
+
+
 def parse(recipe: str | Recipe) -> Recipe:
     """The recipe of that name; a `Recipe` is returned as it is.
 

@@ -7,12 +7,13 @@ every value to an observer that knows its unit.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from unitscale import units
 from unitscale.formats import E4M3FN, E5M2, FP16, FloatFormat
@@ -65,6 +66,20 @@ class Subject:
     arguments: tuple[Any, ...] = ()
     keywords: dict[str, Any] = field(default_factory=dict)
     loss_fn: Callable[[Any], Any] | None = None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Subject":
+        """The same on a device, with what is float32 in another dtype; the model is moved itself."""
+
+        def moved(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return x.to(device, dtype if x.dtype == torch.float32 else x.dtype)
+
+        self.model.to(device)
+        if dtype != torch.float32:
+            self.model.to(dtype)
+        arguments, keywords = tree_map(moved, (self.arguments, self.keywords))
+        return replace(self, arguments=arguments, keywords=keywords)
 
     def loss(self) -> Tensor:
         """The scalar loss of the inputs.

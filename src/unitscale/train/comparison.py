@@ -68,7 +68,10 @@ def compare_claimed(
             "steps": config.steps,
             "final_train_loss_over": FINAL_OVER,
             "runs": runs,
-            "summary": [asdict(summary) for summary in summarize(runs)],
+            "summary": [
+                asdict(summary)
+                for summary in summarize(runs, is_existing=config.existing is not None)
+            ],
             "runs_planned": len(configs),
             "config": without(config.to_json(), "recipe", "seed", "lr"),
             "model_config": config.model_options,

@@ -95,7 +95,9 @@ RULES = {
     "eval_every": integer(1),
     "record_every": integer(1),
     "checkpoint_every": integer(1),
-    "inner": Rule("'eager' or 'inductor'", lambda value: value in ("eager", "inductor")),
+    "inner": Rule(
+        "'auto', 'eager' or 'inductor'", lambda value: value in ("auto", "eager", "inductor")
+    ),
     "existing": Rule(
         f"{', '.join(BUILT_IN)} or MODULE:FACTORY",
         lambda value: isinstance(value, str) and is_existing(value),
@@ -131,7 +133,8 @@ class TrainConfig:
         record_every: steps between recordings of every tensor's statistics (numerics.jsonl, see
             `record.record`); a recorded step is in full precision. None records nothing.
         checkpoint_every: steps between checkpoints; the last step always writes one.
-        inner: the compiler that runs the rewritten graph, "eager" or "inductor".
+        inner: the compiler that runs the rewritten graph, "eager" or "inductor"; "auto" is
+            inductor on a GPU and eager on a CPU.
         remeasure: when the units of an existing model are measured, see `units.unit_scale`.
         device: where the model and its batches are, "cpu", "cuda" or "cuda:1".
         dtype: what the model is held in, and with it its optimizer's state: "fp32" or "bf16".
@@ -157,7 +160,7 @@ class TrainConfig:
     eval_every: int | None = None
     record_every: int | None = None
     checkpoint_every: int = 500
-    inner: str = "eager"
+    inner: str = "auto"
     remeasure: str = "geometric"
     device: str = "cpu"
     dtype: str = "fp32"

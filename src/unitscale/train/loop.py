@@ -180,7 +180,9 @@ class Run:
                 if lost := take_measurement(state.model):
                     record["lost"] = lost
         if self.recorder and (rows := self.recorder.collect()):
-            record["numerics"] = latest_state(rows, [fmt.name for fmt in self.recorder.formats])
+            names = [fmt.name for fmt in self.recorder.formats]
+            if state_now := latest_state(rows, names, config.numerics):
+                record["numerics"] = state_now
             if self.board:
                 self.board.histograms(rows)
         if config.numerics.loss_scale is not None:

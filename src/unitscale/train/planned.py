@@ -6,9 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from unitscale.data import Corpus
+from unitscale.recipes import parse
 from unitscale.train.config import TrainConfig
 from unitscale.train.lock import locked
 from unitscale.train.run_folder import CHECKPOINT, CONFIG, check_run, make_folder
+
+BASELINE, CONTROL = "fp32", "fp32-units"
 
 OUTPUTS = ("results.json", "loss.png", "report.html")
 
@@ -40,6 +43,21 @@ def plan_runs(
             replace(base, recipe=recipe, seed=seed) for seed in seeds for recipe in recipes
         )
     ]
+
+
+def with_control(base: TrainConfig, recipes: Sequence[str]) -> list[str]:
+    """The recipes of a comparison, with `fp32-units` where it is needed to read the others.
+
+    Between `fp32` and a recipe of a model written unit-scaled two things differ: the
+    parametrization, and what is rounded. `fp32-units` has the one without the other. An existing
+    model computes the same with units, so that `fp32` is its control.
+    """
+    needs = base.existing is None and BASELINE in recipes and CONTROL not in recipes
+    rounding = [name for name in recipes if parse(name).unit_scaled and parse(name).rounds]
+    if not (needs and rounding):
+        return list(recipes)
+    after = list(recipes).index(BASELINE) + 1
+    return [*recipes[:after], CONTROL, *recipes[after:]]
 
 
 def run_folder(folder: Path, config: TrainConfig) -> Path:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from unitscale import units
+from unitscale.recipes import without_loss_scale
 from unitscale.train.config import TrainConfig
 from unitscale.units.api import session_of
 
@@ -19,7 +20,8 @@ def apply_numerics(config: TrainConfig, model: torch.nn.Module, kept: Kept | Non
     An existing model gets units where the recipe has them. A `CharLM` is written unit-scaled, so
     its products are only rounded.
     """
-    recipe, inner = config.numerics, config.inner
+    # The loop multiplies the loss itself.
+    recipe, inner = without_loss_scale(config.numerics), config.inner
     if config.gives_units:
         units.unit_scale(model, recipe, inner=inner, remeasure=config.remeasure)  # type: ignore[arg-type]
         if kept is not None:

@@ -1,6 +1,7 @@
 """The calls a person makes: scale a model, read its units, measure again, keep them in a file."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
@@ -106,6 +107,7 @@ def compile_with(
     check_model(model, caller)
     check_patterns(model, (*recipe.skip, *skip), caller)
     check_executor(model, recipe, caller)
+    warn_of_loss_scale(recipe, caller)
     patterns = (*recipe.skip, *skip)
     recipe = replace(recipe, skip=(*patterns, *alias_patterns(model, patterns)))
     session = Session(recipe, scale=scale, remeasure=remeasure, inner=inner, model=model)
@@ -179,6 +181,19 @@ def check_model(model: Any, caller: str) -> None:
         raise ValueError(
             f"{caller}: {', '.join(map(repr, inner[:3]))} of this {name} is scaled already, and "
             "would keep its own recipe; call us.unscale on it first, and scale the whole model."
+        )
+
+
+def warn_of_loss_scale(recipe: Recipe, caller: str) -> None:
+    """Say that a recipe's loss scale is not applied by a model."""
+    if recipe.loss_scale is not None:
+        factor = "a factor" if recipe.loss_scale == "dynamic" else f"{recipe.loss_scale:g}"
+        warnings.warn(
+            f"{caller}: recipe {recipe.name!r} expects the loss times {factor} and the gradients "
+            "divided by it, which a model cannot do; do both in the training loop "
+            "(torch.amp.GradScaler does) and pass unitscale.recipes.without_loss_scale(recipe), or "
+            "take 'fp16', which needs neither.",
+            stacklevel=4,
         )
 
 

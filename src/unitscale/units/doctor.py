@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo.config
 
 from unitscale.gemm.executor import bf16_speed, choose, explain, fp8_products, quick_bf16_products
+from unitscale.graph.engine import compiler_is_disabled, errors_are_suppressed
 from unitscale.recipes import RECIPES, Recipe
 from unitscale.units.products import formats_of
 
@@ -76,17 +76,13 @@ def recipe_row(recipe: Recipe, device: torch.device) -> dict[str, str]:
 def compilation() -> dict[str, Any]:
     """Whether torch.compile captures graphs in this process; a recipe cannot hold where not.
 
-    `why` names what turned it off. Assumes, as torch 2.11 to 2.14 do, that Dynamo reads
-    `torch._dynamo.config.disable`, which TORCH_COMPILE_DISABLE=1 sets, at every call, and the
-    variable TORCHDYNAMO_DISABLE as well; `TORCHDYNAMO_SUPPRESS_ERRORS` runs a frame that it cannot
-    capture as plain Python, and says nothing.
+    `why` names what turned it off.
     """
-    config: Any = torch._dynamo.config
     named = [name for name in SWITCHES if os.environ.get(name, "0") not in ("", "0")]
-    if config.disable or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+    if compiler_is_disabled():
         by = next((name for name in named if name != SUPPRESS), "torch._dynamo.config.disable")
         return {"enabled": False, "why": f"{by} turns torch.compile off"}
-    if config.suppress_errors:
+    if errors_are_suppressed():
         by = SUPPRESS if SUPPRESS in named else "torch._dynamo.config.suppress_errors"
         return {"enabled": True, "why": f"{by} runs what cannot be captured without a recipe"}
     return {"enabled": True, "why": "nothing turns torch.compile off"}

@@ -55,6 +55,7 @@ class Session:
         store: UnitStore | None = None,
     ) -> None:
         self.store = store or UnitStore(scale=scale, remeasure=remeasure)
+        self.store.label = f"{recipe.name}: "
         self.recipe, self.scale, self.inner = recipe, scale, inner
         self.terms = Terms(recipe, self.store, inner=inner, model=model, factor_dtype=factor_dtype)
         self.terms.agree = self.agree

@@ -58,6 +58,7 @@ class UnitStore:
         self.adopted_at: dict[str, int] = {}
         self.unshared: dict[str, Reading] = {}
         self.warned: set[str] = set()
+        self.label = ""  # how a warning begins
 
     @property
     def sets_units(self) -> bool:
@@ -165,7 +166,7 @@ class UnitStore:
             if worrying and name not in self.warned:
                 self.warned.add(name)
                 warnings.warn(
-                    f"of {name!r} or its gradient {saturated:.1%} saturated and {flushed:.1%} "
+                    f"{self.label}of {name!r} or its gradient {saturated:.1%} saturated and {flushed:.1%} "
                     "went to zero, at the scale in force until this step.",
                     stacklevel=2,
                 )
