@@ -68,7 +68,7 @@ class Subject:
     loss_fn: Callable[[Any], Any] | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Subject":
-        """The same on a device, with what is float32 in another dtype; the model is moved itself."""
+        """The same on a device, what is float32 in another dtype; the model itself is moved."""
 
         def moved(x: Any) -> Any:
             if not isinstance(x, Tensor):

@@ -166,8 +166,8 @@ class UnitStore:
             if worrying and name not in self.warned:
                 self.warned.add(name)
                 warnings.warn(
-                    f"{self.label}of {name!r} or its gradient {saturated:.1%} saturated and {flushed:.1%} "
-                    "went to zero, at the scale in force until this step.",
+                    f"{self.label}of {name!r} or its gradient {saturated:.1%} saturated and "
+                    f"{flushed:.1%} went to zero, at the scale in force until this step.",
                     stacklevel=2,
                 )
 
