@@ -101,6 +101,14 @@ def test_executor_that_the_device_lacks_is_refused_before_anything_is_compiled()
         apply_recipe(nn.Linear(4, 4), recipe)
 
 
+@pytest.mark.parametrize("scaler", [unit_scale, apply_recipe])
+@pytest.mark.parametrize("recipe", ["fp8", "fp8-e4m3"])
+def test_executor_that_breaks_the_promise_of_the_recipe_is_refused_there_too(recipe, scaler):
+    recipe = replace(parse(recipe), executor="bf16")
+    with pytest.raises(ValueError, match=rf"{scaler.__name__}, recipe .*executor 'bf16' .*BF16"):
+        scaler(nn.Linear(4, 4), recipe)
+
+
 def test_recipe_in_place_of_a_name_may_promise_bf16():
     recipe = replace(parse("fp8"), result=BF16)
     assert replace(recipe, name="fp8-bf16") == parse("fp8-bf16")

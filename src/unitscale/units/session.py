@@ -3,7 +3,7 @@
 import copy
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,7 +58,10 @@ class Session:
         self.store.label = f"{recipe.name}: "
         self.recipe, self.scale, self.inner = recipe, scale, inner
         self.terms = Terms(recipe, self.store, inner=inner, model=model, factor_dtype=factor_dtype)
-        self.terms.agree = self.agree
+        self.given: weakref.WeakSet[Given] = weakref.WeakSet()
+        weakref.finalize(self, forget, self.given)
+        this = weakref.ref(self)
+        self.terms.agree = lambda: agree_of(this())
         self.executables: list[Executable] = []
         self.covered: set[int] = set()
         self.plain: dict[str, str] = {}
@@ -206,6 +209,35 @@ class Session:
         return UnitRow.of(name, tensor.op, unit, reading, why, product)
 
 
+def agree_of(session: Session | None) -> None:
+    """`Session.agree`, which terms know of without keeping the session alive."""
+    if session is not None:
+        session.agree()
+
+
+class Given:
+    """A graph as Dynamo gets it, which keeps it for ever: it is empty once its session is gone.
+
+    Dynamo's wrapper copies the `__dict__` of what it wraps, so this has none.
+    """
+
+    __slots__ = ("__weakref__", "executable")
+
+    def __init__(self, executable: Executable) -> None:
+        self.executable: Executable | None = executable
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the graph."""
+        assert self.executable is not None, "the model of this graph is gone"
+        return self.executable(*args)
+
+
+def forget(given: Iterable[Given]) -> None:
+    """Let go of the graphs of a session that is gone."""
+    for graph in given:
+        graph.executable = None
+
+
 class Backend:
     """A torch.compile backend for a session that may be gone."""
 
@@ -215,7 +247,11 @@ class Backend:
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """The session's own call; a graph for a model that was dropped runs as it is."""
         session = self.session()
-        return module.forward if session is None else session(module, example_inputs)
+        if session is None:
+            return module.forward
+        given = Given(session(module, example_inputs))
+        session.given.add(given)
+        return given
 
 
 def shorten(reason: str) -> str:
