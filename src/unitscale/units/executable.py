@@ -177,7 +177,12 @@ class Executable:
     def run(self, call: Call, place: Place, args: Sequence[Any]) -> Any:
         """The graph in the way that fits this call."""
         terms, program = self.terms, place.program
-        key = (id(self), place.prefix, *self.identity(args))
+        remembers = not call.is_replay and saves_elsewhere()
+        key = (
+            (id(self), place.prefix, *self.identity(args))
+            if remembers or (call.is_replay and terms.remembered)
+            else None
+        )
         if call.is_replay and key in terms.remembered:
             how = terms.remembered[key]
             if isinstance(how, UnitsInForce):
@@ -187,7 +192,6 @@ class Executable:
         measures = (call.is_due and self.training) or (
             terms.store.sets_units and not place.is_known
         )
-        remembers = not call.is_replay and saves_elsewhere()
         if measures or terms.observer is not None:
             units, result = self.measure(call, place, args, measures=measures)
             if remembers:

@@ -86,7 +86,7 @@ class ScaledForward:
     ) -> None:
         self.model = weakref.ref(model)
         self.session, self.own = session, own
-        self.has_layers = False
+        self.has_layers, self.copies = False, 0
         self.layers: dict[str, Any] = {}
         self.renew()
 
@@ -157,10 +157,11 @@ class ScaledForward:
                 return self.__wrapped__(*args, **kwargs)
         if not self.has_layers:
             self.has_layers = True
+            self.copies = copies_of_a_layer(model)
             for path, module in owners(model):
                 give_layer(module, path, session)
         with session.terms.calling() as call:
-            with capturing(session, model, self.renew):
+            with capturing(session, model, self.renew, copies=self.copies):
                 result = self.compiled(model, *args, **kwargs)
             self.notice(model, call, args)
         return result
@@ -249,7 +250,7 @@ class Layer:
 
 
 def weighed(module: nn.Module, args: tuple[Any, ...]) -> int:
-    """multiply-adds of a module that was not captured: its matrices times the rows of its input.
+    """Multiply-adds of a module that was not captured: its matrices times the rows of its input.
 
     Exact for linear and recurrent layers, an estimate for others.
     """
@@ -313,8 +314,15 @@ def with_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]
 
 
 @contextmanager
-def capturing(session: Session, module: nn.Module, renew: Callable[[], None]) -> Iterator[None]:
-    """Let Dynamo capture and run a call; RuntimeError where it would run it without its recipe."""
+def capturing(
+    session: Session, module: nn.Module, renew: Callable[[], None], *, copies: int = 0
+) -> Iterator[None]:
+    """Let Dynamo capture and run a call; RuntimeError where it would run it without its recipe.
+
+    Args:
+        renew: called where an exception passes that came from capturing, not from a graph.
+        copies: of one layer, see `copies_of_a_layer`.
+    """
     if engine.compiler_is_disabled():
         raise RuntimeError(
             f"torch.compile is disabled (TORCH_COMPILE_DISABLE=1 or torch._dynamo.config.disable), "
@@ -322,7 +330,7 @@ def capturing(session: Session, module: nn.Module, renew: Callable[[], None]) ->
             "it, or call us.unscale(model)."
         )
     terms = session.terms
-    limit = max(LEAST_LIMIT, engine.recompile_limit()) + copies_of_a_layer(module)
+    limit = max(LEAST_LIMIT, engine.recompile_limit()) + copies
     terms.inside_graph, before = False, engine.break_reasons()
     try:
         with engine.strict_compilation(limit):
