@@ -108,6 +108,21 @@ def test_modes_set_aside_see_nothing_and_come_back() -> None:
     assert counter.get_total_flops() == 2 * 4**3
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.vmap, torch.func.jacrev])
+def test_in_transform_is_within_a_function_transform_only(transform: Any) -> None:
+    found: list[bool] = []
+
+    def function(x: Tensor) -> Tensor:
+        found.append(engine.in_transform())
+        return x.sin().sum()
+
+    transform(function)(torch.ones(3))
+    assert found == [True]
+    assert not engine.in_transform()
+    torch.autograd.functional.jacobian(function, torch.ones(3), vectorize=True)
+    assert found == [True, False]
+
+
 def test_saves_elsewhere_within_a_checkpoint_that_computes_again() -> None:
     found: list[bool] = []
 

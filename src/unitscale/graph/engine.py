@@ -31,6 +31,7 @@ __all__ = [
     "compiler_is_disabled",
     "fsdp_mesh",
     "in_backward",
+    "in_transform",
     "is_batched",
     "modes",
     "modes_set_aside",
@@ -75,6 +76,16 @@ def modes_set_aside() -> AbstractContextManager[list[TorchDispatchMode]]:
     Assumed: `_disable_current_modes`. Seen on torch 2.13.
     """
     return _disable_current_modes()
+
+
+def in_transform() -> bool:
+    """Whether a function transform (torch.func.grad, vmap, jvp) is running around this call.
+
+    Dynamo captures nothing within one, and would skip the same code for ever after.
+
+    Assumed: `torch._C._functorch.peek_interpreter_stack`. Seen on torch 2.13.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def saves_elsewhere() -> bool:
