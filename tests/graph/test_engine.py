@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from unitscale.formats.batched import is_batched
 from unitscale.graph import engine
 
 
@@ -37,7 +38,7 @@ class Told(torch.autograd.Function):
 def test_is_batched_knows_gradients_under_is_grads_batched() -> None:
     found: list[bool] = []
     x = torch.ones(3, requires_grad=True)
-    y = Told.apply(x, lambda grad: found.append(engine.is_batched(grad)))
+    y = Told.apply(x, lambda grad: found.append(is_batched(grad)))
     torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True, retain_graph=True)
     torch.autograd.grad(y.sum(), x)
     assert found == [True, False]
@@ -47,7 +48,7 @@ def test_is_batched_knows_tensors_of_vmap() -> None:
     found: list[bool] = []
 
     def function(x: Tensor) -> Tensor:
-        found.append(engine.is_batched(x))
+        found.append(is_batched(x))
         return x
 
     torch.vmap(function)(torch.ones(2, 3))
@@ -106,6 +107,21 @@ def test_modes_set_aside_see_nothing_and_come_back() -> None:
         assert counter.get_total_flops() == 0
         x @ x
     assert counter.get_total_flops() == 2 * 4**3
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.vmap, torch.func.jacrev])
+def test_in_transform_is_within_a_function_transform_only(transform: Any) -> None:
+    found: list[bool] = []
+
+    def function(x: Tensor) -> Tensor:
+        found.append(engine.in_transform())
+        return x.sin().sum()
+
+    transform(function)(torch.ones(3))
+    assert found == [True]
+    assert not engine.in_transform()
+    torch.autograd.functional.jacobian(function, torch.ones(3), vectorize=True)
+    assert found == [True, False]
 
 
 def test_saves_elsewhere_within_a_checkpoint_that_computes_again() -> None:

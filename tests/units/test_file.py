@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from units.training import assert_same_trace, train
 from unitscale.units import load_units, rows, save_units, unit_scale
+from unitscale.units.api import session_of
 
 
 class Model(nn.Module):
@@ -201,3 +202,67 @@ def test_saving_replaces_the_file_whole(tmp_path: Path):
     train(model, batches(1))
     save_units(model, path)
     assert json.loads(path.read_text())["step"] == 1
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "fp32-units"])
+def test_there_is_nothing_to_save_before_any_step(tmp_path: Path, recipe):
+    with pytest.raises(ValueError, match=r"save_units: this Model has no units yet; they are set"):
+        save_units(scaled(recipe), tmp_path / "units.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_fails_whole(tmp_path: Path):
+    """What was there before stays, and no half-written file does."""
+    model = scaled()
+    train(model, batches(1))
+    with pytest.raises(FileNotFoundError):
+        save_units(model, tmp_path / "missing" / "units.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+DAMAGE = {
+    "empty": lambda text: "",
+    "cut": lambda text: text[: len(text) // 2],
+    "brackets": lambda text: "[" * 100_000,
+    "list": lambda text: f"[{text}]",
+    "number": lambda text: "7",
+    "null": lambda text: "null",
+    "nan": lambda text: text.replace('"step": 2', '"step": NaN'),
+    "other version": lambda text: text.replace('"version": 2', '"version": 1'),
+    "2^130": lambda text: text.replace('"s": ', '"s": 13', 1),
+    "fraction": lambda text: text.replace('"phi": ', '"phi": 0.5', 1).replace("0.50", "0.5"),
+    "text": lambda text: text.replace('"requested": false', '"requested": "no"'),
+    "no parameters": lambda text: text.replace('"parameters"', '"names"'),
+    "other parameters": lambda text: text.replace('"layers.0.bias"', '"layers.9.bias"', 1),
+    "parameters is text": lambda text: json.dumps(json.loads(text) | {"parameters": "layers"}),
+}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_file_is_refused_in_a_line_and_changes_nothing(tmp_path: Path, kind, trained):
+    path, model = tmp_path / "units.json", scaled()
+    train(model, batches(2))
+    save_units(model, path)
+    text = path.read_text()
+    path.write_text(DAMAGE[kind](text))
+    assert path.read_text() != text
+    other = scaled()
+    if trained:
+        train(other, batches(3))
+        rows(other)
+    before = session_of(other).store.state_dict()
+    with pytest.raises(ValueError, match=r"^load_units: .*units\.json") as error:
+        load_units(other, path)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 400
+    assert session_of(other).store.state_dict() == before
+    path.write_text(text)
+    load_units(other, path)
+    assert session_of(other).store.state_dict() == session_of(model).store.state_dict()
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
+    (tmp_path / "units.json").write_bytes(b"\xff\xfe\x00units")
+    with pytest.raises(ValueError, match=r"load_units: .*units\.json is no file of save_units"):
+        load_units(scaled(), tmp_path / "units.json")

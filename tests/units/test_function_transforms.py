@@ -1,12 +1,18 @@
 """Code under vmap has tensors that exist in one lane only: they are left alone and reported."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from units.training import assert_trains_as_plain, named
 from unitscale.graph.capture import TRANSFORMED
+from unitscale.units import coverage, unit_scale
 from unitscale.units.api import session_of
+
+# 2026-11-28: torch 2.13's Dynamo reads `.grad` of what crosses a graph break.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
 def two_in_a_row(x: Tensor, y: Tensor) -> Tensor:
@@ -55,3 +61,59 @@ def test_evaluation_after_a_function_transform_does_not_measure_again() -> None:
         second = model(x)
     assert torch.equal(first, second)
     assert store.version == version
+
+
+class Layers(nn.Module):
+    """A loop that breaks the graph: each layer has a graph of its own."""
+
+    def __init__(self, *, breaks: bool) -> None:
+        super().__init__()
+        self.layers, self.breaks = nn.ModuleList(nn.Linear(8, 8) for _ in range(2)), breaks
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if self.breaks:
+                torch._dynamo.graph_break()
+            x = layer(x).tanh()
+        return x
+
+
+def mapped(model: nn.Module, x: Tensor) -> Tensor:
+    return torch.vmap(model)(x)
+
+
+def differentiated(model: nn.Module, x: Tensor) -> Tensor:
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    loss = lambda given: torch.func.functional_call(model, given, (x,)).sum()
+    return torch.func.grad(loss)(parameters)["layers.0.weight"]
+
+
+@pytest.mark.parametrize("call", [mapped, differentiated])
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_call_under_a_transform_is_plain_and_says_so_and_leaves_later_ones_rounded(
+    breaks, before, call
+) -> None:
+    torch.manual_seed(0)
+    plain, x = Layers(breaks=breaks), torch.randn(6, 8)
+    model = unit_scale(copy.deepcopy(plain), "fp8", inner="eager")
+    for _ in range(before):
+        model(x)
+    with pytest.warns(UserWarning, match=r"Layers runs without its.*a function transform") as told:
+        got = call(model, x)
+    assert len(told) == 1
+    assert torch.equal(got, call(plain, x))
+    for _ in range(3):
+        assert not torch.equal(model(x), plain(x))
+    assert coverage(model) == 1.0
+
+
+def test_a_functional_call_without_a_transform_is_rounded() -> None:
+    torch.manual_seed(0)
+    plain, x = Layers(breaks=False), torch.randn(6, 8)
+    model = unit_scale(copy.deepcopy(plain), "fp8", inner="eager")
+    given = {name: p.detach() * 2 for name, p in plain.named_parameters()}
+    for _ in range(3):
+        got = torch.func.functional_call(model, given, (x,))
+        want = torch.func.functional_call(plain, given, (x,))
+        assert 2.0**-9 < (got - want).norm() / want.norm() < 0.25

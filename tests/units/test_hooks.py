@@ -230,18 +230,13 @@ def test_batches_of_gradients_are_those_of_the_plain_model(before):
     assert_same(model, plain, batch())
 
 
-UNVECTORIZED = pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="formats.round_to has no batching rule"
-)
-
-
 @pytest.mark.parametrize(
     ("recipe", "vectorize"),
     [
         ("fp32-units", False),
         ("fp32-units", True),
         ("fp8", False),
-        pytest.param("fp8", True, marks=UNVECTORIZED),
+        ("fp8", True),
     ],
 )
 def test_jacobians_are_those_of_the_plain_model(recipe, vectorize):

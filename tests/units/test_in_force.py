@@ -68,13 +68,6 @@ def test_assert_rounds_fails_where_nothing_is_rounded_and_where_all_is_lost():
         assert_rounds(Two(), plain, batch())
 
 
-def test_units_without_rounding_are_seen_as_such():
-    torch.manual_seed(0)
-    plain = Two()
-    with pytest.raises(AssertionError, match="nothing was rounded"):
-        assert_rounds(scaled(recipe="fp32-units"), plain, batch())
-
-
 def compiled_step(model: nn.Module) -> Callable[..., Tensor]:
     return torch.compile(lambda x: model(x) * 1, backend="eager")
 
@@ -362,6 +355,13 @@ def test_more_compilations_than_the_limit_are_an_error_and_not_a_plain_model(mon
             assert_rounds(model, plain, batch(), flag)
         with pytest.raises(RuntimeError, match=r"compiled Flagged 2 times.*without its recipe"):
             model(batch(), "2")
+
+
+def test_export_is_refused_by_name_and_possible_after_unscale():
+    model = scaled()
+    with pytest.raises(Exception, match=r"Two is scaled, and torch.export would.*us\.unscale"):
+        torch.export.export(model, (batch(),))
+    torch.export.export(us.unscale(model), (batch(),))
 
 
 def test_children_called_by_themselves_are_rounded():

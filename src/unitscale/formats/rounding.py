@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from unitscale.formats import fused, stochastic
+from unitscale.formats.batched import is_batched, over_lanes
 from unitscale.formats.catalogue import BF16, E4M3FN, E5M2, FP16, FP32
 from unitscale.formats.dtypes import TORCH_DTYPES, carrier
 from unitscale.formats.format import FloatFormat
@@ -82,6 +83,8 @@ def round_to(
             both of them, or a generator with `compiled`; `out` of another shape or dtype than x;
             an `inv_scale` of several elements, or for a format that x.dtype does not hold.
     """
+    if rounding == "nearest" and out is None and inv_scale is None and is_batched(x):
+        return over_lanes(lambda lanes: round_to(lanes, fmt, saturate=saturate), x)
     law, bits, scale = prepare(
         "round_to", x, fmt, rounding, saturate, generator, seed, inv_scale, compiled
     )

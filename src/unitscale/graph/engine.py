@@ -36,23 +36,13 @@ __all__ = [
     "forget",
     "fsdp_mesh",
     "in_backward",
-    "is_batched",
+    "in_transform",
     "modes",
     "modes_set_aside",
     "recompile_limit",
     "saves_elsewhere",
     "strict_compilation",
 ]
-
-
-def is_batched(x: Tensor) -> bool:
-    """Whether a tensor is one of vmap, as gradients under `is_grads_batched=True` are.
-
-    Assumed: `torch._C._functorch.is_batchedtensor`. Seen on torch 2.13.
-    """
-    return bool(torch._C._functorch.is_batchedtensor(x)) or bool(
-        torch._C._functorch.is_legacy_batchedtensor(x)
-    )
 
 
 def in_backward() -> bool:
@@ -80,6 +70,16 @@ def modes_set_aside() -> AbstractContextManager[list[TorchDispatchMode]]:
     Assumed: `_disable_current_modes`. Seen on torch 2.13.
     """
     return _disable_current_modes()
+
+
+def in_transform() -> bool:
+    """Whether a function transform (torch.func.grad, vmap, jvp) is running around this call.
+
+    Dynamo captures nothing within one, and would skip the same code for ever after.
+
+    Assumed: `torch._C._functorch.peek_interpreter_stack`. Seen on torch 2.13.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def saves_elsewhere() -> bool:

@@ -128,6 +128,11 @@ class ScaledForward:
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.__wrapped__)
 
+    @property
+    def __code__(self) -> Any:
+        """That of the plain forward, which torch.export looks at."""
+        return self.__wrapped__.__code__
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A forward for the copy of the model, with a session of its own."""
         model = self.model()
@@ -374,12 +379,16 @@ def is_watched(name: str) -> bool:
     active = engine.modes()
     if active:
         # Dynamo captures nothing under a mode, and would skip the same code for ever after.
-        warnings.warn(
-            f"{name} runs without its recipe in this call, because a dispatch mode "
-            f"({type(active[-1]).__name__}) is active: it sees the plain operations.",
-            stacklevel=3,
-        )
-    return bool(active)
+        why = f"a dispatch mode ({type(active[-1]).__name__}) is active: it sees"
+    elif engine.in_transform():
+        why = "a function transform (torch.func.grad or vmap, say) is active: it takes"
+    else:
+        return False
+    warnings.warn(
+        f"{name} runs without its recipe in this call, because {why} the plain operations.",
+        stacklevel=3,
+    )
+    return True
 
 
 class RecipeLine:

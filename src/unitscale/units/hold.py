@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unitscale.formats.batched import is_batched
 from unitscale.formats.rounding import is_traced
 from unitscale.gemm import first_order
-from unitscale.graph.engine import is_batched
 
 __all__ = ["hold", "measured_hold", "number", "times"]
 

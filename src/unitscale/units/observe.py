@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import checkpoint
 
+from unitscale.formats.batched import is_batched
 from unitscale.graph.capture import TensorNode, checkpointed
-from unitscale.graph.engine import is_batched, modes_set_aside
+from unitscale.graph.engine import modes_set_aside
 from unitscale.graph.recompute import checkpoint_options
 from unitscale.numerics import survey
 from unitscale.units.assign import Monomial, Unit, assign
