@@ -19,8 +19,8 @@ from zoo_entry import Entry, loss_of
 
 from unitscale.data import Split
 from unitscale.units import UnitRow, apply_recipe, measured, unit_scale
-from unitscale.units.api import session_of
 from unitscale.units.assign import is_rounding_error
+from unitscale.units.forward import session_of
 from unitscale.units.session import Executable
 
 EXACT_STEPS = 10

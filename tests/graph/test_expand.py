@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from units.training import assert_trains_as_plain, assert_written_out
 from unitscale.units import unit_scale
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 LENGTH, BATCH, WIDTH, HEADS = 5, 3, 8, 2
 OP = "multi_head_attention_forward"

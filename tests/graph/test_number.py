@@ -12,7 +12,7 @@ from units.training import assert_same_trace, assert_written_out, ops, train
 from unitscale.graph.expand import unexpanded_reason
 from unitscale.graph.number import is_known, may_be_true
 from unitscale.units import apply_recipe, rows, unit_scale
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 RATES = (0.125, 0.25, 0.5, 0.75)
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from units.training import assert_trains_as_plain, named
 from unitscale.record import record
 from unitscale.units import apply_recipe, rows, unit_scale
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 # 2026-11-24: torch 2.13's Dynamo reads `.grad` of what crosses a graph break, and instantiates the
 # Functions that it traces.

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 import unitscale as us
 from units.training import named
 from unitscale.units import unit_scale
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 # 2026-11-28: torch 2.13's Dynamo reads `.grad` of what a graph is given.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

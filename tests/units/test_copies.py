@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import unitscale as us
 from unitscale.units import load_units, save_units, unit_scale
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 
 class Model(nn.Module):

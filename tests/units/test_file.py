@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from units.training import assert_same_trace, train
 from unitscale.units import load_units, rows, save_units, unit_scale
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 
 class Model(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from units.training import assert_trains_as_plain, named
 from unitscale.graph.capture import TRANSFORMED
 from unitscale.units import coverage, unit_scale
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 # 2026-11-28: torch 2.13's Dynamo reads `.grad` of what crosses a graph break.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

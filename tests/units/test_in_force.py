@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import unitscale as us
 from units.training import named
 from unitscale.formats import E4M3FN, round_to
-from unitscale.units import forward as running
-from unitscale.units import unit_scale
+from unitscale.units import capturing, unit_scale
 
 pytestmark = [
     # 2026-11-28: torch 2.13's Dynamo reads `.grad` of what crosses a graph break.
@@ -348,7 +347,7 @@ def test_more_compilations_than_the_limit_are_an_error_and_not_a_plain_model(mon
         def forward(self, x: Tensor, flag: str = "") -> Tensor:
             return super().forward(x) * (1 if flag else 2)
 
-    monkeypatch.setattr(running, "LEAST_LIMIT", 1)
+    monkeypatch.setattr(capturing, "LEAST_LIMIT", 1)
     model, plain = pair(Flagged)
     with torch._dynamo.config.patch(recompile_limit=1):
         for flag in "01":

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from units.training import CountingInner, assert_trains_as_plain, named
-from unitscale.units import forward, rows, unit_scale
-from unitscale.units.api import session_of
+from unitscale.units import capturing, rows, unit_scale
+from unitscale.units.forward import session_of
 
 # 2026-11-24: torch 2.13's Dynamo reads `.grad` of what crosses a graph break, and makes an instance
 # of a custom autograd.Function.
@@ -214,7 +214,7 @@ def test_sparse_gradient_is_measured_as_the_dense_one():
 
 def test_many_layers_that_break_the_graph_and_know_their_number(monkeypatch):
     """Dynamo compiles such a layer once for each, and would give up after eight of them."""
-    monkeypatch.setattr(forward, "LEAST_LIMIT", 1)
+    monkeypatch.setattr(capturing, "LEAST_LIMIT", 1)
 
     class Layer(nn.Module):
         def __init__(self, index: int) -> None:
@@ -261,7 +261,7 @@ def test_a_model_may_be_compiled_more_often_than_torch_does():
 
 
 def test_a_model_that_compiles_without_end_is_refused(monkeypatch):
-    monkeypatch.setattr(forward, "LEAST_LIMIT", 1)
+    monkeypatch.setattr(capturing, "LEAST_LIMIT", 1)
     model = unit_scale(Flagged(), "fp32-units", inner="eager")
     refused = pytest.raises(RuntimeError, match=r"compiled Flagged 2 times .* without its recipe")
     with torch._dynamo.config.patch(recompile_limit=1):

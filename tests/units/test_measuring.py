@@ -12,7 +12,7 @@ import unitscale as us
 from units.training import named
 from unitscale.formats import E4M3FN, round_to
 from unitscale.units import apply_recipe, unit_scale
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 NAN = float("nan")
 

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from unitscale.units import unit_scale
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 ROWS, WIDTH = 16384, 64
 

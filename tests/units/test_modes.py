@@ -13,7 +13,7 @@ from units.training import (
     train,
 )
 from unitscale.units import rows, unit_scale
-from unitscale.units.api import require_session
+from unitscale.units.forward import require_session
 
 
 class Normed(nn.Module):

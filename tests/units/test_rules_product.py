@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from units.op_arguments import ARGUMENTS, draw, name_of
 from units.training import assert_trains_as_plain
 from unitscale.units import apply_recipe
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 from unitscale.units.op_table import PRODUCTS
 from unitscale.units.ops import GEMM, RULES, rule_of, unrounded_reason
 

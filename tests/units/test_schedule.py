@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from units.training import TwoLayers, assert_same_trace, named, train
 from unitscale.units import recalibrate, rows, unit_scale
-from unitscale.units.api import require_session
+from unitscale.units.forward import require_session
 from unitscale.units.schedule import is_due
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import unitscale as us
 from units.training import named
 from unitscale.units import apply_recipe, unit_scale
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscale.units import rows, unit_scale
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 
 class TwoLayers(nn.Module):

@@ -21,7 +21,7 @@ from unitscale.graph.capture import TensorNode
 from unitscale.numerics import digest, flushed_fraction, saturated_fraction
 from unitscale.record.ranges import OUTSIDE, held, held_grad, share_in_range
 from unitscale.record.sink import format_limits
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 VALUE_FORMATS = (E4M3FN, FP16)
 GRAD_FORMATS = (E5M2, FP16)

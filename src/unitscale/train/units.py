@@ -8,7 +8,7 @@ import torch
 from unitscale import units
 from unitscale.recipes import without_loss_scale
 from unitscale.train.config import TrainConfig
-from unitscale.units.api import session_of
+from unitscale.units.forward import session_of
 
 Kept = dict[str, Any]
 """Units and the place in the measuring schedule, as JSON holds them."""

@@ -13,18 +13,17 @@ from unitscale.units.api import (
     backend,
     coverage,
     full_precision,
-    load_units,
     measure,
     measured,
     recalibrate,
     rows,
-    save_units,
     set_recipe,
     summary,
     unit_scale,
     unscale,
 )
 from unitscale.units.assign import Unit
+from unitscale.units.file import load_units, save_units
 from unitscale.units.ops import INSIDE
 from unitscale.units.overview import Summary
 from unitscale.units.row import UnitRow

@@ -1,13 +1,11 @@
 """The calls a person makes: scale a model, read its units, measure again, keep them in a file."""
 
-import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,13 +16,12 @@ from unitscale.gemm import choose
 from unitscale.graph.engine import compiled_call
 from unitscale.graph.place import alias_patterns
 from unitscale.recipes import Recipe, parse
-from unitscale.units.forward import attach, detach, forward_of
+from unitscale.units.forward import attach, detach, require_session, session_of
 from unitscale.units.overview import Summary, summarize
 from unitscale.units.products import formats_of
 from unitscale.units.row import UnitRow
 from unitscale.units.schedule import Remeasure
 from unitscale.units.session import Session
-from unitscale.units.store import check_state
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -220,27 +217,6 @@ def check_executor(model: nn.Module, recipe: Recipe, caller: str) -> None:
         raise ValueError(f"{caller}, recipe {recipe.name!r}: {error}") from None
 
 
-def session_of(model: nn.Module) -> Session | None:
-    """The session of a scaled model, or None."""
-    forward = forward_of(model)
-    return None if forward is None else forward.session
-
-
-def require_session(model: nn.Module, caller: str) -> Session:
-    """The session of a scaled model.
-
-    Raises:
-        ValueError: the model has none.
-    """
-    session = session_of(model)
-    if session is None:
-        raise ValueError(
-            f"{caller}: this {type(model).__name__} has no units; call us.unit_scale(model) or "
-            "us.apply_recipe(model, recipe) first (a pickle of a scaled model is a plain model)."
-        )
-    return session
-
-
 def recalibrate(model: nn.Module) -> None:
     """Make the next training call of a scaled model a measuring step, whatever the schedule.
 
@@ -314,66 +290,6 @@ def measure(model: nn.Module, *inputs: Any) -> list[UnitRow]:
         for parameter, grad in kept:
             parameter.grad = grad
     return found
-
-
-def save_units(model: nn.Module, path: str | Path) -> None:
-    """Write a scaled model's units to a JSON file, to resume with (`load_units`).
-
-    Raises:
-        ValueError: the model is not scaled, or has no units yet.
-    """
-    session = require_session(model, "save_units")
-    session.terms.collect()
-    if not session.store.units:
-        raise ValueError(
-            f"save_units: this {type(model).__name__} has no units yet; they are set by its first "
-            "training step (forward and backward) or evaluation."
-        )
-    content = {
-        "parameters": [name for name, _ in model.named_parameters()],
-        **session.store.state_dict(),
-    }
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)
-
-
-def load_units(model: nn.Module, path: str | Path) -> None:
-    """Read units from a file of `save_units` into a scaled model, and where its schedule stood.
-
-    Raises:
-        ValueError: it is no such file, or one of another model: its parameters are others, or its
-            tensors are not those of the graphs captured so far, if there are any. Nothing was
-            changed.
-    """
-    session = require_session(model, "load_units")
-    try:
-        content = json.loads(Path(path).read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"load_units: {path} is no file of save_units: {error}") from None
-    try:
-        check_state(content)
-    except ValueError as error:
-        raise ValueError(f"load_units: {path}: {error}") from None
-    if not isinstance(content.get("parameters"), list):
-        raise ValueError(f"load_units: {path} does not name the parameters of its model")
-    names = set(map(str, content["parameters"]))
-    check_keys(path, {name for name, _ in model.named_parameters()}, names)
-    session.terms.collect()
-    if captured := session.store.units.keys():
-        check_keys(path, set(captured), content["units"].keys())
-    session.store.load_state_dict(content)
-
-
-def check_keys(path: str | Path, wanted: Set[str], found: Set[str]) -> None:
-    """Refuse a file of units whose keys are not those of the model."""
-    missing, extra = sorted(wanted - found), sorted(found - wanted)
-    if missing or extra:
-        raise ValueError(
-            f"load_units: {path} is of another model; missing {missing[:5]} ({len(missing)} in "
-            f"all), extra {extra[:5]} ({len(extra)} in all)."
-        )
 
 
 def backend(

@@ -1,20 +1,16 @@
-"""What runs in place of a scaled model's forward, and of its modules where that cannot be captured.
+"""What runs in place of a scaled model's forward.
 
 A `ScaledForward` stands in the instance's `forward`. So `model(x)` runs the model's own hooks, then
 this; Dynamo, where it captures something around the model, breaks its graph here; and a copy of the
-model has a copy of it. A `Layer` stands beside every module that owns parameters. Where Dynamo
-captures the model it passes by; where it gave up on the code around the module (a loop with a graph
-break, a neighbor that it does not capture), the module's call gets a graph of its own.
+model has a copy of it. What Dynamo does not capture of the model: see `layer`.
 """
 
 import copy
 import inspect
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -22,17 +18,14 @@ from torch import nn
 
 from unitscale.graph import engine
 from unitscale.units.call import Call
+from unitscale.units.capturing import capturing, copies_of_a_layer, is_watched, with_own_code
+from unitscale.units.layer import Layer, give_layer, owners, weighed
 from unitscale.units.session import Session
 
 __all__ = ["RecipeLine", "ScaledForward", "attach", "detach", "forward_of"]
 
 ATTRIBUTE = "unitscale_session"
 """Where a model keeps its session; not a parameter, buffer or module, so no checkpoint sees it."""
-
-LEAST_LIMIT = 64
-"""Compilations of one frame that are no fault: torch's 8 are few for layers with graph breaks."""
-
-RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 
 
 def attach(model: nn.Module, session: Session) -> None:
@@ -63,13 +56,25 @@ def forward_of(model: nn.Module) -> "ScaledForward | None":
     return found if isinstance(found, ScaledForward) else None
 
 
-def owners(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The submodules that own a parameter themselves, by path; without the model itself."""
-    return [
-        (path, module)
-        for path, module in model.named_modules()
-        if module is not model and any(p is not None for p in module._parameters.values())
-    ]
+def session_of(model: nn.Module) -> Session | None:
+    """The session of a scaled model, or None."""
+    forward = forward_of(model)
+    return None if forward is None else forward.session
+
+
+def require_session(model: nn.Module, caller: str) -> Session:
+    """The session of a scaled model.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    session = session_of(model)
+    if session is None:
+        raise ValueError(
+            f"{caller}: this {type(model).__name__} has no units; call us.unit_scale(model) or "
+            "us.apply_recipe(model, recipe) first (a pickle of a scaled model is a plain model)."
+        )
+    return session
 
 
 class ScaledForward:
@@ -202,193 +207,6 @@ class ScaledForward:
             session.leave_plain("", "no graph of it was captured in a call", 0)
         session.covered |= call.parameters
         session.warn_of_plain(type(model).__name__)
-
-
-class Layer:
-    """A module's call where the code around it is not captured.
-
-    Args:
-        replaced: what the module ran instead of its forward before, or None.
-    """
-
-    def __init__(self, module: nn.Module, path: str, session: Session) -> None:
-        self.module, self.path, self.session = weakref.ref(module), path, session
-        self.replaced = engine.compiled_call(module)
-        self.renew()
-
-    def renew(self) -> None:
-        """Compile anew, see `ScaledForward.renew`."""
-        module = self.module()
-
-        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return self._call_impl(*args, **kwargs)
-
-        own = with_own_code(forward, type(module).__name__)
-        self.compiled = torch.compile(own, backend=self.session.backend())
-
-    @torch.compiler.disable(reason="a unit-scaled module is compiled by the session of its model")
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One call of the module, in a graph of its own."""
-        module, session = self.module(), self.session
-        assert module is not None
-        is_left_out = self.path in session.plain or session.suspended
-        if is_left_out or is_watched(type(module).__name__):
-            return module._call_impl(*args, **kwargs)
-        if isinstance(module, RECURRENT) and not engine.captures_recurrent():
-            session.leave_plain(
-                self.path,
-                f"torch.compile does not capture nn.{type(module).__name__}; set "
-                "torch._dynamo.config.allow_rnn = True before, or use its cells or unitscale.nn",
-                weighed(module, args),
-            )
-            return module._call_impl(*args, **kwargs)
-        with session.terms.calling() as call:
-            with capturing(session, module, self.renew):
-                result = self.compiled(module, *args, **kwargs)
-            owned = {id(p) for p in module._parameters.values() if p is not None}
-            if not owned & (call.parameters | session.covered):
-                why = f"the forward of {type(module).__name__} could not be captured"
-                session.leave_plain(self.path, why, weighed(module, args))
-        if session.terms.call is None:  # called by itself, without its model
-            session.warn_of_plain(type(module).__name__)
-        return result
-
-
-def weighed(module: nn.Module, args: tuple[Any, ...]) -> int:
-    """Multiply-adds of a module that was not captured: its matrices times the rows of its input.
-
-    Exact for linear and recurrent layers, an estimate for others.
-    """
-    first = next((x for x in args if isinstance(x, torch.Tensor) and x.is_floating_point()), None)
-    if first is None or first.dim() == 0 or first.size(-1) == 0:
-        return 0
-    own = (p for p in module._parameters.values() if p is not None and p.dim() > 1)
-    return sum(p.numel() for p in own) * (first.numel() // first.size(-1))
-
-
-def give_layer(module: nn.Module, path: str, session: Session) -> None:
-    """Put a `Layer` beside a module.
-
-    Where Dynamo captures the call (of a module with hooks, inside a model's graph), it sees the
-    module's own call; where it looks at this function first, it captures that call here.
-    """
-    layer, this = Layer(module, path, session), weakref.ref(module)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return this()._call_impl(*args, **kwargs)  # type: ignore[union-attr]
-        return layer(*args, **kwargs)
-
-    own: Any = with_own_code(call, type(module).__name__)
-    own.layer = layer
-    has_own_state = type(module).__getstate__ is not nn.Module.__getstate__
-    engine.set_compiled_call(module, LayerCall(own) if has_own_state else own)
-
-
-class LayerCall:
-    """The function of `give_layer` for a class whose copies would take it along: they get None.
-
-    `nn.Module.__getstate__` leaves it out; that of nn.LSTM and its like does not.
-    """
-
-    def __init__(self, own: Any) -> None:
-        self.layer, self.own = own.layer, own
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One call of the module."""
-        return self.own(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None
-
-    def __reduce__(self) -> Any:
-        return type(None), ()
-
-
-def with_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """A function with code and globals of its own.
-
-    Dynamo counts compilations, and gives up, by code objects. What it compiled hangs on the code
-    and on the function's globals, and would stay after the model is gone.
-    """
-    assert isinstance(function, FunctionType)
-    code = function.__code__.replace(co_name=name)
-    own = FunctionType(code, dict(function.__globals__), name, None, function.__closure__)
-    weakref.finalize(own, engine.forget, code)
-    return own
-
-
-@contextmanager
-def capturing(
-    session: Session, module: nn.Module, renew: Callable[[], None], *, copies: int = 0
-) -> Iterator[None]:
-    """Let Dynamo capture and run a call; RuntimeError where it would run it without its recipe.
-
-    Args:
-        renew: called where an exception passes that came from capturing, not from a graph.
-        copies: of one layer, see `copies_of_a_layer`.
-    """
-    if engine.compiler_is_disabled():
-        raise RuntimeError(
-            f"torch.compile is disabled (TORCH_COMPILE_DISABLE=1 or torch._dynamo.config.disable), "
-            f"so {type(module).__name__} cannot run under recipe {session.recipe.name!r}; enable "
-            "it, or call us.unscale(model)."
-        )
-    terms = session.terms
-    limit = max(LEAST_LIMIT, engine.recompile_limit()) + copies
-    terms.inside_graph, before = False, engine.break_reasons()
-    try:
-        with engine.strict_compilation(limit):
-            yield
-    except engine.FailOnRecompileLimitHit as error:
-        raise RuntimeError(
-            f"torch.compile has compiled {type(module).__name__} {limit} times "
-            "and would run it from now on without its recipe; call torch.compiler.reset() "
-            "before you build the next model, or raise torch._dynamo.config.recompile_limit."
-        ) from error
-    except BaseException:
-        if not terms.inside_graph:
-            renew()
-        raise
-    finally:
-        now = engine.break_reasons()
-        session.reasons |= dict.fromkeys(why for why in now if now[why] > before.get(why, 0))
-
-
-def copies_of_a_layer(model: nn.Module) -> int:
-    """The largest number of submodules of one class of the model's own.
-
-    A layer that breaks the graph is compiled once for each, if it reads a number of its own, such
-    as its index.
-    """
-    own = (type(m) for m in model.modules() if not type(m).__module__.startswith("torch.nn."))
-    return max(Counter(own).values(), default=0)
-
-
-def is_watched(name: str) -> bool:
-    """Whether something watches the model's operations by other means, and gets the plain ones.
-
-    Raises:
-        RuntimeError: it is exported.
-    """
-    if torch.compiler.is_exporting():
-        raise RuntimeError(
-            f"{name} is scaled, and torch.export would record its plain operations without the "
-            "recipe; export a plain model: call us.unscale(model) first."
-        )
-    active = engine.modes()
-    if active:
-        # Dynamo captures nothing under a mode, and would skip the same code for ever after.
-        why = f"a dispatch mode ({type(active[-1]).__name__}) is active: it sees"
-    elif engine.in_transform():
-        why = "a function transform (torch.func.grad or vmap, say) is active: it takes"
-    else:
-        return False
-    warnings.warn(
-        f"{name} runs without its recipe in this call, because {why} the plain operations.",
-        stacklevel=3,
-    )
-    return True
 
 
 class RecipeLine:
