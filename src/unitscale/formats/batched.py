@@ -17,6 +17,8 @@ def is_batched(x: Tensor) -> bool:
     Assumed: `torch._C._functorch.is_batchedtensor`, and `is_legacy_batchedtensor` for those of
     autograd. Seen on torch 2.13.
     """
+    if torch.compiler.is_compiling():  # which sees through vmap, and not into torch._C
+        return False
     lanes = torch._C._functorch
     return bool(lanes.is_batchedtensor(x) or lanes.is_legacy_batchedtensor(x))
 
