@@ -45,7 +45,7 @@ def assert_refused(
         (["--model", "atention"], "unknown layer 'atention'; use attention, conv, rnn"),
         (["--norm", "both"], "unknown norm 'both'"),
         (["--width", "30", "--set", "model.heads=4"], "width=30 is not a multiple"),
-        (["--inner", "nvfuser"], "inner is 'nvfuser'; expected 'eager' or 'inductor'"),
+        (["--inner", "nvfuser"], "inner is 'nvfuser'; expected 'auto', 'eager' or 'inductor'"),
         (["--set", "stpes=3"], "no 'stpes'"),
         (["--set", "steps"], "--set steps: expected KEY=VALUE"),
         (["--set", "seed=3"], "--set seed=3: use --seeds"),

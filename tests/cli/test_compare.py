@@ -52,6 +52,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+# fp32-units, which was not asked for, says what of the difference is the parametrization.
+WITH_CONTROL = ["fp32", "fp32-units", "fp8-none", "fp8"]
+
 RUN_KEYS = {
     "recipe",
     "final_train_loss",
@@ -76,14 +79,14 @@ def test_comparison_writes_its_results_and_prints_them_as_json(
     assert json.loads((out / "results.json").read_text()) == results
     assert (results["data"], results["model"], results["steps"]) == ("text.txt", "attention", 6)
     assert [(run["recipe"], run["seed"]) for run in results["runs"]] == [
-        (recipe, seed) for seed in (0, 1) for recipe in ("fp32", "fp8-none", "fp8")
+        (recipe, seed) for seed in (0, 1) for recipe in WITH_CONTROL
     ]
     for run in results["runs"]:
         assert run.keys() >= RUN_KEYS
         assert run["share_in_range"].keys() == {"activations", "gradients", "weights"}
         assert run["peak_bytes_saved_for_backward"] > 0
         assert (out / "runs" / f"{run['recipe']}-seed{run['seed']}" / "log.jsonl").exists()
-    assert [row["recipe"] for row in results["summary"]] == ["fp32", "fp8-none", "fp8"]
+    assert [row["recipe"] for row in results["summary"]] == WITH_CONTROL
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert "fp8-none" in (out / "report.html").read_text()
     assert "fp8 seed 1: step 6/6  loss " in stderr
