@@ -131,7 +131,7 @@ class TrainConfig:
         eval_windows: number of fixed validation windows.
         eval_every: steps between validations; None validates after the last step only.
         record_every: steps between recordings of every tensor's statistics (numerics.jsonl, see
-            `record.record`); a recorded step is in full precision. None records nothing.
+            `record.record`). None records nothing.
         checkpoint_every: steps between checkpoints; the last step always writes one.
         inner: the compiler that runs the rewritten graph, "eager" or "inductor"; "auto" is
             inductor on a GPU and eager on a CPU.

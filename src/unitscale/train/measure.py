@@ -31,8 +31,12 @@ class SavedStorages:
     def add(self, tensor: Tensor) -> Tensor:
         """Count the storage of a tensor, and keep it so that its address is not used again."""
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.excluded:
-            self.found[storage.data_ptr()] = storage
+        try:
+            place = storage.data_ptr()
+        except RuntimeError:  # a fake tensor, of a graph that is being captured in the meantime
+            return tensor
+        if place not in self.excluded:
+            self.found[place] = storage
         return tensor
 
 

@@ -102,6 +102,8 @@ def compile_with(
     recipe = parse(recipe)
     caller = "unit_scale" if scale else "apply_recipe"
     check_model(model, caller)
+    if isinstance(skip, str):
+        raise TypeError(f"{caller}: skip is the string {skip!r}; expected a list, [{skip!r}]")
     check_patterns(model, (*recipe.skip, *skip), caller)
     check_executor(model, recipe, caller)
     warn_of_loss_scale(recipe, caller)

@@ -31,7 +31,9 @@ ATTRIBUTE = "unitscale_session"
 def attach(model: nn.Module, session: Session) -> None:
     """Let a model run under a session, in place."""
     model.__dict__[ATTRIBUTE] = session
-    model.__dict__["forward"] = ScaledForward(model, session, model.__dict__.get("forward"))
+    forward = ScaledForward(model, session, model.__dict__.get("forward"))
+    forward.give_layers(model)  # its modules may be called before it is, or without it
+    model.__dict__["forward"] = forward
     model.__dict__["extra_repr"] = RecipeLine(model, session)
 
 
@@ -115,6 +117,14 @@ class ScaledForward:
 
         return with_own_code(forward, type(model).__name__)
 
+    def give_layers(self, model: nn.Module) -> None:
+        """Put a `Layer` beside each module that owns parameters, once."""
+        if not self.has_layers:
+            self.has_layers = True
+            self.copies = copies_of_a_layer(model)
+            for path, module in owners(model):
+                give_layer(module, path, self.session)
+
     def target(self) -> nn.Module:
         """The model."""
         model = self.model()
@@ -165,11 +175,7 @@ class ScaledForward:
         if session.suspended or is_watched(type(model).__name__):
             with session.aside():  # or each of its modules would say the same
                 return self.__wrapped__(*args, **kwargs)
-        if not self.has_layers:
-            self.has_layers = True
-            self.copies = copies_of_a_layer(model)
-            for path, module in owners(model):
-                give_layer(module, path, session)
+        self.give_layers(model)
         with session.terms.calling() as call:
             with capturing(session, model, self.renew, copies=self.copies):
                 result = self.compiled(model, *args, **kwargs)

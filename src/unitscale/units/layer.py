@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from unitscale.graph import engine
 from unitscale.units.capturing import capturing, is_watched, with_own_code
@@ -62,8 +63,8 @@ class Layer:
         if isinstance(module, RECURRENT) and not engine.captures_recurrent():
             session.leave_plain(
                 self.path,
-                f"torch.compile does not capture nn.{type(module).__name__}; set "
-                "torch._dynamo.config.allow_rnn = True before, or use its cells or unitscale.nn",
+                f"torch.compile does not capture nn.{type(module).__name__}, which torch runs in one "
+                "op; use its cells, or unitscale.nn",
                 weighed(module, args),
             )
             return module._call_impl(*args, **kwargs)
@@ -74,6 +75,7 @@ class Layer:
             if not owned & (call.parameters | session.covered):
                 why = f"the forward of {type(module).__name__} could not be captured"
                 session.leave_plain(self.path, why, weighed(module, args))
+            session.covered |= call.parameters
         if session.terms.call is None:  # called by itself, without its model
             session.warn_of_plain(type(module).__name__)
         return result
@@ -84,7 +86,8 @@ def weighed(module: nn.Module, args: tuple[Any, ...]) -> int:
 
     Exact for linear and recurrent layers, an estimate for others.
     """
-    first = next((x for x in args if isinstance(x, torch.Tensor) and x.is_floating_point()), None)
+    given = (x.data if isinstance(x, PackedSequence) else x for x in args)
+    first = next((x for x in given if isinstance(x, torch.Tensor) and x.is_floating_point()), None)
     if first is None or first.dim() == 0 or first.size(-1) == 0:
         return 0
     own = (p for p in module._parameters.values() if p is not None and p.dim() > 1)

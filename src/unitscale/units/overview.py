@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from unitscale.graph.capture import module_path, op_name
 from unitscale.units.executable import Executable
 from unitscale.units.products import Multiplied, multiplied, multiply_adds
 from unitscale.units.session import Session
@@ -75,7 +76,8 @@ class Summary:
             f"{self.units} tensors with a unit, {self.steps} training steps"
         ]
         if not self.products and not self.plain:
-            lines.append("  nothing has run yet: call the model first")
+            since = "" if self.steps == 0 else " under this recipe"
+            lines.append(f"  nothing has run{since} yet: call the model first")
         total = (self.plain_macs + sum(product.macs for product in self.products)) or 1
         kinds: dict[tuple[str, str | None], list[Product]] = {}
         for product in self.products:
@@ -103,7 +105,7 @@ def summarize(session: Session) -> Summary:
     session.terms.collect()
     model = session.model
     found: dict[str, Product] = {}
-    for name, node, _, product in products(session):
+    for name, node, product in products(session):
         if name not in found:
             macs = multiply_adds(node)
             found[name] = Product(name=name, by=product.by, why=product.why, macs=macs)
@@ -116,7 +118,9 @@ def summarize(session: Session) -> Summary:
         model=type(model).__name__,
         recipe=session.recipe.name,
         rounds=session.recipe.rounds,
-        units=len(session.store.units),
+        units=sum(row.reason is None and row.rms is not None for row in session.rows())
+        if session.scale
+        else 0,
         steps=session.store.step,
         products=tuple(found.values()),
         plain=dict(session.plain),
@@ -125,11 +129,27 @@ def summarize(session: Session) -> Summary:
     )
 
 
-def products(session: Session) -> Iterator[tuple[str, fx.Node, Executable, Multiplied]]:
-    """Every product of every graph that ran, and what multiplies it."""
-    for name, tensor, executable, prefix in session.tensors():
-        program = executable.places[prefix].program
-        is_rounded = tensor.node in program.rounded
-        found = multiplied(tensor.node, session.recipe, is_rounded=is_rounded, prefix=prefix)
-        if found is not None:
-            yield name, tensor.node, executable, found
+def products(session: Session) -> Iterator[tuple[str, fx.Node, Multiplied]]:
+    """Every product of every graph that ran, and what multiplies it.
+
+    One whose result is a tuple (a recurrent layer that torch computes whole) has no row; it is here.
+    """
+    for executable in session.executables:
+        for prefix, place in executable.places.items():
+            for graph in {node.graph: None for node in executable.tensors}:
+                for node in graph.nodes:
+                    found = multiplied(
+                        node,
+                        session.recipe,
+                        is_rounded=node in place.program.rounded,
+                        prefix=prefix,
+                    )
+                    if found is not None:
+                        yield name_of(node, executable, prefix), node, found
+
+
+def name_of(node: fx.Node, executable: Executable, prefix: str) -> str:
+    """The name of a node's tensor, or of what it would be."""
+    tensor = executable.tensors.get(node)
+    local = tensor.name if tensor else ".".join(filter(None, (module_path(node), op_name(node))))
+    return prefix + local

@@ -118,6 +118,18 @@ def multiply_adds(node: fx.Node) -> int:
     try:
         with torch.no_grad(), counter:
             evaluate(node, node.meta["example_value"])
-        return int(counter.get_total_flops()) // 2
+        counted = int(counter.get_total_flops()) // 2
     except Exception:  # an op that does not run again on fake tensors has no count
+        counted = 0
+    return counted or by_matrices(node)
+
+
+def by_matrices(node: fx.Node) -> int:
+    """Multiply-adds of an op that torch does not count: its matrices times its input's rows."""
+    values = [x.meta.get("example_value") for x in node.all_input_nodes]
+    tensors = [x for x in values if isinstance(x, torch.Tensor) and x.dim() > 1]
+    weights = [x for x in tensors if isinstance(x, torch.nn.Parameter)]
+    first = next((x for x in tensors if not isinstance(x, torch.nn.Parameter)), None)
+    if first is None:
         return 0
+    return int(sum(x.numel() for x in weights) * (first.numel() // max(first.size(-1), 1)))

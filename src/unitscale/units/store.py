@@ -109,7 +109,8 @@ class UnitStore:
         if broken is not None:
             stays = "The earlier units stay." if self.units else "The next step measures again."
             warnings.warn(
-                f"units were not measured: {broken} holds NaN; look at the step's inputs. {stays}",
+                f"units were not measured: {broken} holds NaN; look at the step's inputs, "
+                f"and for an overflow in the step before. {stays}",
                 stacklevel=2,
             )
             return
