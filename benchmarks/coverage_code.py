@@ -140,6 +140,10 @@ class OwnActivation(Frozen):
 class OwnProduct(Frozen):
     """A product with a backward pass of its own."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.requires_grad_(True)
+
     def body(self, x: Tensor) -> Tensor:
         """Both layers."""
         return self.second(F.gelu(Multiply.apply(x, self.first.weight))).mean(1)

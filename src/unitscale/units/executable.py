@@ -13,6 +13,7 @@ from unitscale.graph.engine import address, saves_elsewhere
 from unitscale.graph.expand import expand
 from unitscale.graph.inplace import return_new
 from unitscale.graph.place import parameter_slots
+from unitscale.graph.tensor import transformed
 from unitscale.units.assign import Unit
 from unitscale.units.call import Call, Terms
 from unitscale.units.measurement import Measurement
@@ -77,6 +78,7 @@ class Executable:
         self.first_prefix = first_prefix = self.prefix(example_inputs)
         tensors = tensor_nodes(module.graph, terms.arguments)
         self.tensors = self.distinguish(tensors, is_whole=not first_prefix)
+        self.hidden = {n for graph in {n.graph for n in tensors} for n in transformed(graph)}
         if terms.store.scale or terms.recipe.rounds:
             refuse_nested(self.tensors.values())
         terms.store.parameters |= {t.name for t in self.tensors.values() if t.is_parameter}
@@ -116,7 +118,9 @@ class Executable:
     def program(self, prefix: str) -> Program:
         """The graph rewritten for the products that the recipe rounds at a place."""
         recipe = self.terms.recipe
-        rounded = frozenset(n for n in self.tensors if is_rounded_product(n, recipe, prefix))
+        # What runs under a function transform is copied as it is, see `Writer.write`.
+        seen = (n for n in self.tensors if n not in self.hidden)
+        rounded = frozenset(n for n in seen if is_rounded_product(n, recipe, prefix))
         if rounded not in self.programs:
             self.programs[rounded] = Program(
                 self.module,

@@ -162,7 +162,7 @@ class ScaledForward:
         with session.terms.calling() as call:
             with capturing(session, model, self.renew):
                 result = self.compiled(model, *args, **kwargs)
-            self.notice(model, call, args)
+            self.notice(model, call, (*args, *kwargs.values()))
         return result
 
     @contextmanager
@@ -225,6 +225,7 @@ class Layer:
         """One call of the module, in a graph of its own."""
         module, session = self.module(), self.session
         assert module is not None
+        given = (*args, *kwargs.values())
         is_left_out = self.path in session.plain or session.suspended
         if is_left_out or is_watched(type(module).__name__):
             return module._call_impl(*args, **kwargs)
@@ -233,7 +234,7 @@ class Layer:
                 self.path,
                 f"torch.compile does not capture nn.{type(module).__name__}; set "
                 "torch._dynamo.config.allow_rnn = True before, or use its cells or unitscale.nn",
-                weighed(module, args),
+                weighed(module, given),
             )
             return module._call_impl(*args, **kwargs)
         with session.terms.calling() as call:
@@ -242,7 +243,7 @@ class Layer:
             owned = {id(p) for p in module._parameters.values() if p is not None}
             if not owned & (call.parameters | session.covered):
                 why = f"the forward of {type(module).__name__} could not be captured"
-                session.leave_plain(self.path, why, weighed(module, args))
+                session.leave_plain(self.path, why, weighed(module, given))
         if session.terms.call is None:  # called by itself, without its model
             session.warn_of_plain(type(module).__name__)
         return result

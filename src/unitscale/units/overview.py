@@ -3,13 +3,17 @@
 The number that sums it up is `coverage`, the share of multiply-adds whose operands are rounded.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
+from unitscale.graph.capture import checkpointed
+from unitscale.graph.name import unused_name
+from unitscale.units.count import multiply_adds
 from unitscale.units.executable import Executable
-from unitscale.units.products import Multiplied, multiplied, multiply_adds
+from unitscale.units.products import Multiplied, maker, multiplied
 from unitscale.units.session import Session
 
 __all__ = ["Product", "Summary", "summarize"]
@@ -126,10 +130,25 @@ def summarize(session: Session) -> Summary:
 
 
 def products(session: Session) -> Iterator[tuple[str, fx.Node, Executable, Multiplied]]:
-    """Every product of every graph that ran, and what multiplies it."""
-    for name, tensor, executable, prefix in session.tensors():
-        program = executable.places[prefix].program
-        is_rounded = tensor.node in program.rounded
-        found = multiplied(tensor.node, session.recipe, is_rounded=is_rounded, prefix=prefix)
-        if found is not None:
-            yield name, tensor.node, executable, found
+    """Every product of every graph that ran, and what multiplies it.
+
+    Those whose results have no unit too: a tuple, as recurrent layers return, or complex numbers.
+    """
+    for executable in session.executables:
+        for prefix, place in executable.places.items():
+            seen: Counter[str] = Counter()
+            for node in nodes_of(executable.module.graph):
+                rounded = node in place.program.rounded
+                found = multiplied(node, session.recipe, is_rounded=rounded, prefix=prefix)
+                if found is not None and maker(node) is node:
+                    tensor = executable.tensors.get(node)
+                    name = unused_name(node, seen) if tensor is None else tensor.name
+                    yield prefix + name, node, executable, found
+
+
+def nodes_of(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The calls of a graph, with those of the checkpoints in it."""
+    for node in graph.nodes:
+        if node.op.startswith("call_"):
+            body = checkpointed(node)
+            yield from [node] if body is None else nodes_of(body.graph)
