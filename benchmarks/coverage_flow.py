@@ -211,19 +211,6 @@ class Recurrence(Model):
         return torch.stack(states).mean(0)
 
 
-class Fallback(Frozen):
-    """A call within try, whose exception it catches itself."""
-
-    def body(self, x: Tensor) -> Tensor:
-        """Both layers."""
-        state = F.gelu(self.first(x))
-        try:
-            state = self.second(state[..., :3])
-        except RuntimeError:
-            state = self.second(state)
-        return state.mean(1)
-
-
 class Registered(Model):
     """Modules in a plain Python list that the model also registers one by one."""
 
@@ -273,7 +260,6 @@ FLOW = [
     entry("attribute that counts calls", Counting),
     entry("print between layers", Printing),
     entry("loop of nn.GRUCell", Recurrence),
-    entry("exception caught within", Fallback),
     entry("layers in a Python list", Registered),
     entry("layers in a generator", Generator),
 ]

@@ -25,14 +25,6 @@ def classifier(stem: str, **settings: Any) -> Entry:
     return Entry(name=stem, family="vision", build=build, batch=images)
 
 
-def detected(text: Any, step: int) -> Batch:
-    """Find one object in an image."""
-    batch = images(text, step)
-    boxes = torch.rand(BATCH, 1, 4, generator=generator(step)) * 0.4 + 0.3
-    labels = [{"class_labels": batch["labels"][i : i + 1], "boxes": boxes[i]} for i in range(BATCH)]
-    return {"pixel_values": batch["pixel_values"], "labels": labels}
-
-
 def pictures(text: Any, step: int) -> Batch:
     """Images without labels: the model makes its own task of them."""
     return {"pixel_values": images(text, step)["pixel_values"]}
@@ -85,8 +77,6 @@ VISION = [
         num_attention_heads=[1, 2],
         mlp_ratios=[2, 2],
     ),
-    classifier("Cvt", embed_dim=[16, 32, 64], num_heads=[1, 2, 4], depth=[1, 1, 1]),
-    classifier("EfficientNet", image_size=32, width_coefficient=0.25, depth_coefficient=0.3),
     Entry(
         name="ViTMAE",
         family="vision",
@@ -100,18 +90,6 @@ VISION = [
             **PATCHES,
         ),
         batch=pictures,
-    ),
-    Entry(
-        name="Yolos",
-        family="vision",
-        build=transformers_model(
-            "YolosForObjectDetection",
-            "YolosConfig",
-            num_labels=CLASSES,
-            num_detection_tokens=5,
-            **PATCHES | {"image_size": [32, 32]},
-        ),
-        batch=detected,
     ),
 ]
 

@@ -47,7 +47,7 @@ DECODERS = [
         attention_heads=HEADS,
         ffn_dim=HIDDEN,
         max_position_embeddings=128,
-        **MARKS,
+        **MARKS | {"pad_token_id": 1},  # the table of positions has one for padding
     ),
     decoder("CTRL", kind="CTRLLMHeadModel", dff=HIDDEN, **GPT),
     decoder("ImageGPT", kind="ImageGPTForCausalImageModeling", n_inner=HIDDEN, **GPT),
@@ -128,7 +128,6 @@ ENCODERS = [
     encoder("ConvBert", embedding_size=32, head_ratio=2, conv_kernel_size=5, **SHAPE),
     encoder("FNet", **{k: v for k, v in SHAPE.items() if k != "num_attention_heads"}),
     encoder("IBert", **WIDE),
-    encoder("Nystromformer", num_landmarks=8, segment_means_seq_len=64, **SHAPE),
     encoder("MobileBert", embedding_size=32, intra_bottleneck_size=32, **SHAPE),
     encoder("MegatronBert", **SHAPE),
     encoder("Esm", mask_token_id=259, **WIDE),
@@ -163,7 +162,7 @@ T5_SHAPE = {
 
 ENCODER_DECODERS = [
     halves("MBart", **HALVES),
-    halves("M2M100", **HALVES),
+    halves("M2M100", **HALVES | {"pad_token_id": 1}),
     halves("Blenderbot", **HALVES),
     halves("PLBart", **HALVES),
     halves(

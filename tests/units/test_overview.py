@@ -140,6 +140,7 @@ PRODUCTS = {
     "inner": (lambda x, m: torch.inner(x, m), 6 * WIDTH * WIDTH),
     "outer": (lambda x, m: torch.outer(x[0], m[0]), WIDTH * WIDTH),
     "dot": (lambda x, m: torch.dot(x[0], m[0]), WIDTH),
+    "bilinear": (lambda x, m: F.bilinear(x, x, m[None]), 6 * WIDTH * WIDTH),
     "two vmaps": (lambda x, m: torch.vmap(lambda r: torch.vmap(lambda w: w @ r)(m))(x), 6 * 64),
     "one after another": (lambda x, m: torch.vmap(torch.sin)(x) @ m, 6 * WIDTH * WIDTH),
 }
@@ -165,3 +166,26 @@ def test_a_product_that_is_not_captured_counts_its_matrix_times_the_input() -> N
     with pytest.warns(UserWarning, match="could not be captured"):
         model(x=torch.randn(6, WIDTH))
     assert us.summary(model).plain_macs == 6 * WIDTH * WIDTH
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # by Dynamo, at the break
+def test_a_graph_that_several_layers_share_counts_for_each_of_them() -> None:
+    class Layer(nn.Module):
+        """Its graph after the break has no parameter, so both layers run the same one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            torch._dynamo.graph_break()
+            return y @ y.T @ y
+
+    model = nn.Sequential(Layer(), Layer())
+    total = counted(model, x := torch.randn(6, WIDTH))
+    us.unit_scale(model, "fp8", inner="eager")
+    for _ in range(3):
+        model(x).square().mean().backward()
+        assert sum(product.macs for product in us.summary(model).products) == total
+    assert us.coverage(model) == 1

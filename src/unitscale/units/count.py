@@ -52,6 +52,8 @@ def estimated(node: fx.Node) -> int:
     first, second, *_ = (example(x) for x in operands(node, rule) * 2)
     if first.dim() == 0 or op_name(node) in OUTER:
         summed = 1
+    elif op_name(node) == "bilinear":
+        summed = first.size(-1) * second.size(-1)
     elif "conv" in op_name(node):
         summed = second[0].numel()
     else:

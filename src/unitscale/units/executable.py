@@ -34,6 +34,8 @@ class Place:
         vector: the numbers of the factors under the units of `version`.
         version: of the unit store.
         is_known: whether every unit that the graph needs was set, at that version.
+        call: the number of the last call of the model in which it ran.
+        runs: how often it ran in that call: layers without parameters may share a graph.
     """
 
     prefix: str
@@ -41,6 +43,8 @@ class Place:
     vector: Tensor
     version: int = -1
     is_known: bool = False
+    call: int = 0
+    runs: int = 1
 
 
 def prepare(module: fx.GraphModule) -> None:
@@ -171,6 +175,9 @@ class Executable:
                 return self(*args)
         call, place = terms.call, self.place(args)
         call.graphs += 1
+        if not call.is_replay:
+            place.runs = place.runs + 1 if place.call == call.number else 1
+            place.call = call.number
         call.parameters.update(id(args[i]) for i, _ in self.slots)
         was_inside, terms.inside_graph = terms.inside_graph, True
         result = self.run(call, place, args)

@@ -12,7 +12,6 @@ from torch import fx
 from unitscale.graph.capture import checkpointed
 from unitscale.graph.name import unused_name
 from unitscale.units.count import multiply_adds
-from unitscale.units.executable import Executable
 from unitscale.units.products import Multiplied, maker, multiplied
 from unitscale.units.session import Session
 
@@ -27,7 +26,8 @@ class Product:
         name: of its result, as in `us.unit_rows`.
         by: what multiplies its operands.
         why: why it is in full precision; None of one that is rounded.
-        macs: multiply-adds of the forward product, on the inputs that it was captured with.
+        macs: multiply-adds of the forward product in one call, on the inputs that it was captured
+            with.
     """
 
     name: str
@@ -107,9 +107,9 @@ def summarize(session: Session) -> Summary:
     session.terms.collect()
     model = session.model
     found: dict[str, Product] = {}
-    for name, node, _, product in products(session):
+    for name, node, runs, product in products(session):
         if name not in found:
-            macs = multiply_adds(node)
+            macs = multiply_adds(node) * runs
             found[name] = Product(name=name, by=product.by, why=product.why, macs=macs)
     unseen = []
     for path, module in model.named_modules() if model is not None else ():
@@ -129,8 +129,8 @@ def summarize(session: Session) -> Summary:
     )
 
 
-def products(session: Session) -> Iterator[tuple[str, fx.Node, Executable, Multiplied]]:
-    """Every product of every graph that ran, and what multiplies it.
+def products(session: Session) -> Iterator[tuple[str, fx.Node, int, Multiplied]]:
+    """Every product of every graph that ran, how often in a call, and what multiplies it.
 
     Those whose results have no unit too: a tuple, as recurrent layers return, or complex numbers.
     """
@@ -143,7 +143,7 @@ def products(session: Session) -> Iterator[tuple[str, fx.Node, Executable, Multi
                 if found is not None and maker(node) is node:
                     tensor = executable.tensors.get(node)
                     name = unused_name(node, seen) if tensor is None else tensor.name
-                    yield prefix + name, node, executable, found
+                    yield prefix + name, node, place.runs, found
 
 
 def nodes_of(graph: fx.Graph) -> Iterator[fx.Node]:
