@@ -73,11 +73,13 @@ def lines_of(command: Sequence[str]) -> Iterator[dict[str, Any]]:
 
     def collect() -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(line)
+        with process.stdout:
+            for line in process.stdout:
+                lines.put(line)
         lines.put(None)
 
-    threading.Thread(target=collect, daemon=True).start()
+    reader = threading.Thread(target=collect, daemon=True)
+    reader.start()
     try:
         while (line := lines.get(timeout=TIMEOUT_S)) is not None:
             if line.startswith('{"'):
@@ -87,6 +89,7 @@ def lines_of(command: Sequence[str]) -> Iterator[dict[str, Any]]:
     finally:
         process.kill()
         process.wait()
+        reader.join()
 
 
 def run_here(names: Sequence[str]) -> None:
