@@ -141,6 +141,10 @@ PRODUCTS = {
     "outer": (lambda x, m: torch.outer(x[0], m[0]), WIDTH * WIDTH),
     "dot": (lambda x, m: torch.dot(x[0], m[0]), WIDTH),
     "bilinear": (lambda x, m: F.bilinear(x, x, m[None]), 6 * WIDTH * WIDTH),
+    "attention": (
+        lambda x, m: F.scaled_dot_product_attention(x[None], x[None], x[None] * m[0]),
+        2 * 6 * 6 * WIDTH,
+    ),
     "two vmaps": (lambda x, m: torch.vmap(lambda r: torch.vmap(lambda w: w @ r)(m))(x), 6 * 64),
     "one after another": (lambda x, m: torch.vmap(torch.sin)(x) @ m, 6 * WIDTH * WIDTH),
 }

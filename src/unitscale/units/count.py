@@ -21,8 +21,8 @@ def multiply_adds(node: fx.Node) -> int:
     """Multiply-adds of a node on its example values.
 
     By torch's own counter, or where that knows none from the sizes of the operands: it does not
-    know recurrent layers nor products with a vector, and sees nothing under vmap. 0 for an op that
-    is no product.
+    know recurrent layers, products with a vector and fused attention on a CPU, and sees nothing
+    under vmap. 0 for an op that is no product.
     """
     return counted(node) or estimated(node)
 
@@ -50,6 +50,8 @@ def estimated(node: fx.Node) -> int:
     if not rule.product or not isinstance(value, Tensor):
         return 0
     first, second, *_ = (example(x) for x in operands(node, rule) * 2)
+    if rule.kind == "attention":  # every query times every key, and its weights times every value
+        return int((first.numel() + value.numel()) * second.size(-2) * lanes(node))
     if first.dim() == 0 or op_name(node) in OUTER:
         summed = 1
     elif op_name(node) == "bilinear":
@@ -63,7 +65,6 @@ def estimated(node: fx.Node) -> int:
 
 def recurrent(node: fx.Node) -> int:
     """Every matrix of a recurrent layer times every vector of its input."""
-    first: Tensor = example(node.args[0])
-    matrices = (example(x) for x in node.all_input_nodes[1:])
-    sizes = (x.numel() for x in matrices if isinstance(x, Tensor) and x.dim() == 2)
+    first, *others = map(example, node.all_input_nodes)
+    sizes = (x.numel() for x in others if isinstance(x, Tensor) and x.dim() == 2)
     return int(sum(sizes) * (first.numel() // max(first.size(-1), 1)))
