@@ -139,6 +139,8 @@ ENCODERS = [
         feed_forward_size=HIDDEN,
         attention_head_size=16,
         local_attn_chunk_length=16,
+        hidden_dropout_prob=0.0,  # its dropout seeds torch from the clock
+        local_attention_probs_dropout_prob=0.0,
         **SHAPE,
     ),
 ]
