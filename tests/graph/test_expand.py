@@ -133,13 +133,18 @@ def test_sizes_may_change(call) -> None:
 
 
 def from_narrower(attention, x, y):
-    return attention(x, y[..., :4], y[..., :4], need_weights=False)
+    return attention(x, y[..., :4], y[..., 2:5], need_weights=False)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_keys_and_values_of_other_widths_are_written_out(bias) -> None:
+    make = partial(Attention, from_narrower, kdim=4, vdim=3, bias=bias)
+    assert_written_out(assert_trains_as_plain(make, (draw(),)), OP)
 
 
 UNUSUAL = {
     "bias of keys": (itself, {"add_bias_kv": True}),
     "zero attention": (itself, {"add_zero_attn": True}),
-    "other widths": (from_narrower, {"kdim": 4, "vdim": 4}),
 }
 
 

@@ -17,6 +17,8 @@ from torch._dynamo import config, lookup_backend
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
+from torch.nn.modules import module as module_hooks
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
@@ -35,7 +37,9 @@ __all__ = [
     "errors_are_suppressed",
     "forget",
     "fsdp_mesh",
+    "global_hooks",
     "in_backward",
+    "in_forward_mode",
     "in_transform",
     "modes",
     "modes_set_aside",
@@ -197,6 +201,25 @@ def fsdp_mesh(model: nn.Module) -> Any:
         for group in state()._fsdp_param_groups if state is not None else ():
             return group.mesh_info.mesh
     return None
+
+
+def global_hooks() -> tuple[int, ...]:
+    """Which hooks on all modules are registered now: Dynamo does not look again.
+
+    Assumed: the four dicts of `torch.nn.modules.module`. Seen on torch 2.13.
+    """
+    found = (
+        module_hooks._global_forward_hooks,
+        module_hooks._global_forward_pre_hooks,
+        module_hooks._global_backward_hooks,
+        module_hooks._global_backward_pre_hooks,
+    )
+    return tuple(id(hook) for hooks in found for hook in hooks.values())
+
+
+def in_forward_mode() -> bool:
+    """Whether derivatives are taken forward. Assumed: `forward_ad._current_level` is -1 if not."""
+    return forward_ad._current_level >= 0
 
 
 def compiled_call(module: nn.Module) -> Any:

@@ -17,8 +17,11 @@ __all__ = ["SIGNATURE", "attention", "refusal", "size"]
 SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 UNUSUAL = ("bias_k", "bias_v", "static_k", "static_v")
-UNUSUAL_FLAGS = ("add_zero_attn", "use_separate_proj_weight")
-SETTINGS = ("embed_dim_to_check", "num_heads", "training", "need_weights", "is_causal")
+UNUSUAL_FLAGS = ("add_zero_attn",)
+SETTINGS = (
+    *("embed_dim_to_check", "num_heads", "training", "need_weights", "is_causal"),
+    "use_separate_proj_weight",
+)
 
 
 def refusal(node: fx.Node, given: dict[str, Any]) -> str | None:
@@ -95,6 +98,11 @@ def projected(given: dict[str, Any], width: int) -> tuple[Any, Any, Any]:
     """Query, key and value after their projections, in as few products as they allow."""
     query, key, value = given["query"], given["key"], given["value"]
     weight, bias = given["in_proj_weight"], given["in_proj_bias"]
+    if given["use_separate_proj_weight"]:  # key or value has another width
+        b_q, b_k, b_v = chunk(bias)
+        q = F.linear(query, given["q_proj_weight"], b_q)
+        k = F.linear(key, given["k_proj_weight"], b_k)
+        return q, k, F.linear(value, given["v_proj_weight"], b_v)
     if query is key is value:
         q, k, v = unpacked(F.linear(query, weight, bias), 3, width)
         return q, k, v

@@ -5,6 +5,7 @@ it requires a gradient, its storage and its version. A storage whose version mov
 place; every tensor on it keeps the unit (1, 1).
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,6 +141,21 @@ def transformed(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         if depth < 0:
             starts.pop()
     return found
+
+
+def lanes(node: fx.Node) -> int:
+    """How often a node runs for each time that its graph does: the sizes of the vmaps around it."""
+    sizes: list[int] = []
+    for other in node.graph.nodes:
+        if other is node:
+            break
+        depth = dynamo.transform_depth(other)
+        if depth > 0:
+            first = other.args[0] if other.args else None
+            sizes.append(first if isinstance(first, int) else 1)
+        elif depth < 0:
+            sizes.pop()
+    return math.prod(sizes)
 
 
 def is_real_float(value: Any) -> bool:

@@ -107,7 +107,7 @@ class Recorder:
         self.original = model.__dict__.get("_compiled_call_impl")
         self.plain = getattr(model, "_orig_mod", model)  # what torch.compile(model) wraps
         self.forward = forward_of(self.plain) or forward_that_rounds_nothing(self.plain)
-        self.session = self.forward.session
+        self.session, self.is_own = self.forward.session, forward_of(self.plain) is None
         self.optimizer: torch.optim.Optimizer | None = None
         self.step, self.sample = 0, SAMPLE
         self.is_late, self.has_warned = False, False
@@ -151,11 +151,17 @@ class Recorder:
         """The model in its session, each tensor shown."""
         if sampled not in self.waiting:
             self.waiting.append(sampled)
+        current = forward_of(self.plain)
+        if current is not self.forward and (current or not self.is_own):
+            # The model was scaled, or given back, since the recording began.
+            self.is_own = current is None
+            self.forward = current or forward_that_rounds_nothing(self.plain)
+            self.session = self.forward.session
         terms = self.session.terms
         sampled.returned = False
         before, terms.observer = terms.observer, partial(Reading, self, sampled, sampled.calls)
         try:
-            if forward_of(self.plain) is self.forward:
+            if current is not None:
                 result = self.call(args, kwargs)
             else:
                 with self.forward.standing_in():

@@ -131,9 +131,14 @@ def set_recipe(model: M, recipe: str | Recipe) -> M:
         recipe: as for `unit_scale`; its own patterns of modules to skip take the place of the
             earlier ones.
     Raises:
-        ValueError: the model is not scaled; else as `unit_scale`. Nothing was changed.
+        ValueError: the model is not scaled, or inside of `full_precision`; else as `unit_scale`.
+            Nothing was changed.
     """
     old = require_session(model, "set_recipe")
+    if old.suspended:
+        raise ValueError(
+            "set_recipe: the model runs in full precision now; switch before or after the context"
+        )
     recipe = parse(recipe)
     check_patterns(model, recipe.skip, "set_recipe")
     check_executor(model, recipe, "set_recipe")

@@ -25,6 +25,10 @@ Observer = Callable[[str], Reader]
 """From what the names of a graph's tensors lack to something that reads them."""
 
 
+GraphRun = tuple[Hashable, Any]
+"""A graph and place, and how it ran: the units of a measuring step, or a vector of factors."""
+
+
 @dataclass(kw_only=True)
 class Call:
     """One call of a model.
@@ -38,6 +42,8 @@ class Call:
         graphs: how many graphs ran.
         parameters: identities of the parameters that they were given.
         measuring: the units and readings of graphs that are measured, by graph and place.
+        graph_runs: how its graphs ran that a checkpoint may compute again, in order.
+        following: of a replay, how the graphs to come ran in the call that it computes again.
     """
 
     number: int
@@ -48,6 +54,8 @@ class Call:
     graphs: int = 0
     parameters: set[int] = field(default_factory=set)
     measuring: dict[Hashable, tuple[UnitsInForce, Measurement]] = field(default_factory=dict)
+    graph_runs: list[GraphRun] = field(default_factory=list)
+    following: list[GraphRun] = field(default_factory=list)
 
 
 class Terms:
@@ -123,9 +131,10 @@ class Terms:
                 found.full_readings, training=True, broken=found.broken_by, call=found.call
             )
 
-    def remember(self, key: Hashable, how: Any) -> None:
+    def remember(self, runs: list[GraphRun], key: Hashable, inputs: Hashable, how: Any) -> None:
         """Note how a graph ran on some inputs, should a backward pass compute it again."""
-        self.remembered[key] = how
-        self.remembered.move_to_end(key)
+        runs.append((key, how))
+        self.remembered[key, inputs] = (runs, len(runs) - 1)
+        self.remembered.move_to_end((key, inputs))
         while len(self.remembered) > REMEMBERED:
             self.remembered.popitem(last=False)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -33,14 +33,24 @@ def with_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]
     return own
 
 
+class Captured(Protocol):
+    """What is captured: compiled anew by `renew`, with the hooks on all modules that there are."""
+
+    hooks: tuple[int, ...]
+
+    def renew(self) -> None:
+        """Compile anew: Dynamo never again captures code that it once gave up on."""
+
+
 @contextmanager
 def capturing(
-    session: Session, module: nn.Module, renew: Callable[[], None], *, copies: int = 0
+    session: Session, module: nn.Module, captured: Captured, *, copies: int = 0
 ) -> Iterator[None]:
     """Let Dynamo capture and run a call; RuntimeError where it would run it without its recipe.
 
     Args:
-        renew: called where an exception passes that came from capturing, not from a graph.
+        captured: renewed where an exception passes that came from capturing, not from a graph,
+            and where hooks on all modules came or went.
         copies: of one layer, see `copies_of_a_layer`.
     """
     if engine.compiler_is_disabled():
@@ -51,9 +61,11 @@ def capturing(
         )
     terms = session.terms
     limit = max(LEAST_LIMIT, engine.recompile_limit()) + copies
+    if captured.hooks != engine.global_hooks():
+        captured.renew()
     terms.inside_graph, before = False, engine.break_reasons()
     try:
-        with engine.strict_compilation(limit):
+        with engine.strict_compilation(limit), without_fused_encoders(session.recipe.rounds):
             yield
     except engine.FailOnRecompileLimitHit as error:
         raise RuntimeError(
@@ -63,11 +75,27 @@ def capturing(
         ) from error
     except BaseException:
         if not terms.inside_graph:
-            renew()
+            captured.renew()
         raise
     finally:
         now = engine.break_reasons()
         session.reasons |= dict.fromkeys(why for why in now if now[why] > before.get(why, 0))
+
+
+@contextmanager
+def without_fused_encoders(rounds: bool) -> Iterator[None]:
+    """Let `nn.TransformerEncoderLayer` and `nn.MultiheadAttention` compute by their parts.
+
+    In evaluation torch has one op for all of them, in which no product could be rounded: the same
+    call would then have other numerics in evaluation than in training. Where a recipe rounds
+    nothing, torch's op is left, whose bits those of the plain model are.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(before and not rounds)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def copies_of_a_layer(model: nn.Module) -> int:
@@ -95,8 +123,8 @@ def is_watched(name: str) -> bool:
     if active:
         # Dynamo captures nothing under a mode, and would skip the same code for ever after.
         why = f"a dispatch mode ({type(active[-1]).__name__}) is active: it sees"
-    elif engine.in_transform():
-        why = "a function transform (torch.func.grad or vmap, say) is active: it takes"
+    elif engine.in_transform() or engine.in_forward_mode():
+        why = "a function transform (torch.func.grad or jvp, say) is active: it takes"
     else:
         return False
     warnings.warn(

@@ -1,6 +1,6 @@
 """A captured graph that runs: measured at some steps, as rewritten at the others."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from unitscale.graph.engine import address, saves_elsewhere
 from unitscale.graph.expand import expand
 from unitscale.graph.inplace import return_new
 from unitscale.graph.place import parameter_slots
+from unitscale.graph.tensor import transformed
 from unitscale.units.assign import Unit
 from unitscale.units.call import Call, Terms
 from unitscale.units.measurement import Measurement
@@ -33,6 +34,8 @@ class Place:
         vector: the numbers of the factors under the units of `version`.
         version: of the unit store.
         is_known: whether every unit that the graph needs was set, at that version.
+        call: the number of the last call of the model in which it ran.
+        runs: how often it ran in that call: layers without parameters may share a graph.
     """
 
     prefix: str
@@ -40,6 +43,8 @@ class Place:
     vector: Tensor
     version: int = -1
     is_known: bool = False
+    call: int = 0
+    runs: int = 1
 
 
 def prepare(module: fx.GraphModule) -> None:
@@ -77,6 +82,7 @@ class Executable:
         self.first_prefix = first_prefix = self.prefix(example_inputs)
         tensors = tensor_nodes(module.graph, terms.arguments)
         self.tensors = self.distinguish(tensors, is_whole=not first_prefix)
+        self.hidden = {n for graph in {n.graph for n in tensors} for n in transformed(graph)}
         if terms.store.scale or terms.recipe.rounds:
             refuse_nested(self.tensors.values())
         terms.store.parameters |= {t.name for t in self.tensors.values() if t.is_parameter}
@@ -116,7 +122,9 @@ class Executable:
     def program(self, prefix: str) -> Program:
         """The graph rewritten for the products that the recipe rounds at a place."""
         recipe = self.terms.recipe
-        rounded = frozenset(n for n in self.tensors if is_rounded_product(n, recipe, prefix))
+        # What runs under a function transform is copied as it is, see `Writer.write`.
+        seen = (n for n in self.tensors if n not in self.hidden)
+        rounded = frozenset(n for n in seen if is_rounded_product(n, recipe, prefix))
         if rounded not in self.programs:
             self.programs[rounded] = Program(
                 self.module,
@@ -167,6 +175,9 @@ class Executable:
                 return self(*args)
         call, place = terms.call, self.place(args)
         call.graphs += 1
+        if not call.is_replay:
+            place.runs = place.runs + 1 if place.call == call.number else 1
+            place.call = call.number
         call.parameters.update(id(args[i]) for i, _ in self.slots)
         was_inside, terms.inside_graph = terms.inside_graph, True
         result = self.run(call, place, args)
@@ -178,13 +189,8 @@ class Executable:
         """The graph in the way that fits this call."""
         terms, program = self.terms, place.program
         remembers = not call.is_replay and saves_elsewhere()
-        key = (
-            (id(self), place.prefix, *self.identity(args))
-            if remembers or (call.is_replay and terms.remembered)
-            else None
-        )
-        if call.is_replay and key in terms.remembered:
-            how = terms.remembered[key]
+        key = (id(self), place.prefix)
+        if call.is_replay and (how := self.replayed(call, key, args)) is not None:
             if isinstance(how, UnitsInForce):
                 return MeasuringStep(program.measured, how, ()).run(None, *args)
             return program.run(how, *args)
@@ -195,11 +201,29 @@ class Executable:
         if measures or terms.observer is not None:
             units, result = self.measure(call, place, args, measures=measures)
             if remembers:
-                terms.remember(key, units)
+                terms.remember(call.graph_runs, key, self.identity(args), units)
             return result
         if remembers:
-            terms.remember(key, place.vector)
+            terms.remember(call.graph_runs, key, self.identity(args), place.vector)
         return program.run(place.vector, *args)
+
+    def replayed(self, call: Call, key: Hashable, args: Sequence[Any]) -> Any:
+        """How the graph ran when the call was made that is computed again now; None: it was not.
+
+        The first graph of a checkpoint is known by where its inputs lie; those after it, whose
+        inputs are computed anew, by their order.
+        """
+        if call.following:
+            expected, how = call.following[0]
+            if expected == key:
+                call.following = call.following[1:]
+                return how
+        found = self.terms.remembered.get((key, self.identity(args)))
+        if found is None:
+            return None
+        runs, index = found
+        call.following = runs[index + 1 :]
+        return runs[index][1]
 
     def identity(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """What tells the inputs of one call from those of another: where they lie."""

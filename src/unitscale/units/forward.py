@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,10 +96,12 @@ class ScaledForward:
         self.session, self.own = session, own
         self.has_layers, self.copies = False, 0
         self.layers: dict[str, Any] = {}
+        self.listened: dict[int, Any] | None = None
         self.renew()
 
     def renew(self) -> None:
         """Compile anew: Dynamo never again captures code that it once gave up on."""
+        self.hooks = engine.global_hooks()
         self.compiled = torch.compile(self.entry(), backend=self.session.backend())
 
     def entry(self) -> Callable[..., Any]:
@@ -177,9 +180,9 @@ class ScaledForward:
                 return self.__wrapped__(*args, **kwargs)
         self.give_layers(model)
         with session.terms.calling() as call:
-            with capturing(session, model, self.renew, copies=self.copies):
+            with capturing(session, model, self, copies=self.copies):
                 result = self.compiled(model, *args, **kwargs)
-            self.notice(model, call, args)
+            self.notice(model, call, (*args, *kwargs.values()))
         return result
 
     @contextmanager
@@ -211,8 +214,29 @@ class ScaledForward:
             session.leave_plain("", why, weighed(model, args))
         if call.graphs == 0 and next(model.parameters(), None) is not None:
             session.leave_plain("", "no graph of it was captured in a call", 0)
-        session.covered |= call.parameters
+        if not call.parameters <= session.covered or self.listened is None:
+            session.covered |= call.parameters
+            self.listen_beside(model, args)
         session.warn_of_plain(type(model).__name__)
+
+    def listen_beside(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        """Have each parameter that no graph took say so if a gradient reaches it all the same.
+
+        Code after a graph break uses it then, in full precision; the next call warns of it. One
+        that nothing uses, such as that of an expert that was not picked, gets no gradient.
+        """
+        session, heard = self.session, self.listened or {}
+        self.listened = heard
+        for path, module in model.named_modules():
+            for p in module._parameters.values():
+                if p is None or not p.requires_grad or id(p) in heard:
+                    continue
+                if id(p) not in session.covered and session.reasons:
+                    why = "a parameter of it is used outside of every graph"
+                    told = partial(session.leave_beside, id(p), path, why, weighed(module, args))
+                    heard[id(p)] = p.register_hook(told)
+        for known in heard.keys() & session.covered:
+            heard.pop(known).remove()
 
 
 class RecipeLine:

@@ -50,6 +50,7 @@ class Layer:
             return self._call_impl(*args, **kwargs)
 
         own = with_own_code(forward, type(module).__name__)
+        self.hooks = engine.global_hooks()
         self.compiled = torch.compile(own, backend=self.session.backend())
 
     @torch.compiler.disable(reason="a unit-scaled module is compiled by the session of its model")
@@ -57,24 +58,25 @@ class Layer:
         """One call of the module, in a graph of its own."""
         module, session = self.module(), self.session
         assert module is not None
+        given = (*args, *kwargs.values())
         is_left_out = self.path in session.plain or session.suspended
         if is_left_out or is_watched(type(module).__name__):
             return module._call_impl(*args, **kwargs)
         if isinstance(module, RECURRENT) and not engine.captures_recurrent():
             session.leave_plain(
                 self.path,
-                f"torch.compile does not capture nn.{type(module).__name__}, which torch runs in one "
-                "op; use its cells, or unitscale.nn",
-                weighed(module, args),
+                f"torch.compile does not capture nn.{type(module).__name__}, which torch runs in "
+                "one op; use its cells, or unitscale.nn",
+                weighed(module, given),
             )
             return module._call_impl(*args, **kwargs)
         with session.terms.calling() as call:
-            with capturing(session, module, self.renew):
+            with capturing(session, module, self):
                 result = self.compiled(module, *args, **kwargs)
             owned = {id(p) for p in module._parameters.values() if p is not None}
             if not owned & (call.parameters | session.covered):
                 why = f"the forward of {type(module).__name__} could not be captured"
-                session.leave_plain(self.path, why, weighed(module, args))
+                session.leave_plain(self.path, why, weighed(module, given))
             session.covered |= call.parameters
         if session.terms.call is None:  # called by itself, without its model
             session.warn_of_plain(type(module).__name__)

@@ -101,15 +101,7 @@ class UnitsInForce:
 
     def backward_factor(self, monomial: Monomial) -> Callable[[Tensor], float]:
         """The factor on a gradient, to be asked for when that is there."""
-
-        def factor(grad: Tensor) -> float:
-            for name in self.unset(monomial, "phi"):
-                # The first gradient of several that are summed: all of them get this phi.
-                guess = 0 if is_batched(grad) else self.phi_of(name, grad, self.log2(monomial))
-                self.provisional[name] = guess
-            return 2.0 ** self.log2(monomial)
-
-        return factor
+        return BackwardFactor(self, monomial)
 
     def settle(self, name: str, grad: Tensor) -> Tensor | None:
         """Set phi of a tensor whose gradients are summed; the gradient at it, if that moves it."""
@@ -117,6 +109,28 @@ class UnitsInForce:
         self.phi[name] = before if is_batched(grad) else self.phi_of(name, grad, -before)
         shift = self.phi[name] - before
         return None if shift == 0 else grad * number(2.0**shift, grad).to(grad.dtype)
+
+
+# What runs in a backward pass is hidden from Dynamo, which looks at every frame where the pass is
+# started by a function that it compiles.
+IN_BACKWARD = torch.compiler.disable(reason="a measuring step of unitscale")
+
+
+@dataclass(eq=False)
+class BackwardFactor:
+    """The factor on a gradient: a number, once the gradient is there."""
+
+    units: UnitsInForce
+    monomial: Monomial
+
+    @IN_BACKWARD
+    def __call__(self, grad: Tensor) -> float:
+        units = self.units
+        for name in units.unset(self.monomial, "phi"):
+            # The first gradient of several that are summed: all of them get this phi.
+            guess = 0 if is_batched(grad) else units.phi_of(name, grad, units.log2(self.monomial))
+            units.provisional[name] = guess
+        return 2.0 ** units.log2(self.monomial)
 
 
 class Reader(Protocol):
@@ -137,6 +151,7 @@ class Settling:
     units: UnitsInForce
     readers: Sequence[Reader]
 
+    @IN_BACKWARD
     def __call__(self, grad: Tensor | None) -> Tensor | None:
         """The gradient multiplied by what its phi lacked; None leaves it as it is."""
         if grad is None:  # a backward written by hand may return it
@@ -161,14 +176,23 @@ def listen(value: Tensor, hook: Settling) -> None:
         value.register_hook(hook)
         return
     weak = [weakref.ref(reader) for reader in hook.readers]
-    shown, units = hook.shown, hook.units
-
-    def on_leaf(grad: Tensor | None) -> Tensor | None:
-        alive = [reader for ref in weak if (reader := ref()) is not None]
-        return Settling(shown, units, alive)(grad) if alive else None
-
-    handle = value.register_hook(on_leaf)
+    handle = value.register_hook(OnLeaf(hook.shown, hook.units, weak))
     weakref.finalize(hook.readers[0], handle.remove)
+
+
+@dataclass(eq=False)
+class OnLeaf:
+    """`Settling` on a leaf, for as long as the readers of its step are there."""
+
+    shown: Shown
+    units: UnitsInForce
+    readers: Sequence[weakref.ref[Reader]]
+
+    @IN_BACKWARD
+    def __call__(self, grad: Tensor | None) -> Tensor | None:
+        """As `Settling`."""
+        alive = [reader for ref in self.readers if (reader := ref()) is not None]
+        return Settling(self.shown, self.units, alive)(grad) if alive else None
 
 
 class Deferred:

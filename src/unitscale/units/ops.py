@@ -35,6 +35,7 @@ __all__ = [
     "RULES",
     "Rule",
     "argument",
+    "body_of",
     "is_inside_scaled_op",
     "is_real",
     "op_of",
@@ -149,15 +150,22 @@ def product_inside(node: fx.Node) -> str | None:
     None if there is no product in that graph. The body of a checkpoint is rewritten, and is none of
     these.
     """
-    if checkpointed(node) is not None:
-        return None
-    for x in node.all_input_nodes:
-        body = (
-            getattr(node.graph.owning_module, str(x.target), None) if x.op == "get_attr" else None
-        )
-        if isinstance(body, fx.GraphModule) and any(map(has_product, body.graph.nodes)):
-            return f"inside {op_name(node)}, which runs as it is"
+    body = None if checkpointed(node) is not None else body_of(node)
+    if body is not None and any(map(has_product, body.graph.nodes)):
+        return f"inside {op_name(node)}, which runs as it is"
     return None
+
+
+def body_of(node: fx.Node) -> fx.GraphModule | None:
+    """The first graph that a call runs which holds a product, or else any; None if it has none."""
+    owner, found = node.graph.owning_module, None
+    for x in node.all_input_nodes:
+        body = getattr(owner, str(x.target), None) if x.op == "get_attr" else None
+        if isinstance(body, fx.GraphModule):
+            if any(map(has_product, body.graph.nodes)):
+                return body
+            found = found or body
+    return found
 
 
 def has_product(node: fx.Node) -> bool:

@@ -3,14 +3,16 @@
 The number that sums it up is `coverage`, the share of multiply-adds whose operands are rounded.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
-from unitscale.graph.capture import module_path, op_name
-from unitscale.units.executable import Executable
-from unitscale.units.products import Multiplied, multiplied, multiply_adds
+from unitscale.graph.capture import checkpointed
+from unitscale.graph.name import unused_name
+from unitscale.units.count import multiply_adds
+from unitscale.units.products import Multiplied, maker, multiplied
 from unitscale.units.session import Session
 
 __all__ = ["Product", "Summary", "summarize"]
@@ -24,7 +26,8 @@ class Product:
         name: of its result, as in `us.unit_rows`.
         by: what multiplies its operands.
         why: why it is in full precision; None of one that is rounded.
-        macs: multiply-adds of the forward product, on the inputs that it was captured with.
+        macs: multiply-adds of the forward product in one call, on the inputs that it was captured
+            with.
     """
 
     name: str
@@ -105,9 +108,9 @@ def summarize(session: Session) -> Summary:
     session.terms.collect()
     model = session.model
     found: dict[str, Product] = {}
-    for name, node, product in products(session):
+    for name, node, runs, product in products(session):
         if name not in found:
-            macs = multiply_adds(node)
+            macs = multiply_adds(node) * runs
             found[name] = Product(name=name, by=product.by, why=product.why, macs=macs)
     unseen = []
     for path, module in model.named_modules() if model is not None else ():
@@ -129,27 +132,26 @@ def summarize(session: Session) -> Summary:
     )
 
 
-def products(session: Session) -> Iterator[tuple[str, fx.Node, Multiplied]]:
-    """Every product of every graph that ran, and what multiplies it.
+def products(session: Session) -> Iterator[tuple[str, fx.Node, int, Multiplied]]:
+    """Every product of every graph that ran, how often in a call, and what multiplies it.
 
-    One whose result is a tuple (a recurrent layer that torch computes whole) has no row; it is here.
+    Those whose results have no unit too: a tuple, as recurrent layers return, or complex numbers.
     """
     for executable in session.executables:
         for prefix, place in executable.places.items():
-            for graph in {node.graph: None for node in executable.tensors}:
-                for node in graph.nodes:
-                    found = multiplied(
-                        node,
-                        session.recipe,
-                        is_rounded=node in place.program.rounded,
-                        prefix=prefix,
-                    )
-                    if found is not None:
-                        yield name_of(node, executable, prefix), node, found
+            seen: Counter[str] = Counter()
+            for node in nodes_of(executable.module.graph):
+                rounded = node in place.program.rounded
+                found = multiplied(node, session.recipe, is_rounded=rounded, prefix=prefix)
+                if found is not None and maker(node) is node:
+                    tensor = executable.tensors.get(node)
+                    name = unused_name(node, seen) if tensor is None else tensor.name
+                    yield prefix + name, node, place.runs, found
 
 
-def name_of(node: fx.Node, executable: Executable, prefix: str) -> str:
-    """The name of a node's tensor, or of what it would be."""
-    tensor = executable.tensors.get(node)
-    local = tensor.name if tensor else ".".join(filter(None, (module_path(node), op_name(node))))
-    return prefix + local
+def nodes_of(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The calls of a graph, with those of the checkpoints in it."""
+    for node in graph.nodes:
+        if node.op.startswith("call_"):
+            body = checkpointed(node)
+            yield from [node] if body is None else nodes_of(body.graph)

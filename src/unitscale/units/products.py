@@ -1,17 +1,16 @@
 """Which ops of a graph are products that the recipe rounds, and what multiplies them."""
 
+import operator
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from unitscale import gemm
 from unitscale.gemm import ProductFormats, choose
 from unitscale.graph.capture import module_path
-from unitscale.graph.example import evaluate
+from unitscale.graph.dynamo import example
 from unitscale.recipes import Recipe
 from unitscale.units.ops import GEMM, operands, rule_of, unrounded_reason
 
@@ -92,10 +91,24 @@ class Multiplied(NamedTuple):
 FULL_PRECISION = "full precision"
 
 
+def maker(node: fx.Node) -> fx.Node:
+    """The node that computes a tensor: of a part of a tuple, the op that returned the tuple."""
+    while node.target is operator.getitem:
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or not isinstance(example(source), tuple | list):
+            break
+        node = source
+    return node
+
+
 def multiplied(
     node: fx.Node, recipe: Recipe, *, is_rounded: bool, prefix: str = ""
 ) -> Multiplied | None:
-    """What multiplies a node's operands; None of an op that is no product."""
+    """What multiplies a node's operands; None of an op that is no product.
+
+    A part of a tuple, as recurrent layers and attention with weights return one, is what made it.
+    """
+    node = maker(node)
     if not rule_of(node).product and unrounded_reason(node) is None:
         return None
     if is_rounded:
@@ -110,26 +123,3 @@ def multiplied(
         return Multiplied(FULL_PRECISION, f"skip={pattern!r}")
     why = unrounded_reason(node) or "no rule rounds this op with these arguments"
     return Multiplied(FULL_PRECISION, why)
-
-
-def multiply_adds(node: fx.Node) -> int:
-    """Multiply-adds of a node on its example values, by torch's own counter; 0 if it knows none."""
-    counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), counter:
-            evaluate(node, node.meta["example_value"])
-        counted = int(counter.get_total_flops()) // 2
-    except Exception:  # an op that does not run again on fake tensors has no count
-        counted = 0
-    return counted or by_matrices(node)
-
-
-def by_matrices(node: fx.Node) -> int:
-    """Multiply-adds of an op that torch does not count: its matrices times its input's rows."""
-    values = [x.meta.get("example_value") for x in node.all_input_nodes]
-    tensors = [x for x in values if isinstance(x, torch.Tensor) and x.dim() > 1]
-    weights = [x for x in tensors if isinstance(x, torch.nn.Parameter)]
-    first = next((x for x in tensors if not isinstance(x, torch.nn.Parameter)), None)
-    if first is None:
-        return 0
-    return int(sum(x.numel() for x in weights) * (first.numel() // max(first.size(-1), 1)))

@@ -131,6 +131,11 @@ class Session:
             self.plain[path], self.plain_macs[path] = why, macs
             self.unwarned.append(path)
 
+    def leave_beside(self, parameter: int, path: str, why: str, macs: int, grad: Any) -> None:
+        """A hook: note a module whose parameter gets a gradient, if no graph has it by now."""
+        if parameter not in self.covered:
+            self.leave_plain(path, why, macs)
+
     def warn_of_plain(self, name: str) -> None:
         """Warn of the modules noted since the last warning, and why torch.compile gave up."""
         if not self.unwarned:
