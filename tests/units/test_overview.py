@@ -139,6 +139,7 @@ PRODUCTS = {
     "mv": (lambda x, m: torch.mv(m, x[0]), WIDTH * WIDTH),
     "inner": (lambda x, m: torch.inner(x, m), 6 * WIDTH * WIDTH),
     "outer": (lambda x, m: torch.outer(x[0], m[0]), WIDTH * WIDTH),
+    "einsum": (lambda x, m: torch.einsum("i,j->ij", x[0], m[0]), WIDTH * WIDTH),
     "dot": (lambda x, m: torch.dot(x[0], m[0]), WIDTH),
     "bilinear": (lambda x, m: F.bilinear(x, x, m[None]), 6 * WIDTH * WIDTH),
     "attention": (

@@ -13,8 +13,11 @@ from unitscale.units.ops import body_of, operands, rule_of
 __all__ = ["multiply_adds"]
 
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
-OUTER = frozenset({"outer", "ger", "addr", "kron"})
-"""Products whose results have one multiply-add for each element: they sum over nothing."""
+OUTER = frozenset({"outer", "ger", "addr", "kron", "einsum"})
+"""Products with one multiply-add for each element of the result: they sum over nothing.
+
+An einsum that sums over something is counted by torch.
+"""
 
 
 def multiply_adds(node: fx.Node) -> int:
