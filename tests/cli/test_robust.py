@@ -164,6 +164,11 @@ def test_bug_keeps_its_traceback() -> None:
         raise RuntimeError("a bug")
 
 
+def heed_interrupts() -> None:
+    """A shell starts what it runs in the background with SIGINT ignored, and children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 START = """
 import sys
 from unitscale import cli
@@ -185,6 +190,7 @@ def test_ctrl_c_in_the_first_second_is_one_line(delay: float, text: Path, tmp_pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     try:
         assert process.stdout is not None
