@@ -63,6 +63,7 @@ RUN_KEYS = {
     "tokens_per_s",
     "peak_bytes_saved_for_backward",
     "share_in_range",
+    "coverage",
 }
 
 
@@ -85,6 +86,7 @@ def test_comparison_writes_its_results_and_prints_them_as_json(
         assert run.keys() >= RUN_KEYS
         assert run["share_in_range"].keys() == {"activations", "gradients", "weights"}
         assert run["peak_bytes_saved_for_backward"] > 0
+        assert run["coverage"] == (1.0 if run["recipe"].startswith("fp8") else None)
         assert (out / "runs" / f"{run['recipe']}-seed{run['seed']}" / "log.jsonl").exists()
     assert [row["recipe"] for row in results["summary"]] == WITH_CONTROL
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"

@@ -165,7 +165,7 @@ def test_bug_keeps_its_traceback() -> None:
 
 
 def heed_interrupts() -> None:
-    """A shell starts what it runs in the background with SIGINT ignored, and children inherit it."""
+    """A shell ignores SIGINT in what it runs in the background, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

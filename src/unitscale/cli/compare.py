@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from unitscale.train import TrainConfig
 
 MOST_SEEDS = 1000
+WHOLE = 0.995
 RECIPES = "fp32,fp32-units,fp16-none,fp8-none,fp16,fp8,fp8-e4m3"
 
 
@@ -119,7 +120,11 @@ def compare(
                 return
             from unitscale.report import comparison_table
 
-            show(comparison_table(results), f"{out / 'loss.png'}  {out / 'report.html'}")
+            show(
+                comparison_table(results),
+                *(left_out(found) for found in partly_rounded(results).items()),
+            )
+            show(f"{out / 'loss.png'}  {out / 'report.html'}")
 
 
 def run(
@@ -151,6 +156,17 @@ def run(
                 )
                 write_report(out)
     return results
+
+
+def left_out(results: dict[str, Any]) -> list[str]:
+    """A line under the table for each recipe that did not round all of the model."""
+    shares = {run["recipe"]: run.get("coverage") for run in results["runs"]}
+    return [
+        f"{recipe} rounds {share:.1%} of the multiply-adds of this model: the rest is in full "
+        "precision, and us.summary(model) says why."
+        for recipe, share in shares.items()
+        if share is not None and share < WHOLE
+    ]
 
 
 def label(config: "TrainConfig", configs: list["TrainConfig"]) -> str:

@@ -40,7 +40,12 @@ from unitscale.train.run_folder import (
 )
 from unitscale.train.run_log import RunLog, check_recording, losses
 from unitscale.train.tensorboard import Board
-from unitscale.train.units import apply_numerics, is_measuring, take_measurement
+from unitscale.train.units import (
+    apply_numerics,
+    coverage_of,
+    is_measuring,
+    take_measurement,
+)
 
 OnRecord = Callable[[Record], None]
 
@@ -179,6 +184,8 @@ class Run:
                 record["measured"] = True
                 if lost := take_measurement(state.model):
                     record["lost"] = lost
+        if state.step == 0 and config.numerics.rounds:
+            record["coverage"] = round(coverage_of(state.model), 4)
         if self.recorder and (rows := self.recorder.collect()):
             names = [fmt.name for fmt in self.recorder.formats]
             if state_now := latest_state(rows, names, config.numerics):

@@ -21,7 +21,10 @@ from unitscale.train.run_log import losses, read_log
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a finished run was: the row that a comparison shows. Losses are in nats a byte."""
+    """What a finished run was: the row that a comparison shows. Losses are in nats a byte.
+
+    `coverage` is the share of multiply-adds that the recipe rounds; None where it rounds nothing.
+    """
 
     recipe: str
     seed: int
@@ -32,6 +35,7 @@ class RunResult:
     tokens_per_s: float
     peak_bytes_saved_for_backward: int
     share_in_range: dict[str, float | None]
+    coverage: float | None = None
 
 
 def finished(config: TrainConfig, folder: Path) -> RunResult:
@@ -72,6 +76,7 @@ def result_of(config: TrainConfig, records: list[Record]) -> RunResult:
         tokens_per_s=median(logged("tokens_per_s")),
         peak_bytes_saved_for_backward=logged("peak_bytes_saved_for_backward")[0],
         share_in_range=logged("share_in_range")[0],
+        coverage=next(iter(logged("coverage")), None),
     )
 
 

@@ -41,6 +41,11 @@ def units_to_keep(model: torch.nn.Module) -> Kept | None:
     return session.store.state_dict()
 
 
+def coverage_of(model: torch.nn.Module) -> float:
+    """The share of a model's multiply-adds that its recipe rounds."""
+    return units.coverage(model)
+
+
 def is_measuring(model: torch.nn.Module) -> bool:
     """Whether the forward pass just made is that of a measuring step."""
     session = session_of(model)
