@@ -13,8 +13,9 @@ from unitscale.train import CheckpointError, train
 
 def test_recorded_run_leaves_a_recording_and_the_same_bits(tmp_path: Path) -> None:
     corpus, records = text_corpus(tmp_path), []
-    result = train(tiny_config(record_every=3), corpus, tmp_path / "a", on_record=records.append)
-    other = train(tiny_config(), corpus, tmp_path / "b")
+    recorded = tiny_config(recipe="fp8", record_every=3)
+    result = train(recorded, corpus, tmp_path / "a", on_record=records.append)
+    other = train(tiny_config(recipe="fp8"), corpus, tmp_path / "b")
     assert result.valid_loss == other.valid_loss
     kept = [load_file(tmp_path / run / "checkpoint.safetensors") for run in "ab"]
     assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[1])

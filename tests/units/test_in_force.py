@@ -171,7 +171,7 @@ class Recurrent(nn.Module):
 def test_recurrent_module_among_linear_ones_is_named_and_leaves_the_others_covered(kind):
     model, plain = pair(lambda: Recurrent(kind))
     x = batch(12).view(2, 6, 8)
-    found = rf"'fp8' is not in force in recurrent \(.*does not capture nn.{kind.__name__};"
+    found = rf"'fp8' is not in force in recurrent \(.*does not capture nn.{kind.__name__}, which"
     with pytest.warns(UserWarning, match=found):
         model(x)
     assert_rounds(model, plain, x)

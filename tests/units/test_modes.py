@@ -239,7 +239,7 @@ class Recurrent(nn.Module):
 def test_recurrent_module_that_is_not_captured_is_named():
     model = unit_scale(Recurrent(), inner="eager")
     x = torch.randn(4, 5, 3)
-    found = r"'fp8' is not in force in lstm \(torch.compile does not capture nn.LSTM; .*allow_rnn"
+    found = r"'fp8' is not in force in lstm \(torch.compile does not capture nn.LSTM, .*cells"
     with pytest.warns(UserWarning, match=found):
         model(x)
     model(x)  # once is enough

@@ -177,7 +177,7 @@ def test_second_derivatives_are_refused_by_name_and_possible_in_full_precision()
     penalties = []
     for _ in range(4):  # measuring steps and others
         x = batch().requires_grad_()
-        with pytest.raises(NotImplementedError, match=r"second derivatives.*us\.full_precision"):
+        with pytest.raises(RuntimeError, match=r"second derivative.*us\.full_precision"):
             torch.autograd.grad(model(x).sum(), x, create_graph=True)
     for net in (model, plain):
         x = batch().requires_grad_()
@@ -193,7 +193,7 @@ def test_print_says_the_recipe_in_one_line():
     assert "(recipe): fp8, 0 units" in str(model)
     train(model, 1)
     (line,) = (line for line in str(model).splitlines() if "recipe" in line)
-    count = len(session_of(model).store.units)
+    count = us.summary(model).units
     assert line.strip() == f"(recipe): fp8, {count} units"
     assert [x for x in str(model).splitlines() if "recipe" not in x] == str(made()).splitlines()
 
@@ -251,7 +251,7 @@ def test_summary_says_products_units_and_steps():
     train(model, 2)
     found = us.summary(model)
     assert (found.model, found.recipe, found.steps) == ("Model", "fp8", 2)
-    assert found.units == len(session_of(model).store.units)
+    assert found.units == sum(row.reason is None for row in us.unit_rows(model)) > 10
     by_name = {product.name: product for product in found.products}
     assert {name.split(".")[-2]: p.macs for name, p in by_name.items()} == MACS
     first, *lines = str(found).splitlines()

@@ -163,12 +163,14 @@ def test_saturated_values_are_reported_once():
     model(torch.randn(64, 8)).backward()
     rows(model)
     model(torch.randn(64, 8) * 1000).backward()
-    with pytest.warns(UserWarning, match=r"^of 'x' or its gradient \d+\.\d% saturated") as seen:
+    with pytest.warns(
+        UserWarning, match=r"^fp8: of 'x' or its gradient \d+\.\d% saturated"
+    ) as seen:
         rows(model)
     assert 0.3 < named(model)["x"].saturated < 0.9
     assert len([w for w in seen if "'x'" in str(w.message)]) == 1
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"of '(?!x')")
+        warnings.filterwarnings("ignore", message=r"fp8: of '(?!x')")
         model(torch.randn(64, 8) * 1e-3).backward()
         rows(model)  # not again
 

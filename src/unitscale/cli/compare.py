@@ -120,10 +120,7 @@ def compare(
                 return
             from unitscale.report import comparison_table
 
-            show(
-                comparison_table(results),
-                *(left_out(found) for found in partly_rounded(results).items()),
-            )
+            show(comparison_table(results), *left_out(results))
             show(f"{out / 'loss.png'}  {out / 'report.html'}")
 
 

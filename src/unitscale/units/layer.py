@@ -6,6 +6,8 @@ that it does not capture), the module's call is captured here.
 """
 
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,15 +45,40 @@ class Layer:
         self.renew()
 
     def renew(self) -> None:
-        """Compile anew, see `ScaledForward.renew`."""
-        module = self.module()
+        """Compile anew at the next call, see `ScaledForward.renew`."""
+        self.hooks = engine.global_hooks()
+        self.compiled: dict[bool, Callable[..., Any]] = {}
 
-        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def capture(self, module: nn.Module, *, whole: bool) -> Callable[..., Any]:
+        """The module's call, or its forward alone, as a function that Dynamo captures."""
+
+        def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return self._call_impl(*args, **kwargs)
 
-        own = with_own_code(forward, type(module).__name__)
-        self.hooks = engine.global_hooks()
-        self.compiled = torch.compile(own, backend=self.session.backend())
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return type(self).forward(self, *args, **kwargs)
+
+        if whole not in self.compiled:
+            own = with_own_code(call if whole else forward, type(module).__name__)
+            self.compiled[whole] = torch.compile(own, backend=self.session.backend())
+        return partial(self.compiled[whole], module)
+
+    def run(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """The module's captured call.
+
+        Dynamo does not capture hooks on the backward pass of a module: with such, the module's own
+        call runs, around its captured forward.
+        """
+        if not module._backward_hooks and not module._backward_pre_hooks:
+            return self.capture(module, whole=True)(*args, **kwargs)
+        before = module.__dict__.get("forward")
+        module.__dict__["forward"] = self.capture(module, whole=False)
+        try:
+            return module._call_impl(*args, **kwargs)
+        finally:
+            module.__dict__.pop("forward")
+            if before is not None:
+                module.__dict__["forward"] = before
 
     @torch.compiler.disable(reason="a unit-scaled module is compiled by the session of its model")
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -72,7 +99,7 @@ class Layer:
             return module._call_impl(*args, **kwargs)
         with session.terms.calling() as call:
             with capturing(session, module, self):
-                result = self.compiled(module, *args, **kwargs)
+                result = self.run(module, args, kwargs)
             owned = {id(p) for p in module._parameters.values() if p is not None}
             if not owned & (call.parameters | session.covered):
                 why = f"the forward of {type(module).__name__} could not be captured"
@@ -105,8 +132,10 @@ def give_layer(module: nn.Module, path: str, session: Session) -> None:
     layer, this = Layer(module, path, session), weakref.ref(module)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return this()._call_impl(*args, **kwargs)  # type: ignore[union-attr]
+        module: Any = this()
+        hooked = module._backward_hooks or module._backward_pre_hooks  # see `Layer.run`
+        if torch.compiler.is_compiling() and not hooked:
+            return module._call_impl(*args, **kwargs)
         return layer(*args, **kwargs)
 
     own: Any = with_own_code(call, type(module).__name__)

@@ -121,9 +121,7 @@ def summarize(session: Session) -> Summary:
         model=type(model).__name__,
         recipe=session.recipe.name,
         rounds=session.recipe.rounds,
-        units=sum(row.reason is None and row.rms is not None for row in session.rows())
-        if session.scale
-        else 0,
+        units=session.held(),
         steps=session.store.step,
         products=tuple(found.values()),
         plain=dict(session.plain),

@@ -153,10 +153,15 @@ class Session:
             stacklevel=4,
         )
 
+    def held(self) -> int:
+        """How many tensors are held at a unit that was measured."""
+        rows = self.rows() if self.scale else []
+        return sum(row.reason is None and row.rms is not None for row in rows)
+
     def line(self) -> str:
         """The recipe and how far it holds, in one line."""
         out = f", not in {len(self.plain)} modules" if self.plain else ""
-        units = f", {len(self.store.units)} units" if self.scale else ""
+        units = f", {self.held()} units" if self.scale else ""
         return f"(recipe): {self.recipe.name}{units}{out}"
 
     def tensors(self) -> Iterator[tuple[str, TensorNode, Executable, str]]:
