@@ -70,5 +70,6 @@ def test_two_processes_have_the_losses_of_one() -> None:
         assert two == pytest.approx(one, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_in_fp8_are_within_its_rounding() -> None:
     assert losses(2) == pytest.approx(losses(1), abs=1e-2)

@@ -203,6 +203,7 @@ def test_several_recordings_are_named(tmp_path: Path) -> None:
     assert labels == ["fp8", "fp8-none"]
 
 
+@pytest.mark.slow
 def test_500_tensors_at_200_steps_stay_under_5_megabytes(tmp_path: Path) -> None:
     rows = recording_rows(layers=125, steps=range(0, 10_000, 50), noise=True)
     write_html(rows, tmp_path / "report.html")
@@ -212,6 +213,7 @@ def test_500_tensors_at_200_steps_stay_under_5_megabytes(tmp_path: Path) -> None
     assert len(page.encode()) < 5_000_000
 
 
+@pytest.mark.slow
 def test_more_steps_are_thinned_and_the_fault_stays(tmp_path: Path) -> None:
     rows = recording_rows(layers=125, steps=range(900), fault_at=413, layer=3)
     write_html(rows, tmp_path / "report.html")
