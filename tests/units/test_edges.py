@@ -161,3 +161,10 @@ def test_module_that_is_called_before_its_model_is_rounded():
 def test_one_pattern_to_skip_is_not_taken_for_a_list_of_letters():
     with pytest.raises(TypeError, match=r"skip is the string '0'; expected a list, \['0'\]"):
         us.unit_scale(mlp(), "fp8", skip="0")
+
+
+def test_loss_scale_that_no_model_applies_is_told():
+    with pytest.warns(
+        UserWarning, match=r"apply_recipe: recipe 'fp16-loss' expects the loss times"
+    ):
+        us.apply_recipe(mlp(), "fp16-loss")
