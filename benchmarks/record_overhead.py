@@ -7,9 +7,8 @@ each, and the first of each pair changes from step to step: so both see the same
 machine. One of them is recorded at every `--period`-th step. What a sample adds is the time of the
 sampled step and of the one after it (which writes the rows) less that of the same two steps of the
 other training, in units of the plain step; printed are the median and the quartiles over all
-samples, and what that makes of a run that is recorded every 50th step. Under a recipe it may be
-less than nothing: a sampled step is not rounded. Times are CPU time of the process, which other
-processes do not stretch.
+samples, and what that makes of a run that is recorded every 50th step. Times are CPU time of the
+process, which other processes do not stretch.
 """
 
 import argparse

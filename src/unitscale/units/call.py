@@ -81,7 +81,6 @@ class Terms:
         self.recipe, self.store, self.inner = recipe, store, inner
         self.factor_dtype = factor_dtype
         self.places, self.arguments = Places(model), argument_names(model)
-        self.has_model = model is not None
         # Goes on from a store of an earlier session: of two measurements the later call counts.
         self.calls = max(store.adopted_at.values(), default=0)
         self.call: Call | None = None
