@@ -27,8 +27,8 @@ LAYERS = (
     ("nn",),
     ("functional",),
     ("graph",),
-    ("recipes",),
     ("gemm",),
+    ("recipes",),
     ("scaling", "numerics"),
     ("formats",),
 )
@@ -41,6 +41,7 @@ TORCH_FREE = (
     "formats.block",
     "formats.catalogue",
     "formats.format",
+    "formats.granularity",
     "recipes",
     "report",
     "scaling.constraints",

@@ -4,13 +4,13 @@ from unitscale.gemm.attention import scaled_dot_product_attention
 from unitscale.gemm.convolution import conv1d, conv2d, conv3d
 from unitscale.gemm.derivative import first_order
 from unitscale.gemm.executor import choose
+from unitscale.gemm.formats import ProductFormats
 from unitscale.gemm.operand import in_backward
 from unitscale.gemm.product import addmm, linear, matmul
-from unitscale.gemm.rounded import ProductFormats, Quantized, quantize, round_value, rounded
+from unitscale.gemm.rounded import round_value, rounded
 
 __all__ = [
     "ProductFormats",
-    "Quantized",
     "addmm",
     "choose",
     "conv1d",
@@ -20,7 +20,6 @@ __all__ = [
     "in_backward",
     "linear",
     "matmul",
-    "quantize",
     "round_value",
     "rounded",
     "scaled_dot_product_attention",

@@ -8,9 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unitscale.gemm.derivative import first_order
-from unitscale.gemm.operand import is_apart, recover, restore, result_dtype, save, uncast
-from unitscale.gemm.product import finish, settled
-from unitscale.gemm.rounded import SUM_OVER_ROWS, ProductFormats, owned, round_sum
+from unitscale.gemm.formats import ProductFormats
+from unitscale.gemm.operand import (
+    Use,
+    encode,
+    given_scales,
+    restore,
+    result_dtype,
+    save,
+    take,
+    uncast,
+    working_dtype,
+)
+from unitscale.gemm.product import settled
+from unitscale.gemm.rounded import SUM_OVER_ROWS, finish, owned, result_of, round_sum
 
 __all__ = ["conv1d", "conv2d", "conv3d"]
 
@@ -29,39 +40,48 @@ class ConvolutionProduct(torch.autograd.Function):
         bias: Tensor | None,
         geometry: tuple[list[int], list[int], list[int], int],
         formats: ProductFormats,
+        scales: Tensor | None,
     ) -> Tensor:
         dtype = result_dtype(x)
-        operands = save(ctx, formats, x, weight, dtype=dtype)
+        given = given_scales(scales, (x, weight))
+        more = () if given is None else (scales, given[0].amax, given[1].amax)
+        uses = [(Use(text), Use(text)) for text in (formats.x_output, formats.w_output)]
+        values = save(ctx, formats, (x, weight), uses, dtype=dtype, given=given, more=more)
         ctx.geometry = geometry
-        if formats.executor != "bf16" and not is_apart(formats, dtype):
-            return owned(round_sum(convolution(*operands.values, bias, *geometry), formats))
-        with uncast(operands, x):
-            output = convolution(*operands.values, None, *geometry)
-        output = recover(output, operands.scales, formats, dtype)
+        if formats.executor != "bf16" and not formats.is_scaled:
+            return owned(round_sum(convolution(*values, bias, *geometry), formats))
+        with uncast(formats, x):
+            output = convolution(*values, None, *geometry)
+        if formats.executor != "bf16":
+            output = result_of(output, formats, dtype)
         along = None if bias is None else bias.view(-1, *[1] * len(geometry[0]))
         return owned(finish(output, along, formats, dtype))
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        operands, formats = restore(ctx, grad), ctx.formats
-        (g, x, weight), (g_scale, x_scale, weight_scale), _ = operands
+        formats, dtypes = ctx.kept.formats, ctx.kept.dtypes
+        dtype = working_dtype(formats, grad.dtype)
+        (x, weight), more = restore(ctx, dtype, grad)
+        given = given_scales(more[0] if more else None, [grad], 2)
+        use = Use(formats.g_grad_input)
+        g = take(encode(grad, use, given[0] if given else None), use, dtype)
         stride, padding, dilation, groups = ctx.geometry
         dims = len(stride)
         wanted = [ctx.needs_input_grad[1], ctx.needs_input_grad[2], False]
-        with uncast(operands, grad):
+        with uncast(formats, grad):
             grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
                 *(g, x, weight, None, stride, padding, dilation, False, [0] * dims, groups, wanted)
             )
         if grad_x is not None:
-            grad_x = recover(grad_x, (g_scale, weight_scale), formats, ctx.dtypes[0])
+            grad_x = result_of(grad_x, formats, dtypes[0])
         if grad_weight is not None:
-            scales, dtype = (g_scale, x_scale), ctx.dtypes[1]
-            grad_weight = recover(grad_weight, scales, formats, dtype, SUM_OVER_ROWS)
+            grad_weight = result_of(grad_weight, formats, dtypes[1], SUM_OVER_ROWS)
         # The bias is added, not multiplied: its gradient is the sum of the gradient as it came.
         axes = [axis for axis in range(grad.dim()) if axis != 1]
         grad_bias = grad.sum(axes) if ctx.needs_input_grad[3] else None
-        return None, grad_x, grad_weight, grad_bias, None, None
+        grad_scales = torch.stack([*more[1:], given[0].amax]) if given else None
+        return None, grad_x, grad_weight, grad_bias, None, None, grad_scales
 
 
 def convolve(
@@ -72,6 +92,7 @@ def convolve(
     bias: Tensor | None,
     geometry: tuple[Size, Size | str, Size, int],
     formats: ProductFormats,
+    scales: Tensor | None,
 ) -> Tensor:
     """Convolve with one size per axis, with a batch axis added if there is none."""
     stride, padding, dilation, groups = geometry
@@ -88,7 +109,7 @@ def convolve(
     batched = x.dim() == dims + 2
     batch = x if batched else x.unsqueeze(0)
     formats = settled(formats, x, has_kernel=False)
-    output = ConvolutionProduct.apply(convolution, batch, weight, bias, sizes, formats)
+    output = ConvolutionProduct.apply(convolution, batch, weight, bias, sizes, formats, scales)
     return output if batched else output.squeeze(0)
 
 
@@ -108,10 +129,11 @@ def conv1d(
     groups: int = 1,
     *,
     formats: ProductFormats,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """`F.conv1d` in low precision, the bias added in the model's dtype."""
     geometry = (stride, padding, dilation, groups)
-    return convolve(F.conv1d, 1, x, weight, bias, geometry, formats)
+    return convolve(F.conv1d, 1, x, weight, bias, geometry, formats, scales)
 
 
 def conv2d(
@@ -124,10 +146,11 @@ def conv2d(
     groups: int = 1,
     *,
     formats: ProductFormats,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """`F.conv2d` in low precision, the bias added in the model's dtype."""
     geometry = (stride, padding, dilation, groups)
-    return convolve(F.conv2d, 2, x, weight, bias, geometry, formats)
+    return convolve(F.conv2d, 2, x, weight, bias, geometry, formats, scales)
 
 
 def conv3d(
@@ -140,7 +163,8 @@ def conv3d(
     groups: int = 1,
     *,
     formats: ProductFormats,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """`F.conv3d` in low precision, the bias added in the model's dtype."""
     geometry = (stride, padding, dilation, groups)
-    return convolve(F.conv3d, 3, x, weight, bias, geometry, formats)
+    return convolve(F.conv3d, 3, x, weight, bias, geometry, formats, scales)

@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 import torch
 
-from unitscale.formats import BF16, FORMATS, torch_dtype
-from unitscale.gemm.rounded import ProductFormats
+from unitscale.formats import BF16, FloatFormat, torch_dtype
+from unitscale.gemm.formats import ProductFormats
+from unitscale.recipes import PerTensor
 
 __all__ = [
     "Ability",
@@ -110,21 +111,31 @@ def obstacle(
 
     `torch._scaled_mm` runs on a CPU, too, in software.
     """
-    operands = [FORMATS[name] if name else None for name in (formats.forward, formats.backward)]
+    operands = formats.operands
+    elements = [operand.format for operand in operands]
+    plain = [fmt for fmt in elements if isinstance(fmt, FloatFormat)]
+    is_whole = len(plain) == len(formats.texts)
     if executor == "bf16":
-        if not all(fmt is not None and fmt.fits_in(BF16) for fmt in operands):
-            return f"BF16 does not hold every value of {spell(formats)}"
+        if not is_whole or not all(fmt.fits_in(BF16) for fmt in plain):
+            return f"BF16 does not hold every value of {formats}"
         if dtype not in (torch.float32, torch.bfloat16):
             return f"the model is {dtype}"
         if formats.result != "BF16" and dtype != torch.bfloat16:
             return f"its results are BF16, and the recipe's are {formats.result or dtype}"
-        if formats.current:
+        if formats.is_scaled or any(operand.transform for operand in operands):
             return "values times a scale of their own are not exact in BF16"
     if executor == "scaled_mm":
-        if not all(fmt is not None and fmt.bits == 8 and torch_dtype(fmt) for fmt in operands):
-            return f"it multiplies 8-bit formats, not {spell(formats)}"
-        if formats.forward == formats.backward == "E5M2":
+        if not is_whole or not all(fmt.bits == 8 and torch_dtype(fmt) for fmt in plain):
+            return f"it multiplies 8-bit formats, not {formats}"
+        pairs = zip(plain[::2], plain[1::2], strict=True)
+        if any(left.name == right.name == "E5M2" for left, right in pairs):
             return "no hardware multiplies E5M2 by E5M2"
+        if any(o.granularity != PerTensor() or not o.is_shared for o in operands):
+            return "it has one scale for each tensor here"
+        if formats.x_output != formats.x_grad_weight or formats.w_output != formats.w_grad_input:
+            return "its two backward products take the operands of the forward product"
+        if formats.g_grad_input != formats.g_grad_weight:
+            return "its two backward products take one gradient"
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"the model is {dtype}"
         if formats.result not in (None, "BF16", "FP16", "FP32"):
@@ -132,11 +143,6 @@ def obstacle(
         if device.type != "cpu" and not fp8_products(device).has:
             return fp8_products(device).why
     return None
-
-
-def spell(formats: ProductFormats) -> str:
-    """The formats of the operands, for a message."""
-    return f"{formats.forward or 'as is'} and {formats.backward or 'as is'}"
 
 
 def choose(formats: ProductFormats, dtype: torch.dtype, device: torch.device) -> ProductFormats:

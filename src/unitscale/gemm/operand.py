@@ -1,52 +1,85 @@
 """Operands of a low-precision product: rounded, held in eight bits for backward, taken out again.
 
-With a scale of its own an operand is `data * scale`. In a float32 model the two are multiplied
-before the product. In 16 bits they stay apart, as on FP8 hardware: the data is multiplied, and the
-product by both scales, in float32. A scale in float16 would be 0 for most gradients, and one in
-bfloat16 off by up to 2**-9, and the whole product with it.
+An operand with a scale of its own is `data * scale`, for its tensor, row, block or tile. The two
+are multiplied in float32 and so is the product, whatever the dtype of the model: a scale in float16
+would be 0 for most gradients, and one in bfloat16 off by up to 2**-9, and the whole product with
+it. Hardware multiplies the data and applies the scales to sums, in float32 as well.
+
+A tensor is taken by two products, over the contraction axis of each. If both take the same values
+one copy is kept for backward; if scales follow the contraction (rows, blocks) the second product
+gets a copy of its own, rounded from the tensor and not from the first copy.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from unitscale.formats import widen
+from unitscale.formats import BlockFormat, Codec, Encoded, FloatFormat, round_to, widen
 from unitscale.formats.rounding import is_traced
-from unitscale.gemm.rounded import (
-    SUM_OVER_FEATURES,
-    ProductFormats,
-    Quantized,
-    round_data,
-    round_sum,
-)
+from unitscale.gemm.formats import ProductFormats, has_scale
+from unitscale.gemm.hadamard import turned
+from unitscale.recipes import Cast, Constant, Current, Delayed, Operand, Unit, parse_operand
 
 __all__ = [
-    "Operands",
+    "Given",
+    "Use",
+    "amax_of",
+    "encode",
     "in_backward",
-    "is_apart",
-    "recover",
+    "pack",
     "restore",
     "result_dtype",
     "save",
+    "take",
     "uncast",
+    "wide",
+    "working_dtype",
 ]
 
-NONE = Quantized(None, None)  # type: ignore[arg-type]
+SMALLEST_AMAX = 1e-12
+"""An all-zero tensor has no scale of its own; this keeps `amax / max` away from zero."""
 
 
-class Operands(NamedTuple):
-    """Operands in the dtype they are multiplied in, and the scales that their product lacks.
+class Use(NamedTuple):
+    """How a product takes a tensor.
 
-    A scale is None where the values have it already; a value is None that was not kept. `more` is
-    what else was saved.
+    Args:
+        text: of the operand; None takes it as it is.
+        along: the axis of the contraction, -1 or -2.
     """
 
-    values: list[Any]
-    scales: list[Tensor | None]
-    more: tuple[Any, ...] = ()
+    text: str | None
+    along: int = -1
+
+    @property
+    def operand(self) -> Operand:
+        """What the text says."""
+        return parse_operand(self.text or "as is")
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the encoded tensor has its last two axes swapped: its contraction is last."""
+        return self.along == -2 and not self.operand.is_shared
+
+    def shares(self, other: "Use") -> bool:
+        """Whether both take the same values of a tensor."""
+        return self.text == other.text and (self.operand.is_shared or self.along == other.along)
+
+
+class Given(NamedTuple):
+    """The amax of a tensor, and the scale that earlier steps gave it: 0 where there were none."""
+
+    amax: Tensor
+    scale: Tensor
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a scale meets a tensor of this dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
@@ -59,104 +92,172 @@ def working_dtype(formats: ProductFormats, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which the rounded operands of a model in `dtype` are multiplied."""
     if formats.executor == "bf16":
         return torch.bfloat16
-    return torch.float32 if is_apart(formats, dtype) else dtype
+    return wide(dtype) if formats.is_scaled else dtype
 
 
-def is_apart(formats: ProductFormats, dtype: torch.dtype) -> bool:
-    """Whether data is multiplied alone, and the product by the scales, as FP8 hardware does.
+def uncast(formats: ProductFormats, x: Tensor) -> AbstractContextManager[Any]:
+    """Without autocast where operands have scales: it would round their values once more."""
+    kind = x.device.type
+    if not formats.is_scaled or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
-    In 16 bits data times scale would be rounded once more, and many values by the same share: FP8
-    has few values, and so has a product that is rounded before it is multiplied by the scales.
-    That is a wrong gain of the product, of up to 2**-9 in bfloat16. So both stay in float32.
+
+def saturates(fmt: FloatFormat) -> bool:
+    """Whether a cast to this format clamps: yes up to eight bits, no for FP16, BF16 and wider."""
+    return fmt.bits <= 8
+
+
+def amax_of(x: Tensor) -> Tensor:
+    """The largest magnitude, in float32; 0 of an empty tensor."""
+    return x.detach().abs().amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
+
+
+@lru_cache(maxsize=None)
+def codec_of(text: str) -> Codec:
+    """The codec of an operand with a scale."""
+    operand = parse_operand(text)
+    assert operand.format is not None
+    scale = operand.scale if isinstance(operand.scale, Current) else Current()
+    rule = scale.power_of_two
+    if isinstance(operand.format, BlockFormat) and not operand.format.has_tensor_scale:
+        rule = rule or "floor"
+    return Codec(
+        format=operand.format,
+        granularity=operand.granularity,
+        power_of_two=rule,
+        margin=scale.margin,
+        rounding=operand.rounding,
+    )
+
+
+def encode(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
+    """A tensor rounded as a product takes it; data in the dtype of x, with a scale in a wide one.
+
+    With scales that follow the contraction, the contraction is the last axis of the result.
     """
-    return formats.current and dtype.itemsize == 2
+    operand = use.operand
+    if operand.format is None:
+        return Encoded(x, None)
+    x = x.detach()
+    if use.is_turned:
+        x = x.mT
+    if operand.transform is not None:
+        x = turned(x.to(wide(x.dtype)), operand.transform.size)
+    if not has_scale(operand):
+        assert isinstance(operand.format, FloatFormat)
+        saturate = saturates(operand.format)
+        return Encoded(round_to(x, operand.format, operand.rounding, saturate=saturate), None)
+    assert use.text is not None
+    codec, scale = codec_of(use.text), operand.scale
+    if isinstance(operand.format, BlockFormat):
+        is_unit = isinstance(scale, Unit) and operand.format.has_tensor_scale
+        return codec.grid(x, tensor_scale=1.0) if is_unit else codec.grid(x)
+    if isinstance(scale, Constant):
+        return codec.grid(x, scale=2.0**scale.log2)
+    if isinstance(scale, Delayed):
+        amax = amax_of(x) if given is None else given.amax
+        now = amax.clamp(min=SMALLEST_AMAX) * (2.0**scale.margin / operand.format.max)
+        return codec.grid(x, scale=now if given is None else torch.where(given.scale > 0, given.scale, now))
+    return codec.grid(x)
+
+
+def keep(x: Tensor, first: Encoded, use: Use, then: Use, given: Given | None = None) -> Encoded:
+    """What backward needs of a tensor that a product took by `use`, and another takes by `then`.
+
+    In as few bits as torch can hold.
+    """
+    found = first if then.shares(use) else encode(x, then, given)
+    return pack(found, then)
+
+
+def pack(encoded: Encoded, use: Use) -> Encoded:
+    """The same with its data in the format's own dtype, an exact cast."""
+    if use.text is None:
+        return encoded
+    return codec_of(use.text).pack(encoded)
+
+
+def take(encoded: Encoded, use: Use, dtype: torch.dtype) -> Tensor:
+    """The values of an encoded tensor, in the axes of the tensor."""
+    if encoded.scale is None and encoded.data.dtype != torch.uint8:
+        values = widen(encoded.data, dtype)
+    else:
+        assert use.text is not None
+        values = codec_of(use.text).decode(encoded, dtype)
+    return values.mT if use.is_turned else values
+
+
+class Saved(NamedTuple):
+    """What a product keeps of its operands: how backward takes them, and in which dtypes they came.
+
+    Args:
+        uses: of each operand in backward.
+        dtypes: of each operand.
+        more: how many other tensors are kept before them.
+    """
+
+    formats: ProductFormats
+    uses: tuple[Use, ...]
+    dtypes: tuple[torch.dtype, ...]
+    more: int
+
+
+PARTS = len(Encoded._fields)
 
 
 def save(
     ctx: Any,
     formats: ProductFormats,
-    *operands: Tensor,
+    operands: Sequence[Tensor],
+    uses: Sequence[tuple[Use, Use]],
+    *,
     dtype: torch.dtype | None,
-    wanted: Sequence[bool] = (True,) * 3,
+    wanted: Sequence[bool] | None = None,
+    given: Sequence[Given] | None = None,
     more: Sequence[Tensor | None] = (),
-) -> Operands:
-    """Round the operands, and keep those `wanted` for backward in the format's own dtype.
+) -> list[Tensor]:
+    """Round the operands, keep for backward what it takes, and return the values to multiply.
 
     Args:
-        dtype: of the product; None where every operand is taken with its scale (attention).
+        uses: of each operand, by the product of the forward pass and by that of backward.
+        dtype: of the product; None where every operand keeps its own (attention).
+        wanted: which operands backward reads.
+        given: amaxes and scales, of operands whose scales come from earlier steps.
         more: what else backward reads. A tensor that is kept elsewhere may be written to between
             the passes without a word from autograd.
     """
-    ctx.formats, ctx.dtypes = formats, [x.dtype for x in operands]
-    held = [round_operand(x, formats.forward, formats) for x in operands]
-    kept = [
-        NONE if not is_wanted else q if formats.forward is None else q.narrow(formats.forward)
-        for q, is_wanted in zip(held, wanted, strict=False)
-    ]
-    ctx.save_for_backward(*more, *(tensor for pair in kept for tensor in pair))
-    # The values themselves, not those read back from eight bits: the same, and faster.
-    if dtype is not None and is_apart(formats, dtype):
-        return apart(held, working_dtype(formats, dtype))
-    if formats.forward is None:
-        return Operands(list(operands), [None] * len(operands))
-    work = [x if dtype is None else working_dtype(formats, x) for x in ctx.dtypes]
-    values = [q.dequantize(kind) for q, kind in zip(held, work, strict=True)]
-    return Operands(values, [None] * len(values))
+    values, kept = [], []
+    for index, (x, (use, then)) in enumerate(zip(operands, uses, strict=True)):
+        own = given[index] if given else None
+        encoded = encode(x, use, own)
+        if wanted is None or wanted[index]:
+            kept += keep(x, encoded, use, then, own)
+        else:
+            kept += [None] * PARTS
+        # The values themselves, not those read back from eight bits: the same, and faster.
+        kind = x.dtype if dtype is None or not formats.operands else working_dtype(formats, dtype)
+        values.append(take(encoded, use, kind))
+    ctx.kept = Saved(formats, tuple(u for _, u in uses), tuple(x.dtype for x in operands), len(more))
+    ctx.save_for_backward(*more, *kept)
+    return values
 
 
-def restore(ctx: Any, grad: Tensor, *, is_product: bool = True) -> Operands:
-    """The rounded output gradient, and the saved operands after it."""
-    formats, count = ctx.formats, 2 * len(ctx.dtypes)
-    saved, more = ctx.saved_tensors, ()  # read once: a second time, a checkpoint has no more
-    if len(saved) > count:
-        more, saved = saved[:-count], saved[-count:]
-    held = [Quantized(*pair) for pair in zip(saved[::2], saved[1::2], strict=True)]
-    held = [round_operand(grad, formats.backward, formats), *held]
-    dtype = working_dtype(formats, grad.dtype) if is_product else grad.dtype
-    if is_product and is_apart(formats, grad.dtype):
-        found = apart(held, dtype)
-    else:
-        values = [None if q.data is None else q.dequantize(dtype) for q in held]
-        found = Operands(values, [None] * len(values))
-    first, *others = found.values
-    if dtype.itemsize == 2:
-        others = [None if x is None else in_backward(x, grad) for x in others]
-    return Operands([first, *others], found.scales, more)
+def restore(ctx: Any, dtype: torch.dtype, grad: Tensor) -> tuple[list[Any], tuple[Any, ...]]:
+    """The values of the saved operands in `dtype` (None where not kept), and what else was saved.
 
-
-def round_operand(x: Tensor, format_name: str | None, formats: ProductFormats) -> Quantized:
-    """An operand rounded, or as it is."""
-    if format_name is None:
-        return Quantized(x, None)
-    return Quantized(*round_data(x, format_name, current=formats.current))
-
-
-def apart(held: Sequence[Quantized], dtype: torch.dtype) -> Operands:
-    """Data and scales, each on its own."""
-    values = [None if q.data is None else widen(q.data, dtype) for q in held]
-    return Operands(values, [q.scale for q in held])
-
-
-def uncast(operands: Operands, x: Tensor) -> AbstractContextManager[Any]:
-    """Without autocast where data and scales are apart: in float16 sums of data would overflow."""
-    kind = x.device.type
-    if all(scale is None for scale in operands.scales) or not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
-
-
-def recover(
-    product: Tensor,
-    scales: Sequence[Tensor | None],
-    formats: ProductFormats,
-    dtype: torch.dtype,
-    factor: float = SUM_OVER_FEATURES,
-) -> Tensor:
-    """A product of data times the scales of its operands, on the grid of the recipe's results."""
-    if any(scale is not None for scale in scales):
-        for scale in scales:
-            product = product if scale is None else product * scale
-    return round_sum(product, formats, factor).to(dtype)
+    Args:
+        grad: any gradient that backward got; in sixteen bits the values are taken out after it.
+    """
+    kept: Saved = ctx.kept
+    saved = ctx.saved_tensors  # read once: a second time, a checkpoint has no more
+    more, parts = saved[: kept.more], saved[kept.more :]
+    values: list[Any] = []
+    for index, use in enumerate(kept.uses):
+        encoded = Encoded(*parts[PARTS * index : PARTS * (index + 1)])
+        value = None if encoded.data is None else take(encoded, use, dtype)
+        values.append(in_backward(value, grad) if value is not None and dtype.itemsize == 2 else value)
+    return values, more
 
 
 def in_backward(x: Tensor, grad: Tensor) -> Tensor:
@@ -170,3 +271,17 @@ def in_backward(x: Tensor, grad: Tensor) -> Tensor:
     first = grad.detach().reshape(-1)[:1].float()
     one = 1.0 + (first.view(torch.int32) & 0).float()
     return x * one.to(x.dtype)
+
+
+def given_scales(
+    scales: Tensor | None, operands: Sequence[Tensor], start: int = 0
+) -> list[Given] | None:
+    """The amaxes of some operands beside the scales that earlier steps gave them.
+
+    A product sends the amaxes of its operands back as the gradient of its scales: so they reach
+    whoever made the scales once the backward pass is done, from any compiler.
+    """
+    if scales is None:
+        return None
+    scales = scales.detach()
+    return [Given(amax_of(x), scales[start + i]) for i, x in enumerate(operands)]

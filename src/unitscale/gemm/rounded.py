@@ -5,19 +5,26 @@ turns that op into a low-precision one: autograd then sees rounded operands in a
 `gemm.product` computes the same function and holds the operands in eight bits.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unitscale.formats import FORMATS, FP32, FloatFormat, round_to, torch_dtype, widen
+from unitscale.formats import FORMATS, FP32
 from unitscale.gemm.derivative import first_order
+from unitscale.gemm.formats import ProductFormats
+from unitscale.gemm.operand import Given, Use, amax_of, encode, take, wide
 
-__all__ = ["ProductFormats", "Quantized", "quantize", "round_value", "rounded"]
-
-SMALLEST_AMAX = 1e-12
-"""An all-zero tensor has no scale of its own; this keeps `amax / max` away from zero."""
-
+__all__ = [
+    "edge_scales",
+    "finish",
+    "owned",
+    "result_of",
+    "round_sum",
+    "round_value",
+    "rounded",
+    "times",
+]
 
 SUM_OVER_ROWS = 2.0**-6
 """Stands for rows^-1/2 of 4,096 rows; without it FP16 overflows where gradients are correlated."""
@@ -27,93 +34,21 @@ SUM_OVER_FEATURES = 2.0**-4
 that measure: a Llama of width 128 did at step 112, at values of 3,000."""
 
 
-class ProductFormats(NamedTuple):
-    """Formats of one low-precision product, by name; None leaves a tensor as it is.
-
-    `forward` rounds both operands of the output product, `backward` the output gradient, `result`
-    each of output, grad_input and grad_weight. With `current`, an operand's scale is its amax now.
-    With `unit`, operands are at unit scale and results, which are sums, are rounded smaller:
-    grad_weight by `SUM_OVER_ROWS`, the others by `SUM_OVER_FEATURES`. These stand for the factors
-    terms^-1/2 that a fused product applies before it rounds.
-    `executor` says how the product runs, see `gemm.executor`.
-    Names and not `FloatFormat`s, so that a printed graph can be read (and re-executed).
-    """
-
-    forward: str | None = None
-    backward: str | None = None
-    result: str | None = None
-    current: bool = False
-    unit: bool = False
-    executor: str = "emulated"
-
-
-class Quantized(NamedTuple):
-    """`x ~ data * scale`; data is in the format's own dtype where torch has one."""
-
-    data: Tensor
-    scale: Tensor | None
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The rounded values in `dtype`, shape of the data.
-
-        A scale is applied in float32 at least: in float16 most scales are 0.
-        """
-        if self.scale is None:
-            return widen(self.data, dtype)
-        values = widen(self.data, wide(dtype)) * self.scale
-        return values if values.dtype == dtype else values.to(dtype)
-
-    def narrow(self, format_name: str) -> "Quantized":
-        """The same with the data in the format's own dtype, an exact cast, if torch has one."""
-        dtype = torch_dtype(FORMATS[format_name])
-        return self if dtype is None else Quantized(self.data.to(dtype), self.scale)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a scale meets a tensor of this dtype."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def times(x: Tensor, factor: Tensor) -> Tensor:
     """`x * factor` in the dtype of x, with a factor that this dtype need not hold."""
     return (x.to(wide(x.dtype)) * factor).to(x.dtype)
 
 
-def quantize(x: Tensor, format_name: str | None, *, current: bool = False) -> Quantized:
-    """Round `x` to a format and hold it in as few bits as torch can.
+def round_value(x: Tensor, text: str | None, given: Given | None = None) -> Tensor:
+    """`x` rounded as an operand's text says (a format's name casts it), in the dtype of `x`.
 
     Formats of eight bits and fewer saturate at their maximum; FP16 and BF16 overflow to infinity as
-    the hardware does. NaN stays NaN. With `current` the scale is `amax / max` of this tensor.
+    the hardware does. NaN stays NaN.
     """
-    if format_name is None:
-        return Quantized(x, None)
-    return Quantized(*round_data(x, format_name, current=current)).narrow(format_name)
-
-
-def round_data(x: Tensor, format_name: str, *, current: bool) -> tuple[Tensor, Tensor | None]:
-    """The data of a quantized `x`, and its scale in float32.
-
-    The data has the dtype of `x`, with a current scale float32 at least.
-    """
-    fmt, scale = FORMATS[format_name], None
-    if current:
-        amax = x.detach().abs().amax() if x.numel() else x.new_zeros(())
-        scale = amax.float().clamp(min=SMALLEST_AMAX) / fmt.max
-        x = x.to(wide(x.dtype)) / scale
-    return round_to(x, fmt, saturate=saturates(fmt)), scale
-
-
-def saturates(fmt: FloatFormat) -> bool:
-    """Whether a cast to this format clamps: yes up to eight bits, no for FP16, BF16 and wider."""
-    return fmt.bits <= 8
-
-
-def round_value(x: Tensor, format_name: str | None, *, current: bool = False) -> Tensor:
-    """`x` rounded to a format, in the dtype of `x`."""
-    if format_name is None:
+    if text is None:
         return x
-    data, scale = round_data(x, format_name, current=current)
-    return data if scale is None else Quantized(data, scale).dequantize(x.dtype)
+    use = Use(text)
+    return take(encode(x, use, given), use, x.dtype)
 
 
 def round_sum(
@@ -121,9 +56,27 @@ def round_sum(
 ) -> Tensor:
     """A product on the grid of `formats.result`; at unit scale, rounded smaller by `factor`."""
     name = formats.result
-    if name is None or not formats.unit or FORMATS[name].exponent_bits >= FP32.exponent_bits:
+    if name is None or not formats.at_units or FORMATS[name].exponent_bits >= FP32.exponent_bits:
         return round_value(product, name)
     return round_value(product * factor, name) / factor
+
+
+def finish(
+    product: Tensor, bias: Tensor | None, formats: ProductFormats, dtype: torch.dtype
+) -> Tensor:
+    """A product on the grid of the recipe's results, with the bias, in `dtype`."""
+    product = product.to(dtype)
+    return product if bias is None else round_sum(product + bias.to(dtype), formats)
+
+
+def result_of(
+    product: Tensor,
+    formats: ProductFormats,
+    dtype: torch.dtype,
+    factor: float = SUM_OVER_FEATURES,
+) -> Tensor:
+    """A product on the grid of the recipe's results, in `dtype`."""
+    return round_sum(product, formats, factor).to(dtype)
 
 
 def owned(result: Tensor) -> Tensor:
@@ -137,20 +90,29 @@ def owned(result: Tensor) -> Tensor:
 
 
 class Rounded(torch.autograd.Function):
-    """Forward rounds to one format, backward rounds the gradient to another."""
+    """Forward rounds as one operand, backward rounds the gradient as another.
+
+    `scales` holds what earlier steps gave to the two: their gradient is the two amaxes.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, fwd: str | None, bwd: str | None, current: tuple[bool, bool]
+        ctx: Any, x: Tensor, fwd: str | None, bwd: str | None, scales: Tensor | None
     ) -> Tensor:
-        ctx.bwd, ctx.current = bwd, current[1]
+        ctx.bwd = bwd
+        given = None if scales is None else Given(amax_of(x), scales.detach()[0])
+        ctx.save_for_backward(*(() if given is None else (given.amax, scales)))
         # A copy and no view: a model may write into what a product returns (see `owned`).
-        return x.clone() if fwd is None else round_value(x, fwd, current=current[0])
+        return x.clone() if fwd is None else round_value(x, fwd, given)
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return round_value(grad, ctx.bwd, current=ctx.current), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.saved_tensors:
+            return round_value(grad, ctx.bwd), None, None, None
+        amax, scales = ctx.saved_tensors
+        given = Given(amax_of(grad), scales.detach()[1])
+        return round_value(grad, ctx.bwd, given), None, None, torch.stack([amax, given.amax])
 
 
 def rounded(
@@ -159,12 +121,32 @@ def rounded(
     bwd: str | None = None,
     *,
     current: tuple[bool, bool] = (False, False),
+    scales: Tensor | None = None,
 ) -> Tensor:
-    """Round `x` to the format named `fwd`, and its gradient to the one named `bwd`.
+    """Round `x` as the operand of text `fwd`, and its gradient as that of `bwd`.
 
-    None leaves that direction as it is. The gradient passes values that saturated as well
-    (straight-through). `current` says per direction whether the scale is the tensor's own amax.
+    The name of a format is a text: it casts. None leaves that direction as it is. The gradient
+    passes values that saturated as well (straight-through).
+
+    Args:
+        current: per direction, whether a format's scale is the tensor's own amax: the same as the
+            text "E4M3FN current".
+        scales: float32 [2], for texts with delayed scales: those of the two directions, 0 where
+            there is none yet. The gradient that it gets is the two amaxes.
     """
     if fwd is None and bwd is None:
         return x
-    return Rounded.apply(x, fwd, bwd, current)
+    fwd, bwd = (
+        f"{text} current" if text and is_current else text
+        for text, is_current in zip((fwd, bwd), current, strict=True)
+    )
+    return Rounded.apply(x, fwd, bwd, scales)
+
+
+def edge_scales(scales: Tensor | None, operands: int) -> list[Tensor | None]:
+    """The scales of a product's operands and then its gradient, as `rounded` takes each of them."""
+    if scales is None:
+        return [None] * (operands + 1)
+    zero = torch.zeros_like(scales[:1])
+    values = [torch.cat([scales[i : i + 1], zero]) for i in range(operands)]
+    return [*values, torch.cat([zero, scales[operands:]])]

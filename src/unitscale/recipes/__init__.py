@@ -1,11 +1,48 @@
 """Which operand of which product is rounded to which format, and where its scale comes from."""
 
+from unitscale.formats.granularity import PerAxis, PerBlock, PerTensor, PerTile
 from unitscale.recipes.catalogue import (
     RECIPES,
     STATIC_LOSS_SCALE,
+    cscale,
     parse,
     without_loss_scale,
 )
-from unitscale.recipes.recipe import Recipe
+from unitscale.recipes.operand import (
+    AS_IS,
+    Cast,
+    Constant,
+    Current,
+    Delayed,
+    Operand,
+    RandomHadamard,
+    Unit,
+    parse_operand,
+)
+from unitscale.recipes.recipe import Recipe, uniform
+from unitscale.recipes.rule import Gemm, Rule
 
-__all__ = ["RECIPES", "STATIC_LOSS_SCALE", "Recipe", "parse", "without_loss_scale"]
+__all__ = [
+    "AS_IS",
+    "RECIPES",
+    "STATIC_LOSS_SCALE",
+    "Cast",
+    "Constant",
+    "Current",
+    "Delayed",
+    "Gemm",
+    "Operand",
+    "PerAxis",
+    "PerBlock",
+    "PerTensor",
+    "PerTile",
+    "RandomHadamard",
+    "Recipe",
+    "Rule",
+    "Unit",
+    "cscale",
+    "parse",
+    "parse_operand",
+    "uniform",
+    "without_loss_scale",
+]

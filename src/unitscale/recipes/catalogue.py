@@ -1,50 +1,316 @@
 """The recipes by name. A suffix says where the scale comes from: none = unit-scaled."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
 
-from unitscale.formats import BF16, E4M3FN, E5M2, FP16
-from unitscale.recipes.recipe import Recipe
+from unitscale.formats import (
+    BF16,
+    E4M3FN,
+    E4M3FNUZ,
+    E5M2,
+    E5M2FNUZ,
+    FP16,
+    MX_E2M1FN,
+    MX_E3M2FN,
+    MX_E4M3FN,
+    NVFP4,
+    BlockFormat,
+    FloatFormat,
+)
+from unitscale.recipes.operand import (
+    Cast,
+    Constant,
+    Current,
+    Delayed,
+    Operand,
+    PerAxis,
+    PerBlock,
+    PerTile,
+    PowerOfTwo,
+    RandomHadamard,
+    Unit,
+)
+from unitscale.recipes.recipe import Recipe, uniform
+from unitscale.recipes.rule import Gemm, Rule
 
 STATIC_LOSS_SCALE = 2048.0
 """The static loss scale of the paper's FP16 baselines (Blake et al. 2023, character LM)."""
 
-PLAIN = Recipe(name="fp32")
-BF16_PRODUCTS = Recipe(name="bf16", forward=BF16, backward=BF16, result=BF16)
-FP16_PRODUCTS = Recipe(name="fp16-none", forward=FP16, backward=FP16, result=FP16)
-FP8_PRODUCTS = Recipe(name="fp8-none", forward=E4M3FN, backward=E5M2)
-FP8_TO_BF16_PRODUCTS = replace(FP8_PRODUCTS, name="fp8-bf16-none", result=BF16)
-"""What FP8 hardware gives a model that is in BF16: the results of FP8 products are BF16."""
-E4M3_PRODUCTS = Recipe(name="fp8-e4m3-none", forward=E4M3FN, backward=E4M3FN)
+GRADIENT_MARGIN = 3
+"""Binades that Perez et al. leave free above the amax of a gradient."""
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        PLAIN,
-        BF16_PRODUCTS,
-        FP16_PRODUCTS,
-        replace(FP16_PRODUCTS, name="fp16-loss", source="loss", loss_scale=STATIC_LOSS_SCALE),
-        replace(FP16_PRODUCTS, name="fp16-loss-dynamic", source="loss", loss_scale="dynamic"),
-        FP8_PRODUCTS,
-        FP8_TO_BF16_PRODUCTS,
-        E4M3_PRODUCTS,
-        replace(FP8_PRODUCTS, name="fp8-current", source="current"),
-        replace(E4M3_PRODUCTS, name="fp8-e4m3-current", source="current"),
-        replace(PLAIN, name="fp32-units", source="unit"),
-        replace(BF16_PRODUCTS, name="bf16-units", source="unit"),
-        replace(FP16_PRODUCTS, name="fp16", source="unit"),
-        replace(FP8_PRODUCTS, name="fp8", source="unit"),
-        replace(FP8_TO_BF16_PRODUCTS, name="fp8-bf16", source="unit"),
-        replace(E4M3_PRODUCTS, name="fp8-e4m3", source="unit"),
+UNIT_SCALING = "Unit Scaling (Blake et al. 2023)"
+BLAKE = "Blake, Orr, Luschi, Unit Scaling, arXiv 2303.11257; units of any model: docs/units.md"
+PEREZ = "Perez et al., Training and inference of LLMs using 8-bit floating point, arXiv 2309.17224"
+TRANSFORMER_ENGINE = "NVIDIA Transformer Engine, common/recipe"
+
+
+def full() -> list[Recipe]:
+    """Baselines, and casts without a scale."""
+    bf16, fp16 = uniform(BF16, BF16, BF16), uniform(FP16, FP16, FP16)
+    micikevicius = "Micikevicius et al., Mixed Precision Training, ICLR 2018"
+    return [
+        Recipe(name="fp32", users="the baseline of every comparison"),
+        Recipe(
+            name="bf16",
+            rules=bf16,
+            users="most large models (Kalamkar et al. 2019)",
+            source="Kalamkar et al., arXiv 1905.12322",
+        ),
+        Recipe(name="fp16-none", rules=fp16, users="nobody: what FP16 loses without a scale"),
+        Recipe(
+            name="fp16-loss",
+            rules=fp16,
+            loss_scale=STATIC_LOSS_SCALE,
+            users="Micikevicius et al. 2018",
+            source=micikevicius,
+        ),
+        Recipe(
+            name="fp16-loss-dynamic",
+            rules=fp16,
+            loss_scale="dynamic",
+            users="torch.amp.GradScaler, Apex",
+            source=f"{micikevicius}; torch.amp.GradScaler",
+        ),
+        Recipe(
+            name="fp8-none",
+            rules=uniform(E4M3FN, E5M2),
+            users="nobody: what FP8 loses without a scale",
+        ),
+        Recipe(
+            name="fp8-bf16-none",
+            rules=uniform(E4M3FN, E5M2, BF16),
+            users="nobody: fp8-none with BF16 results",
+        ),
+        Recipe(
+            name="fp8-e4m3-none",
+            rules=uniform(E4M3FN, E4M3FN),
+            users="nobody: what E4M3 gradients lose so",
+        ),
+    ]
+
+
+def tensorwise() -> list[Recipe]:
+    """One scale for each tensor, found from its values of now or of earlier steps."""
+    current = Current(power_of_two="rceil")
+    return [
+        Recipe(
+            name="fp8-current",
+            rules=uniform(E4M3FN, E5M2, scale=Current()),
+            users="torchao float8, Transformer Engine",
+            source=f"torchao.float8 'tensorwise'; {TRANSFORMER_ENGINE}: Float8CurrentScaling",
+        ),
+        Recipe(
+            name="fp8-e4m3-current",
+            rules=uniform(E4M3FN, E4M3FN, scale=Current()),
+            users="DeepSeek-V3's format, a scale per tensor",
+        ),
+        Recipe(
+            name="fp8-current-pow2",
+            rules=uniform(E4M3FN, E5M2, scale=current),
+            users="fp8-current, scales powers of two",
+            source=f"{TRANSFORMER_ENGINE}: Float8CurrentScaling with power-of-two scales",
+        ),
+        Recipe(
+            name="fp8-delayed",
+            rules=uniform(E4M3FN, E5M2, scale=Delayed()),
+            users="Transformer Engine's first recipe",
+            source=f"{TRANSFORMER_ENGINE}: DelayedScaling; Micikevicius et al., arXiv 2209.05433",
+        ),
+        amax("fp8-amax", E4M3FN, E5M2),
+        amax("fp8-amax-fnuz", E4M3FNUZ, E5M2FNUZ),
+        cscale(),
+        replace(cscale(0, E4M3FNUZ, E5M2FNUZ), name="fp8-cscale-fnuz"),
+        Recipe(
+            name="fp8-fog",
+            rules=uniform(E4M3FN, E5M2, scale=Delayed()),
+            users="FOG: attention's products too",
+            source="Hernandez-Cano et al., Towards Fully FP8 GEMM LLM Training at Scale, arXiv "
+            "2505.20524; its architecture (norms of queries and keys, no gated units) is the "
+            "model's part",
+        ),
+    ]
+
+
+def amax(name: str, value: FloatFormat, gradient: FloatFormat) -> Recipe:
+    """FP8-AMAX of Perez et al., section 3: a power of two that brings the amax just below the end.
+
+    Gradients keep three binades free. In linear layers alone, the read-out too.
+    """
+    scale = Current(power_of_two="rceil")
+    below = replace(scale, margin=GRADIENT_MARGIN)
+    return Recipe(
+        name=name,
+        rules=linear_alone(Gemm.of(Operand(value, scale), Operand(gradient, below))),
+        users="Graphcore: FP8-AMAX",
+        source=f"{PEREZ}: FP8-AMAX",
     )
-}
+
+
+def cscale(
+    bias: int = 0, value: FloatFormat = E4M3FN, gradient: FloatFormat = E5M2
+) -> Recipe:
+    """FP8-CSCALE of Perez et al.: one constant for all tensors, three binades less for gradients.
+
+    Args:
+        bias: data is `x * 2**bias`. It has to be searched: the losses are those of FP16 over a
+            range of it, and collapse outside.
+    """
+    return Recipe(
+        name="fp8-cscale" if bias == 0 else f"fp8-cscale({bias})",
+        rules=linear_alone(
+            Gemm.of(
+                Operand(value, Constant(-bias)),
+                Operand(gradient, Constant(GRADIENT_MARGIN - bias)),
+            )
+        ),
+        users="Graphcore: FP8-CSCALE",
+        source=f"{PEREZ}: FP8-CSCALE",
+    )
+
+
+def linear_alone(gemm: Gemm) -> tuple[Rule, ...]:
+    """A rule for every matrix product with a weight; attention and others keep full precision."""
+    return (Rule(op="linear", gemm=gemm),)
+
+
+def blockwise() -> list[Recipe]:
+    """Scales for rows, blocks and tiles, in linear layers alone."""
+    row = Operand(E4M3FN, Current(power_of_two="rceil"), PerAxis())
+    tensor = Operand(E4M3FN, Current(power_of_two="rceil"))
+    bf16 = Operand(BF16)
+    block = Operand(E4M3FN, Current(), PerBlock(128))
+    tile = Operand(E4M3FN, Current(), PerTile(128, 128))
+    return [
+        Recipe(
+            name="fp8-rowwise",
+            rules=linear_alone(Gemm.of(row)),
+            users="torchao float8 rowwise, Llama 3's recipe",
+            source="torchao.float8 'rowwise'; scales are powers of two",
+        ),
+        Recipe(
+            name="fp8-rowwise-hp",
+            rules=linear_alone(Gemm((row, row), (row, tensor), (bf16, bf16))),
+            users="torchao float8 rowwise_with_gw_hp",
+            source="torchao.float8 'rowwise_with_gw_hp': grad_weight in BF16",
+        ),
+        Recipe(
+            name="fp8-block",
+            rules=linear_alone(Gemm.of(block, weight=tile)),
+            users="DeepSeek-V3",
+            source="DeepSeek-V3 Technical Report, arXiv 2412.19437, section 3.3",
+        ),
+        *(
+            microscaling(f"{name}{suffix}", fmt, rule)
+            for name, fmt in (("mxfp8", MX_E4M3FN), ("mxfp6", MX_E3M2FN), ("mxfp4", MX_E2M1FN))
+            for rule, suffix in MX_RULES.items()
+        ),
+        nvfp4(),
+    ]
+
+
+MX_RULES: dict[PowerOfTwo, str] = {"floor": "", "rceil": "-rceil", "ceil": "-ceil", "even": "-even"}
+
+
+def microscaling(name: str, fmt: BlockFormat, rule: PowerOfTwo) -> Recipe:
+    """All six operands in blocks of 32 along the contraction."""
+    used = {"mxfp8": "OCP MX; Blackwell, MI350", "mxfp6": "OCP MX", "mxfp4": "OCP MX; MI350"}
+    base = name.split("-")[0]
+    users = used[base] if rule == "floor" else f"{base}, scale rule {rule}"
+    return Recipe(
+        name=name,
+        rules=linear_alone(Gemm.of(Operand(fmt, Current(rule)))),
+        users=users,
+        source="OCP Microscaling Formats v1.0, section 6.3; Rouhani et al., arXiv 2310.10537"
+        + ("; Transformer Engine, cuBLAS" if rule == "rceil" else ""),
+    )
+
+
+def nvfp4(name: str = "nvfp4", scale: Current | Unit | None = None) -> Recipe:
+    """NVFP4 whole: weights in tiles of 16 by 16, Hadamard transforms on grad_weight's operands,
+    and stochastic rounding of gradients alone.
+
+    Which layers keep BF16 is the model's matter: pass `skip=[...]`.
+    """
+    scale = Current() if scale is None else scale
+    x = Operand(NVFP4, scale)
+    weight = replace(x, granularity=PerTile(16, 16))
+    g = replace(x, rounding="stochastic")
+    turn = RandomHadamard(16)
+    grad_weight = (replace(g, transform=turn), replace(x, transform=turn))
+    is_unit = isinstance(scale, Unit)
+    return Recipe(
+        name=name,
+        rules=linear_alone(Gemm((x, weight), (g, weight), grad_weight)),
+        users="nvfp4 with units as its second level" if is_unit else "NVIDIA; Blackwell",
+        source="NVIDIA, Pretraining Large Language Models with NVFP4, arXiv 2509.25149"
+        + ("; the tensor scale is the unit, so that no amax runs over a tensor" * is_unit),
+    )
+
+
+def units() -> list[Recipe]:
+    """The unit-scaled recipes."""
+    unit = Unit()
+    return [
+        Recipe(
+            name="fp32-units",
+            rules=uniform(None, None, scale=unit),
+            users="the control of the unit-scaled recipes",
+            source=BLAKE,
+        ),
+        Recipe(
+            name="bf16-units",
+            rules=uniform(BF16, BF16, BF16, scale=unit),
+            users="a unit-scaled model in BF16",
+            source=BLAKE,
+        ),
+        Recipe(
+            name="fp16",
+            rules=uniform(FP16, FP16, FP16, scale=unit),
+            users=UNIT_SCALING,
+            source=BLAKE,
+        ),
+        Recipe(
+            name="fp8", rules=uniform(E4M3FN, E5M2, scale=unit), users=UNIT_SCALING, source=BLAKE
+        ),
+        Recipe(
+            name="fp8-bf16",
+            rules=uniform(E4M3FN, E5M2, BF16, scale=unit),
+            users="fp8 with BF16 results, as on FP8 hardware",
+            source=BLAKE,
+        ),
+        Recipe(
+            name="fp8-e4m3",
+            rules=uniform(E4M3FN, E4M3FN, scale=unit),
+            users="Unit Scaling with E4M3 gradients too",
+            source=BLAKE,
+        ),
+        nvfp4("nvfp4-units", Unit()),
+        Recipe(
+            name="mus",
+            rules=(
+                Rule(op="readout", gemm=uniform(BF16, BF16)[0].gemm),
+                Rule(op="linear", gemm=Gemm.of(Operand(E4M3FN, Unit()), Operand(E5M2, Unit()))),
+            ),
+            users="Databricks: mu-nit Scaling",
+            source="Narayan et al., mu-nit Scaling: Simple and Scalable FP8 LLM Training, arXiv "
+            "2502.05967; for a model written unit-scaled, with norms after its branches",
+        ),
+    ]
+
+
+def by_name(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
+    """Recipes by their names."""
+    return {recipe.name: recipe for recipe in recipes}
+
+
+RECIPES: dict[str, Recipe] = by_name([*full(), *tensorwise(), *blockwise(), *units()])
 
 
 def without_loss_scale(recipe: Recipe) -> Recipe:
     """The products of a recipe alone: for a caller that multiplies the loss itself."""
-    if recipe.loss_scale is None:
-        return recipe
-    return replace(recipe, source="none", loss_scale=None)
+    return recipe if recipe.loss_scale is None else replace(recipe, loss_scale=None)
 
 
 def parse(recipe: str | Recipe) -> Recipe:

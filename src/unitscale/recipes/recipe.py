@@ -1,89 +1,226 @@
-"""A recipe says how the operands of matrix products are rounded, and where scales come from.
-
-A linear layer has three products; a recipe names the format of each operand and of each result:
-
-    output      = input       @ weight^T     both in `forward`
-    grad_input  = grad_output @ weight       grad_output in `backward`, weight in `forward`
-    grad_weight = grad_output^T @ input      grad_output in `backward`, input in `forward`
+"""A recipe says how every operand of every matrix product is rounded, and by what scale.
 
 The module imports no torch: a recipe is data, and printing it needs nothing else.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from unitscale.formats import FloatFormat
+from unitscale.recipes.operand import AS_IS, Cast, Current, Operand, Unit
+from unitscale.recipes.rule import Gemm, Rule
 
-ScaleSource = Literal["none", "unit", "loss", "current"]
+__all__ = ["Executor", "Recipe", "uniform"]
+
 Executor = Literal["auto", "emulated", "bf16", "scaled_mm"]
+OLD_SOURCES = {"none": Cast(), "loss": Cast(), "unit": Unit(), "current": Current()}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False)
 class Recipe:
     """Numerics of a whole model.
 
     Args:
         name: as written on the command line.
-        forward: format of input and weight; None leaves them as they are.
-        backward: format of the output gradient; None leaves it as it is.
-        result: format the three results are rounded to; None leaves them in the dtype of the model.
+        rules: which products are multiplied how: the first rule that matches a product wins, and
+            one that no rule matches keeps full precision.
         activations: format every tensor between products is held in, and its gradient; None
             holds them in the dtype of the model. Needs units to be safe.
         saved: format in which element-wise functions (GELU, SiLU, products of two tensors) save
             their inputs for backward; None saves them as they are. Operands of matrix products are
-            saved in `forward` in any case. Needs units to be safe.
-        source: where an operand's scale comes from: `none` casts as is, `unit` divides by the
-            tensor's unit, `loss` is `none` with the loss multiplied by `loss_scale`, `current`
-            divides by this tensor's amax over the format's maximum.
-        loss_scale: a static factor, or "dynamic" (doubled and halved as overflows come and go).
+            saved as the product takes them in any case. Needs units to be safe.
+        optimizer: name of the optimizer states that go with it; the optimizer is told by itself.
+        collectives: likewise, of gradients between processes.
+        loss_scale: a static factor on the loss, or "dynamic" (doubled and halved as overflows come
+            and go).
         skip: patterns of module paths whose products stay in full precision.
         executor: what multiplies the operands, see `unitscale.gemm.executor`; "auto" is the fastest
             that the device has. It changes the order of sums, never a format.
+        source: where the scheme comes from: paper, library, section.
+        users: who trains with it, in a few words.
+
+    `forward`, `backward`, `result` and `source="current"` and its kin, of a version before rules,
+    are taken with a warning: one format for values, one for gradients, one for results.
 
     Raises:
-        ValueError: `loss_scale` without source "loss", or the reverse; no such executor.
+        ValueError: a loss scale together with units; no such executor; two rules for the same
+            path and op.
     """
 
     name: str
-    forward: FloatFormat | None = None
-    backward: FloatFormat | None = None
-    result: FloatFormat | None = None
-    activations: FloatFormat | None = None
-    saved: FloatFormat | None = None
-    source: ScaleSource = "none"
-    loss_scale: float | Literal["dynamic"] | None = None
-    skip: tuple[str, ...] = ()
-    executor: Executor = "auto"
+    rules: tuple[Rule, ...]
+    activations: FloatFormat | None
+    saved: FloatFormat | None
+    optimizer: str | None
+    collectives: str | None
+    loss_scale: float | Literal["dynamic"] | None
+    skip: tuple[str, ...]
+    executor: Executor
+    source: str = field(compare=False)
+    users: str = field(compare=False)
 
-    def __post_init__(self) -> None:
-        if (self.source == "loss") != (self.loss_scale is not None):
+    def __init__(
+        self,
+        *,
+        name: str,
+        rules: tuple[Rule, ...] = (),
+        activations: FloatFormat | None = None,
+        saved: FloatFormat | None = None,
+        optimizer: str | None = None,
+        collectives: str | None = None,
+        loss_scale: float | Literal["dynamic"] | None = None,
+        skip: tuple[str, ...] = (),
+        executor: Executor = "auto",
+        source: str = "",
+        users: str = "",
+        **old: Any,
+    ) -> None:
+        if old or source in OLD_SOURCES:
+            rules = rules_of_old(name, rules, loss_scale, {**old, "source": source})
+            source = "" if source in OLD_SOURCES else source
+        given = locals()
+        for name_of_field in self.__dataclass_fields__:
+            object.__setattr__(self, name_of_field, given[name_of_field])
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what contradicts itself."""
+        if self.loss_scale is not None and self.unit_scaled:
             raise ValueError(
-                f"Recipe {self.name!r}: source is {self.source!r} and loss_scale is "
-                f"{self.loss_scale!r}; a loss scale goes with source='loss', and only with it."
+                f"Recipe {self.name!r}: it has units and a loss scale of {self.loss_scale!r}; with "
+                "units gradients are at unit scale already, leave one of the two out."
             )
         if self.executor not in get_args(Executor):
             raise ValueError(
                 f"Recipe {self.name!r}: executor is {self.executor!r}; expected one of "
                 f"{', '.join(get_args(Executor))}."
             )
+        seen: dict[tuple[str, str], Rule] = {}
+        for rule in self.rules:
+            other = seen.setdefault((rule.path, rule.op), rule)
+            if other is not rule:
+                raise ValueError(
+                    f"Recipe {self.name!r}: two rules for path {rule.path!r} and op {rule.op!r}; "
+                    "the second would never be used, leave one of them out."
+                )
+
+    @property
+    def gemms(self) -> tuple[Gemm, ...]:
+        """The products of its rules, without those in full precision."""
+        return tuple(rule.gemm for rule in self.rules if rule.gemm is not None)
+
+    @property
+    def main(self) -> Gemm:
+        """The products of most layers: of the first rule that is for all paths."""
+        general = (rule.gemm for rule in self.rules if rule.path == "*" and rule.gemm is not None)
+        return next(general, next(iter(self.gemms), Gemm()))
 
     @property
     def unit_scaled(self) -> bool:
         """Whether tensors are held at their units (by the model's author or by `unit_scale`)."""
-        return self.source == "unit"
+        return any(gemm.unit_scaled for gemm in self.gemms)
 
     @property
     def rounds(self) -> bool:
         """Whether the recipe changes any product."""
-        return any((self.forward, self.backward, self.result))
+        return any(gemm.rounds for gemm in self.gemms)
+
+    @property
+    def value(self) -> Operand:
+        """How most inputs are rounded."""
+        return self.main.output[0]
+
+    @property
+    def gradient(self) -> Operand:
+        """How most gradients of outputs are rounded."""
+        return self.main.grad_input[0]
 
     def products(self) -> list[tuple[str, str, str, str]]:
-        """The three products as rows (product, left format, right format, result format)."""
-        forward, backward, result = (
-            fmt.name if fmt else "as is" for fmt in (self.forward, self.backward, self.result)
+        """The three products of most layers as rows (product, left, right, result)."""
+        return self.main.rows()
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.users}" if self.users else self.name]
+        if not self.rules:
+            lines.append("  rounds nothing")
+        for rule in self.rules:
+            where = f"{'every' if rule.path == '*' else rule.path} {rule.op.replace('*', 'product')}"
+            if rule.gemm is None:
+                lines.append(f"  {where}: full precision")
+                continue
+            lines.append(f"  {where}")
+            for name, left, right, result in rule.gemm.rows():
+                end = "" if result == "as is" else f" -> {result}"
+                lines.append(f"    {name:<12} {left} @ {right}{end}")
+        if self.loss_scale is not None:
+            lines.append(f"  loss scale: {self.loss_scale}")
+        if self.source:
+            lines.append(f"  source: {self.source}")
+        return "\n".join(lines)
+
+    def __getattr__(self, name: str) -> Any:
+        """The three formats by their names of a version before rules, with a warning."""
+        now = {"forward": "value", "backward": "gradient", "result": "main"}.get(name)
+        if now is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        warnings.warn(
+            f"Recipe.{name} is of a version before rules; read recipe.{now} instead",
+            DeprecationWarning,
+            stacklevel=2,
         )
-        return [
-            ("output", forward, forward, result),
-            ("grad_input", backward, forward, result),
-            ("grad_weight", backward, forward, result),
-        ]
+        found = getattr(self, now)
+        return found.results if name == "result" else found.format
+
+
+def uniform(
+    value: FloatFormat | None,
+    gradient: FloatFormat | None,
+    results: FloatFormat | None = None,
+    scale: Any = None,
+) -> tuple[Rule, ...]:
+    """One rule for every product: a format for values, one for gradients, and one source of scales.
+
+    `scale` is `Cast()` unless it is given. A computed scale, and a unit, is left out where there is no format: nothing needs it there.
+    """
+    scale = Cast() if scale is None else scale
+
+    def operand(fmt: FloatFormat | None) -> Operand:
+        return AS_IS if fmt is None and not isinstance(scale, Unit) else Operand(fmt, scale)
+
+    return (Rule(gemm=Gemm.of(operand(value), operand(gradient), results=results)),)
+
+
+def rules_of_old(
+    name: str, rules: tuple[Rule, ...], loss_scale: Any, old: dict[str, Any]
+) -> tuple[Rule, ...]:
+    """The rules of a recipe written for a version before rules, or of one changed in its words.
+
+    Raises:
+        TypeError: an unknown argument. ValueError: its loss scale and its source do not agree, or
+            several rules to be changed at once.
+    """
+    source = old.pop("source")
+    if unknown := old.keys() - {"forward", "backward", "result"}:
+        raise TypeError(f"Recipe {name!r}: unexpected arguments {', '.join(sorted(unknown))}.")
+    if source in OLD_SOURCES and (source == "loss") != (loss_scale is not None):
+        raise ValueError(
+            f"Recipe {name!r}: source is {source!r} and loss_scale is {loss_scale!r}; a loss scale "
+            "goes with source='loss', and only with it."
+        )
+    if len(rules) > 1:
+        raise ValueError(f"Recipe {name!r}: give rules, or forward, backward and result, not both.")
+    warnings.warn(
+        f"Recipe {name!r}: forward, backward, result and source are of a version before rules; "
+        "write rules=unitscale.recipes.uniform(value, gradient, results, scale).",
+        DeprecationWarning,
+        stacklevel=4,
+    )
+    gemm = (rules[0].gemm if rules else None) or Gemm()
+    value, gradient = gemm.output[0], gemm.grad_input[0]
+    return uniform(
+        old.get("forward", value.format),
+        old.get("backward", gradient.format),
+        old.get("result", gemm.results),
+        OLD_SOURCES.get(source, value.scale),
+    )

@@ -11,44 +11,120 @@ from unitscale import gemm
 from unitscale.gemm import ProductFormats, choose
 from unitscale.graph.capture import module_path
 from unitscale.graph.dynamo import example
-from unitscale.recipes import Recipe
+from unitscale.graph.name import class_name, is_parameter, op_name
+from unitscale.recipes import Gemm, Recipe, Rule
+from unitscale.recipes.rule import Op
 from unitscale.units.ops import GEMM, operands, rule_of, unrounded_reason
 
 
-def formats_of(recipe: Recipe) -> ProductFormats:
-    """The recipe's formats by name."""
-    forward, backward, result = (
-        f.name if f else None for f in (recipe.forward, recipe.backward, recipe.result)
-    )
-    current, unit = recipe.source == "current", recipe.unit_scaled
-    return ProductFormats(forward, backward, result, current, unit, recipe.executor)
-
-
-def formats_at(node: fx.Node, recipe: Recipe) -> ProductFormats:
-    """The recipe's formats, with the executor that the device of a product has for them.
+def formats_at(node: fx.Node, gemm_: Gemm, executor: str) -> ProductFormats:
+    """The operands of a product, with the executor that its device has for them.
 
     Raises:
         ValueError: the executor that the recipe names cannot run this product.
     """
     if not fits_gemm(node):
-        return formats_of(recipe)._replace(executor="emulated")
-    example = node.meta["example_value"]
-    return choose(formats_of(recipe), example.dtype, example.device)
+        return ProductFormats.from_gemm(gemm_, "emulated")
+    formats = ProductFormats.from_gemm(gemm_, executor)
+    if weight_comes_first(node):
+        formats = formats.crossed()
+    value = example(node)
+    return choose(formats, value.dtype, value.device)
 
 
-def is_rounded_product(node: fx.Node, recipe: Recipe, prefix: str = "") -> bool:
-    """Whether the recipe rounds the operands of this node.
+def weight_comes_first(node: fx.Node) -> bool:
+    """Whether a product of two tensors has its parameter on the left."""
+    if GEMM[node.target] not in (gemm.matmul, gemm.addmm):
+        return False
+    left, right = operands(node, rule_of(node))
+    return is_weight(left) and not is_weight(right)
+
+
+def is_weight(node: fx.Node) -> bool:
+    """Whether a tensor is a parameter, or a parameter in another shape or dtype."""
+    while not is_parameter(node):
+        rule = rule_of(node)
+        source = operands(node, rule)[:1] if rule.kind == "view" or op_name(node) == "to" else []
+        if not source:
+            return False
+        node = source[0]
+    return True
+
+
+def kind_of(node: fx.Node) -> Op:
+    """The kind of a product, as rules name it."""
+    rule, name = rule_of(node), op_name(node)
+    if rule.kind == "attention":
+        return "attention"
+    if "conv" in name:
+        return "convolution"
+    if "grouped_mm" in name:
+        return "grouped"
+    if GEMM.get(node.target) is gemm.linear:
+        return "readout" if is_readout(node) else "linear"
+    if name in MATRIX_PRODUCTS:
+        return "linear" if any(map(is_weight, operands(node, rule))) else "matmul"
+    return "other"
+
+
+MATRIX_PRODUCTS = frozenset(
+    {"matmul", "__matmul__", "imatmul", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm"}
+) | {"addbmm", "addmv", "dot", "vdot", "vecdot", "multi_dot", "chain_matmul", "inner"}
+"""Ops that contract the last axis of one matrix with the first of another."""
+
+
+def is_readout(node: fx.Node) -> bool:
+    """Whether a product is that of a `unitscale.nn.LinearReadout`."""
+    return class_name(node) == "LinearReadout"
+
+
+def rule_at(node: fx.Node, recipe: Recipe, prefix: str = "") -> Rule | None:
+    """The recipe's rule for a product: the first one for its kind and its place."""
+    kind, around = kind_of(node), places_around(node, prefix)
+    for rule in recipe.rules:
+        if rule.covers(kind) and (
+            rule.path == "*" or any(fnmatchcase(path, rule.path) for path in around)
+        ):
+            return rule
+    return None
+
+
+def gemm_at(node: fx.Node, recipe: Recipe, prefix: str = "") -> Gemm | None:
+    """How the recipe multiplies the operands of this node; None keeps it in full precision.
 
     `prefix` is what its module path lacks, see `graph.place`.
     """
-    return recipe.rounds and rule_of(node).product and not skipping(node, recipe, prefix)
+    if not recipe.rounds or not rule_of(node).product or skipping(node, recipe, prefix):
+        return None
+    rule = rule_at(node, recipe, prefix)
+    found = None if rule is None else rule.gemm
+    return found if found is not None and found.rounds and not refusal(node, found) else None
+
+
+def refusal(node: fx.Node, gemm_: Gemm) -> str | None:
+    """Why a product cannot be rounded as a rule says; None if it can."""
+    if gemm_.is_per_tensor:
+        return None
+    taken = operands(node, rule_of(node))
+    is_matrix = GEMM.get(node.target) in (gemm.linear, gemm.matmul, gemm.addmm) and len(taken) == 2
+    if is_matrix and fits_gemm(node) and all(example(x).dim() >= 2 for x in taken[1:]):
+        return None
+    return (
+        f"{op_name(node)} has no one axis of contraction, along which {gemm_.output[0]} has its "
+        "scales; a rule with one scale for each tensor is possible here"
+    )
+
+
+def places_around(node: fx.Node, prefix: str) -> list[str]:
+    """The paths of a node's module and of those around it, from the outermost."""
+    path = (prefix + module_path(node)).removesuffix(".")
+    names = path.split(".") if path else []
+    return [".".join(names[:count]) for count in range(len(names) + 1)]
 
 
 def skipping(node: fx.Node, recipe: Recipe, prefix: str = "") -> str | None:
     """The pattern of `recipe.skip` that a node's module, or a module around that, matches."""
-    path = (prefix + module_path(node)).removesuffix(".")
-    names = path.split(".") if path else []
-    around = [".".join(names[:count]) for count in range(len(names) + 1)]
+    around = places_around(node, prefix)
     matches = (pattern for pattern in recipe.skip for x in around if fnmatchcase(x, pattern))
     return next(matches, None)
 
@@ -102,24 +178,31 @@ def maker(node: fx.Node) -> fx.Node:
 
 
 def multiplied(
-    node: fx.Node, recipe: Recipe, *, is_rounded: bool, prefix: str = ""
+    node: fx.Node, recipe: Recipe, gemm_: Gemm | None, *, prefix: str = ""
 ) -> Multiplied | None:
-    """What multiplies a node's operands; None of an op that is no product.
+    """What multiplies a node's operands by `gemm_` (None: in full precision); None of no product.
 
     A part of a tuple, as recurrent layers and attention with weights return one, is what made it.
     """
     node = maker(node)
     if not rule_of(node).product and unrounded_reason(node) is None:
         return None
-    if is_rounded:
-        formats = formats_at(node, recipe)
-        forward, backward = formats.forward or "as is", formats.backward or "as is"
-        result = f" -> {formats.result}" if formats.result else ""
+    if gemm_ is not None:
+        formats = formats_at(node, gemm_, recipe.executor)
         executor = formats.executor if fits_gemm(node) else "rounded at its edges"
-        return Multiplied(f"{forward}, gradients {backward}{result} ({executor})", None)
+        return Multiplied(f"{formats} ({executor})", None)
     if not recipe.rounds:
         return Multiplied(FULL_PRECISION, f"recipe {recipe.name} rounds nothing")
     if pattern := skipping(node, recipe, prefix):
         return Multiplied(FULL_PRECISION, f"skip={pattern!r}")
-    why = unrounded_reason(node) or "no rule rounds this op with these arguments"
-    return Multiplied(FULL_PRECISION, why)
+    return Multiplied(FULL_PRECISION, unrounded_reason(node) or why_unruled(node, recipe, prefix))
+
+
+def why_unruled(node: fx.Node, recipe: Recipe, prefix: str) -> str:
+    """Why no rule of the recipe rounds a product that could be rounded."""
+    kind, rule = kind_of(node), rule_at(node, recipe, prefix)
+    if rule is None:
+        return f"recipe {recipe.name} has no rule for {kind} products"
+    if rule.gemm is None or not rule.gemm.rounds:
+        return f"recipe {recipe.name} keeps {kind} products in full precision"
+    return refusal(node, rule.gemm) or "no rule rounds this op with these arguments"

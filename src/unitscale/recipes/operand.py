@@ -1,0 +1,281 @@
+"""An operand of a matrix product: its format, where its scale comes from, and who shares that.
+
+Every operand has a text, as `E4M3FN current row`, which `parse_operand` reads: rewritten graphs,
+rows and tables show it, and products are told of their operands in it. Imports no torch.
+"""
+
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any, Literal
+
+from unitscale.formats import BLOCK_FORMATS, BlockFormat, FloatFormat
+from unitscale.formats import parse as parse_format
+from unitscale.formats.catalogue import E8M0FNU
+from unitscale.formats.granularity import (
+    Granularity,
+    PerAxis,
+    PerBlock,
+    PerTensor,
+    PerTile,
+    parse_granularity,
+)
+
+__all__ = [
+    "AS_IS",
+    "Cast",
+    "Constant",
+    "Current",
+    "Delayed",
+    "Operand",
+    "PowerOfTwo",
+    "RandomHadamard",
+    "Scale",
+    "Unit",
+    "parse_operand",
+]
+
+PowerOfTwo = Literal["floor", "rceil", "ceil", "even"]
+"""How a scale becomes a power of two: `floor` is the rule of OCP MX, `rceil` that of Transformer
+Engine, whose largest element never saturates; see `unitscale.formats.Codec`."""
+
+RULES: tuple[str, ...] = ("floor", "rceil", "ceil", "even")
+
+
+@dataclass(frozen=True)
+class Cast:
+    """No scale: values are cast as they are."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The tensor's unit, a power of two near its RMS; see design and `docs/units.md`.
+
+    For NVFP4 it is the second of the two levels of scales, so that no amax runs over the tensor.
+    """
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The scale `2**log2` for good: data is `x * 2**-log2`. Perez et al. call `-log2` the bias."""
+
+    log2: int = 0
+
+
+@dataclass(frozen=True)
+class Delayed:
+    """`amax / max * 2**margin` with the amax of earlier steps; of this step while there are none.
+
+    Args:
+        history: how many steps are remembered.
+        margin: binades left free.
+        reduce: "max" of the history, or "most_recent".
+    Raises:
+        ValueError: history below 1, or another reduce.
+    Source: Transformer Engine's DelayedScaling.
+    """
+
+    history: int = 1024
+    margin: int = 0
+    reduce: Literal["max", "most_recent"] = "max"
+
+    def __post_init__(self) -> None:
+        if self.history < 1:
+            raise ValueError(f"Delayed: history is {self.history}; expected 1 or more")
+        if self.reduce not in ("max", "most_recent"):
+            raise ValueError(f"Delayed: reduce is {self.reduce!r}; expected max or most_recent")
+
+
+@dataclass(frozen=True)
+class Current:
+    """`amax / max * 2**margin` of these very values: a pass over them before they are cast.
+
+    Args:
+        power_of_two: the rule that makes the scale a power of two; None keeps it as it is.
+        margin: binades left free.
+    Raises:
+        ValueError: an unknown rule.
+    """
+
+    power_of_two: PowerOfTwo | None = None
+    margin: int = 0
+
+    def __post_init__(self) -> None:
+        if self.power_of_two is not None and self.power_of_two not in RULES:
+            raise ValueError(
+                f"Current: power_of_two is {self.power_of_two!r}; expected None or one of "
+                f"{', '.join(RULES)}"
+            )
+
+
+Scale = Cast | Unit | Constant | Delayed | Current
+WORDS: dict[str, type[Any]] = {
+    "cast": Cast,
+    "unit": Unit,
+    "constant": Constant,
+    "delayed": Delayed,
+    "current": Current,
+}
+
+
+@dataclass(frozen=True)
+class RandomHadamard:
+    """Runs of `size` values along the contraction, turned by a Hadamard matrix with random signs.
+
+    Both operands of a product are turned alike, so that the product is the same: an outlier is
+    spread over its run before it is rounded. The signs are drawn once, for good.
+
+    Raises:
+        ValueError: size is no power of two.
+    Source: NVIDIA, arXiv 2509.25149, section 4.2 (size 16, on the operands of grad_weight).
+    """
+
+    size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.size < 2 or self.size & (self.size - 1):
+            raise ValueError(f"RandomHadamard: size is {self.size}; expected a power of two")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """How one operand of one product is rounded.
+
+    Args:
+        format: a FloatFormat, a BlockFormat, or None, which leaves the values as they are.
+        scale: where its scale comes from.
+        granularity: who shares a scale, where it is `Current`. The last axis is that of the
+            contraction: `PerAxis()` is a scale for each row, `PerBlock(32)` for each 32 terms.
+            A block format has its own, or one for each tile of its size by its size.
+        rounding: "nearest", or "stochastic", which is right on average.
+        transform: what both operands are turned by before they are rounded.
+    Raises:
+        ValueError: parts that do not go together.
+    """
+
+    format: FloatFormat | BlockFormat | None = None
+    scale: Scale = field(default_factory=Cast)
+    granularity: Granularity = field(default_factory=PerTensor)
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    transform: RandomHadamard | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ("nearest", "stochastic"):
+            raise ValueError(
+                f"Operand: rounding is {self.rounding!r}; expected nearest or stochastic"
+            )
+        if isinstance(self.format, BlockFormat):
+            self.settle_blocks(self.format)
+        elif self.granularity != PerTensor() and not isinstance(self.scale, Current):
+            raise ValueError(
+                f"Operand: a scale that is given ({word(self.scale)}) is one for the tensor, not "
+                f"for each {self.granularity}; use Current(), or leave the granularity out"
+            )
+        if getattr(self.granularity, "axis", -1) != -1:
+            raise ValueError(
+                "Operand: the axis of a granularity is that of the contraction; leave it out"
+            )
+        plain = self.format is None and isinstance(self.scale, Cast | Unit)
+        if self.format is None and not (plain and self.rounding == "nearest"):
+            raise ValueError(
+                f"Operand: without a format nothing is rounded, but scale is {word(self.scale)} "
+                f"and rounding {self.rounding}; name a format"
+            )
+
+    def settle_blocks(self, fmt: BlockFormat) -> None:
+        """Fill in what a block format implies, and refuse what it cannot have."""
+        if self.granularity == PerTensor():
+            object.__setattr__(self, "granularity", PerBlock(fmt.size))
+        if self.granularity not in (PerBlock(fmt.size), PerTile(fmt.size, fmt.size)):
+            raise ValueError(
+                f"Operand: {fmt} shares a scale among {fmt.size} values or {fmt.size}x{fmt.size}, "
+                f"not {self.granularity}"
+            )
+        if not isinstance(self.scale, Current | Unit):
+            raise ValueError(
+                f"Operand: the scales of {fmt} are computed; use Current(), or Unit() for its "
+                f"tensor scale, not {word(self.scale)}"
+            )
+        rule = self.scale.power_of_two if isinstance(self.scale, Current) else None
+        if fmt.scale == E8M0FNU and isinstance(self.scale, Current) and rule is None:
+            object.__setattr__(self, "scale", Current("floor", self.scale.margin))
+        if fmt.scale != E8M0FNU and rule is not None:
+            raise ValueError(f"Operand: the scales of {fmt} are no powers of two; leave the rule out")
+
+    def __str__(self) -> str:
+        parts = ["as is" if self.format is None else self.format.name]
+        if not (self.format is None and isinstance(self.scale, Cast)):
+            parts.append(word(self.scale))
+            for part in fields(self.scale):
+                value = getattr(self.scale, part.name)
+                if value != part.default:
+                    parts.append(value if part.name == "power_of_two" else f"{part.name}={value}")
+        if self.granularity != PerTensor():
+            parts.append(str(self.granularity))
+        if self.rounding != "nearest":
+            parts.append(self.rounding)
+        if self.transform is not None:
+            parts.append(f"hadamard={self.transform.size}")
+        return " ".join(parts)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it changes a value."""
+        return self.format is not None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is the same function of a matrix and of its transpose.
+
+        Then one copy serves both products that a tensor takes part in.
+        """
+        same_both_ways = isinstance(self.granularity, PerTensor) or (
+            isinstance(self.granularity, PerTile)
+            and self.granularity.rows == self.granularity.columns
+        )
+        return same_both_ways and self.rounding == "nearest" and self.transform is None
+
+
+AS_IS = Operand()
+
+
+def word(scale: Scale) -> str:
+    """The name of a scale source in a text."""
+    return type(scale).__name__.lower()
+
+
+@lru_cache(maxsize=None)
+def parse_operand(text: str) -> Operand:
+    """The operand of a text: `str` and this are inverse to each other.
+
+    Raises:
+        ValueError: the text is none; says which word of it.
+    """
+    rest = text.split()
+    if rest[:2] == ["as", "is"]:
+        fmt: FloatFormat | BlockFormat | None = None
+        rest = rest[2:]
+    elif rest:
+        name = rest.pop(0)
+        fmt = BLOCK_FORMATS.get(name) or parse_format(name)
+    else:
+        raise ValueError("an operand's text is empty; expected a format, or 'as is'")
+    source = WORDS[rest.pop(0)] if rest and rest[0] in WORDS else Cast
+    known = {f.name for f in fields(source)}
+    given: dict[str, Any] = {}
+    more: dict[str, Any] = {}
+    for part in rest:
+        key, equals, value = part.partition("=")
+        granularity = parse_granularity(part)
+        if part in RULES and "power_of_two" in known:
+            given["power_of_two"] = part
+        elif equals and key in known:
+            given[key] = int(value) if value.lstrip("-").isdigit() else value
+        elif granularity is not None:
+            more["granularity"] = granularity
+        elif part in ("nearest", "stochastic"):
+            more["rounding"] = part
+        elif key == "hadamard" and value.isdigit():
+            more["transform"] = RandomHadamard(int(value))
+        else:
+            raise ValueError(f"operand {text!r}: {part!r} is no part of one")
+    return Operand(fmt, source(**given), **more)
