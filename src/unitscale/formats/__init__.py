@@ -37,6 +37,7 @@ from unitscale.formats.catalogue import (
     parse,
 )
 from unitscale.formats.format import FloatFormat, Specials
+from unitscale.formats.granularity import Granularity, PerAxis, PerBlock, PerTensor, PerTile
 
 if TYPE_CHECKING:
     from unitscale.formats.blockwise import (
@@ -45,12 +46,15 @@ if TYPE_CHECKING:
         quantize_blocks,
         round_to_blocks,
     )
+    from unitscale.formats.codec import Codec, Encoded
     from unitscale.formats.codes import decode, encode, widen
     from unitscale.formats.dtypes import torch_dtype
     from unitscale.formats.rounding import round_to
 
 _NEEDS_TORCH = {
     "BlockTensor": "blockwise",
+    "Codec": "codec",
+    "Encoded": "codec",
     "decode": "codes",
     "dequantize_blocks": "blockwise",
     "encode": "codes",
@@ -88,7 +92,14 @@ __all__ = [
     "TF32",
     "BlockFormat",
     "BlockTensor",
+    "Codec",
+    "Encoded",
     "FloatFormat",
+    "Granularity",
+    "PerAxis",
+    "PerBlock",
+    "PerTensor",
+    "PerTile",
     "Specials",
     "decode",
     "dequantize_blocks",

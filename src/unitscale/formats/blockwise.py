@@ -201,7 +201,7 @@ def _prepare(
             )
         scale = scale.reshape(())
     elif fmt.has_tensor_scale:
-        scale = _measure(x.detach(), fmt)
+        scale = measured_tensor_scale(x.detach(), fmt)
     return BlockLaw(
         fmt=fmt,
         dim=dim % x.dim(),
@@ -212,7 +212,7 @@ def _prepare(
     )
 
 
-def _measure(x: Tensor, fmt: BlockFormat) -> Tensor:
+def measured_tensor_scale(x: Tensor, fmt: BlockFormat) -> Tensor:
     """Tensor scale that puts the largest block scale at the largest value of its format."""
     if x.numel() == 0:
         return torch.ones((), device=x.device)
