@@ -326,6 +326,17 @@ def module_expression(node: fx.Node) -> str:
     return str(next(reversed(stack.values()))[0]) if stack else ""
 
 
+def module_class(node: fx.Node) -> str:
+    """The name of the class of the innermost module whose forward made a node; "" at the root.
+
+    Assumed: the second part of an entry of `meta["nn_module_stack"]` is the class, or its qualified
+    name. Seen on torch 2.11 to 2.13.
+    """
+    stack = node.meta.get("nn_module_stack")
+    found = next(reversed(stack.values()))[1] if stack else ""
+    return found.rpartition(".")[2] if isinstance(found, str) else str(found.__name__)
+
+
 QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 STEP = re.compile(
     rf"\.(?:{'|'.join(CONTAINERS)})\[(?P<key>{QUOTED})\]"

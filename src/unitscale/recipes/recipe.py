@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from unitscale.formats import FloatFormat
-from unitscale.recipes.operand import AS_IS, Cast, Current, Operand, Unit
+from unitscale.recipes.operand import AS_IS, Cast, Current, Delayed, Operand, Unit
 from unitscale.recipes.rule import Gemm, Rule
 
 __all__ = ["Executor", "Recipe", "uniform"]
@@ -125,6 +125,12 @@ class Recipe:
     def rounds(self) -> bool:
         """Whether the recipe changes any product."""
         return any(gemm.rounds for gemm in self.gemms)
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether scales are made of the amaxes of earlier steps."""
+        operands = (operand for gemm in self.gemms for operand in gemm.operands)
+        return any(isinstance(operand.scale, Delayed) for operand in operands)
 
     @property
     def value(self) -> Operand:

@@ -28,7 +28,7 @@ from unitscale.recipes import Recipe, parse
 from unitscale.record.sink import Row, Sink
 from unitscale.units.forward import ScaledForward, forward_of
 from unitscale.units.ops import operands, rule_of
-from unitscale.units.products import is_rounded_product
+from unitscale.units.products import gemm_at
 from unitscale.units.session import Session
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -312,7 +312,7 @@ def is_operand(node: fx.Node, direction: str, recipe: Recipe, prefix: str) -> bo
     def is_taken_by(product: fx.Node) -> bool:
         if not recipe.rounds:
             return rule_of(product).product
-        return is_rounded_product(product, recipe, prefix)
+        return gemm_at(product, recipe, prefix) is not None
 
     if direction == "gradient":
         return is_taken_by(node)

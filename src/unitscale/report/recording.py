@@ -87,9 +87,10 @@ class Recording:
         Else the first of the formats, and for gradients the last.
         """
         is_gradient = direction == "gradient"
-        own = self.recipe and (self.recipe.backward if is_gradient else self.recipe.forward)
-        if own and own.name in self.formats:
-            return own.name
+        if self.recipe is not None:
+            operand = self.recipe.gradient if is_gradient else self.recipe.value
+            if operand.format is not None and operand.format.name in self.formats:
+                return operand.format.name
         return list(self.formats)[-1 if is_gradient else 0]
 
 

@@ -12,13 +12,12 @@ import torch
 from torch import fx, nn
 
 from unitscale.formats import FloatFormat
-from unitscale.gemm import choose
+from unitscale.gemm import ProductFormats, choose
 from unitscale.graph.engine import compiled_call
 from unitscale.graph.place import alias_patterns
 from unitscale.recipes import Recipe, parse
 from unitscale.units.forward import attach, detach, require_session, session_of
 from unitscale.units.overview import Summary, summarize
-from unitscale.units.products import formats_of
 from unitscale.units.row import UnitRow
 from unitscale.units.schedule import Remeasure
 from unitscale.units.session import Session
@@ -219,7 +218,8 @@ def check_executor(model: nn.Module, recipe: Recipe, caller: str) -> None:
     if not recipe.rounds or first is None:
         return
     try:
-        choose(formats_of(recipe), first.dtype, first.device)
+        for gemm in recipe.gemms:
+            choose(ProductFormats.from_gemm(gemm, recipe.executor), first.dtype, first.device)
     except ValueError as error:
         raise ValueError(f"{caller}, recipe {recipe.name!r}: {error}") from None
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unitscale.graph.engine import in_backward
 from unitscale.graph.place import Places, argument_names
-from unitscale.recipes import Recipe
+from unitscale.recipes import Operand, Recipe
 from unitscale.units.measurement import Measurement
 from unitscale.units.observe import Reader, UnitsInForce
 from unitscale.units.store import UnitStore
@@ -86,6 +86,7 @@ class Terms:
         self.call: Call | None = None
         self.observer: Observer | None = None
         self.arrived: list[Measurement] = []
+        self.arrived_amaxes: list[tuple[list[tuple[str, Operand]], Tensor]] = []
         self.remembered: OrderedDict[Hashable, Any] = OrderedDict()
         self.inside_graph = False
         self.measured = False  # in the last call, a training graph
@@ -110,6 +111,7 @@ class Terms:
         if not is_replay:
             self.collect()
             self.agree()
+            self.store.amaxes.settle()
         self.calls += 1
         is_due = torch.is_grad_enabled() and self.store.is_due()
         call = self.call = Call(number=self.calls, is_due=is_due, is_replay=is_replay)
@@ -122,8 +124,18 @@ class Terms:
                 self.store.step += 1
                 self.store.requested = self.store.requested and not call.is_due
 
+    def note_amaxes(self, slots: list[tuple[str, Operand]], grad: Tensor) -> None:
+        """A hook: the gradient of a vector with slots begins with the amaxes of a step."""
+        self.arrived_amaxes.append((slots, grad.detach()[: len(slots)]))
+
     def collect(self) -> None:
-        """Take over the measuring steps whose backward pass came, in the order of their calls."""
+        """Take over the measuring steps whose backward pass came, in the order of their calls.
+
+        And the amaxes of steps with delayed scales.
+        """
+        amaxes, self.arrived_amaxes = self.arrived_amaxes, []
+        for slots, values in amaxes:
+            self.store.amaxes.note(slots, values.tolist())
         arrived, self.arrived = sorted(self.arrived, key=lambda m: m.call), []
         for found in arrived:
             self.store.adopt(

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from unitscale.gemm import ProductFormats
 from unitscale.gemm.executor import bf16_speed, choose, explain, fp8_products, quick_bf16_products
 from unitscale.graph.engine import compiler_is_disabled, errors_are_suppressed
 from unitscale.recipes import RECIPES, Recipe
-from unitscale.units.products import formats_of
 
 __all__ = ["examine", "recipe_rows"]
 
@@ -68,7 +68,7 @@ def recipe_rows(device: torch.device) -> list[dict[str, str]]:
 
 def recipe_row(recipe: Recipe, device: torch.device) -> dict[str, str]:
     """The executor for each dtype, and why it is that of a float32 model."""
-    formats = formats_of(recipe)
+    formats = ProductFormats.from_gemm(recipe.main, recipe.executor)
     chosen = {name: choose(formats, dtype, device).executor for name, dtype in MODELS.items()}
     return {"recipe": recipe.name, **chosen, "why": explain(formats, torch.float32, device).why}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from unitscale.graph.expand import expand
 from unitscale.graph.inplace import return_new
 from unitscale.graph.place import parameter_slots
 from unitscale.graph.tensor import transformed
+from unitscale.recipes import Gemm
 from unitscale.units.assign import Unit
 from unitscale.units.call import Call, Terms
 from unitscale.units.measurement import Measurement
 from unitscale.units.observe import MeasuringStep, UnitsInForce
-from unitscale.units.products import is_rounded_product
+from unitscale.units.products import gemm_at
 from unitscale.units.program import Program, numbers
 
 __all__ = ["Executable", "Place"]
@@ -91,11 +93,10 @@ class Executable:
         )
         self.device = device_of(module.graph, example_inputs)
         self.places: dict[str, Place] = {}
-        self.programs: dict[frozenset[fx.Node], Program] = {}
+        self.programs: dict[frozenset[tuple[fx.Node, Gemm]], Program] = {}
         first = self.program(first_prefix)
-        first.compile(
-            terms.inner_for(self.device), example_inputs, self.numbers(first, terms.store.units)
-        )
+        vector = self.numbers(first, terms.store.units, first_prefix)
+        first.compile(terms.inner_for(self.device), example_inputs, vector)
 
     def distinguish(
         self, tensors: dict[fx.Node, TensorNode], *, is_whole: bool
@@ -124,29 +125,30 @@ class Executable:
         recipe = self.terms.recipe
         # What runs under a function transform is copied as it is, see `Writer.write`.
         seen = (n for n in self.tensors if n not in self.hidden)
-        rounded = frozenset(n for n in seen if is_rounded_product(n, recipe, prefix))
-        if rounded not in self.programs:
-            self.programs[rounded] = Program(
+        found = {n: gemm for n in seen if (gemm := gemm_at(n, recipe, prefix)) is not None}
+        key = frozenset(found.items())
+        if key not in self.programs:
+            self.programs[key] = Program(
                 self.module,
                 self.tensors,
                 recipe,
-                rounded,
+                found,
                 scale=self.terms.store.scale,
                 training=self.training,
             )
-        return self.programs[rounded]
+        return self.programs[key]
 
     def place(self, inputs: Sequence[Any]) -> Place:
         """The place that a call with these inputs is for, with the numbers of its factors."""
         prefix, store = self.prefix(inputs), self.terms.store
         if prefix not in self.places:
             program = self.program(prefix)
-            vector = self.numbers(program, {})
+            vector = self.numbers(program, {}, prefix)
             self.places[prefix] = Place(prefix=prefix, program=program, vector=vector)
         place = self.places[prefix]
         if place.version != store.version:
             # A new vector: a backward pass still to come holds on to the old one.
-            place.vector = self.numbers(place.program, self.units(prefix))
+            place.vector = self.numbers(place.program, self.units(prefix), prefix)
             s, phi = place.program.needed
             place.is_known = not any(store.lacks(prefix + name, phi=False) for name in s) and not (
                 self.training and any(store.lacks(prefix + name, phi=True) for name in phi)
@@ -154,10 +156,27 @@ class Executable:
             place.version = store.version
         return place
 
-    def numbers(self, program: Program, units: Mapping[str, Unit]) -> Tensor:
-        """The numbers of a program's factors under some units."""
-        exponents = [factor.log2(units) for factor in program.factors]
-        return numbers(exponents, self.device, self.terms.factor_dtype)
+    def numbers(self, program: Program, units: Mapping[str, Unit], prefix: str) -> Tensor:
+        """The numbers of a program's slots, and of its factors under some units.
+
+        Of a program with slots it is a leaf of autograd: its gradient is the amaxes of the
+        operands, of which the scales of later steps are made.
+        """
+        scales = [self.terms.store.amaxes.scale_of(prefix + name, o) for name, o in program.slots]
+        factors = [2.0 ** factor.log2(units) for factor in program.factors]
+        vector = numbers([*scales, *factors], self.device, self.terms.factor_dtype)
+        return vector.requires_grad_(bool(scales) and self.training)
+
+    def vector(self, call: Call, place: Place) -> Tensor:
+        """The numbers for one run: with slots, of this step, and its amaxes are waited for."""
+        slots = place.program.slots
+        if not slots:
+            return place.vector
+        vector = self.numbers(place.program, self.units(place.prefix), place.prefix)
+        if vector.requires_grad and not call.is_replay:
+            names = [(place.prefix + name, operand) for name, operand in slots]
+            vector.register_hook(partial(self.terms.note_amaxes, names))
+        return vector
 
     def units(self, prefix: str) -> Mapping[str, Unit]:
         """The units of the graph's tensors by the names that the graph has for them."""
@@ -192,20 +211,21 @@ class Executable:
         key = (id(self), place.prefix)
         if call.is_replay and (how := self.replayed(call, key, args)) is not None:
             if isinstance(how, UnitsInForce):
-                return MeasuringStep(program.measured, how, ()).run(None, *args)
+                return MeasuringStep(program.measured, how, ()).run(how.vector, *args)
             return program.run(how, *args)
         call.trained |= self.training
+        vector = self.vector(call, place)
         measures = (call.is_due and self.training) or (
             terms.store.sets_units and not place.is_known
         )
         if measures or terms.observer is not None:
-            units, result = self.measure(call, place, args, measures=measures)
+            units, result = self.measure(call, place, vector, args, measures=measures)
             if remembers:
                 terms.remember(call.graph_runs, key, self.identity(args), units)
             return result
         if remembers:
-            terms.remember(call.graph_runs, key, self.identity(args), place.vector)
-        return program.run(place.vector, *args)
+            terms.remember(call.graph_runs, key, self.identity(args), vector)
+        return program.run(vector, *args)
 
     def replayed(self, call: Call, key: Hashable, args: Sequence[Any]) -> Any:
         """How the graph ran when the call was made that is computed again now; None: it was not.
@@ -232,7 +252,7 @@ class Executable:
         return tuple((address(x), x.shape) for x in inputs)
 
     def measure(
-        self, call: Call, place: Place, args: Sequence[Any], *, measures: bool
+        self, call: Call, place: Place, vector: Tensor, args: Sequence[Any], *, measures: bool
     ) -> tuple[UnitsInForce, Any]:
         """A measuring step, or one that is only observed, and the units that it ran at."""
         terms, program, key = self.terms, place.program, (id(self), place.prefix)
@@ -254,7 +274,8 @@ class Executable:
         readers: list[Any] = [measurement] if measures else []
         if terms.observer is not None:
             readers.append(terms.observer(place.prefix))
-        result = MeasuringStep(program.measured, units, readers).run(None, *args)
+        units.vector = vector
+        result = MeasuringStep(program.measured, units, readers).run(vector, *args)
         call.measured |= measures and self.training
         if measures and not self.training:
             terms.store.adopt(

@@ -39,17 +39,16 @@ class Watch:
     """Which tensors are rounded by the recipe, and in which format.
 
     Args:
-        forward, backward: the formats of values and of gradients at products.
-        operands, outputs: the nodes of operands of rounded products, and of their results.
+        operands: the operands of rounded products, and the format that each is cast to as it is
+            held; None of one with scales of its own.
+        outputs: the results of rounded products, and likewise the format of their gradients.
         results: a NaN in one of them, or in the gradient of an input, makes a step worthless.
         boundary: operands that come from outside of the graph.
         limits: by name, what bounds the unit of a tensor.
     """
 
-    forward: FloatFormat | None = None
-    backward: FloatFormat | None = None
-    operands: frozenset[fx.Node] = frozenset()
-    outputs: frozenset[fx.Node] = frozenset()
+    operands: Mapping[fx.Node, FloatFormat | None] = field(default_factory=dict)
+    outputs: Mapping[fx.Node, FloatFormat | None] = field(default_factory=dict)
     results: frozenset[fx.Node] = frozenset()
     boundary: frozenset[fx.Node] = frozenset()
     limits: Mapping[str, Limits] = field(default_factory=dict)
@@ -93,7 +92,7 @@ class Measurement:
         if tensor.op.removeprefix("new_") in UNINITIALIZED:
             return
         is_operand = tensor.node in self.watch.operands and operand_log2 is not None
-        fmt = self.watch.forward if is_operand else None
+        fmt = self.watch.operands[tensor.node] if is_operand else None
         with torch.no_grad(), modes_set_aside():
             shift = log2 - (operand_log2 or 0) if is_operand else 0
             found = survey(held.detach(), format=fmt, log2_scale=shift)
@@ -115,7 +114,7 @@ class Measurement:
             self.arrive(self)
             self.arrive = None
         reading = self.readings.setdefault(tensor.name, Reading())
-        fmt = self.watch.backward if tensor.node in self.watch.outputs else None
+        fmt = self.watch.outputs.get(tensor.node)
         plain = carried.detach().to_dense()  # an embedding's may be sparse
         with torch.no_grad(), modes_set_aside():
             found = survey(plain, format=fmt)

@@ -51,6 +51,7 @@ class UnitsInForce:
         missing = set(without_phi)
         self.phi = {name: unit.phi for name, unit in known.items() if name not in missing}
         self.provisional: dict[str, int] = {}
+        self.vector: Tensor | None = None  # of the step: its slots hold scales of earlier steps
 
     def get(self, half: str, name: str) -> int | None:
         """The exponent of one half of a unit; None if it is not set."""

@@ -139,8 +139,8 @@ def products(session: Session) -> Iterator[tuple[str, fx.Node, int, Multiplied]]
         for prefix, place in executable.places.items():
             seen: Counter[str] = Counter()
             for node in nodes_of(executable.module.graph):
-                rounded = node in place.program.rounded
-                found = multiplied(node, session.recipe, is_rounded=rounded, prefix=prefix)
+                gemm = place.program.rounded.get(node)
+                found = multiplied(node, session.recipe, gemm, prefix=prefix)
                 if found is not None and maker(node) is node:
                     tensor = executable.tensors.get(node)
                     name = unused_name(node, seen) if tensor is None else tensor.name

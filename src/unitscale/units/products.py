@@ -10,9 +10,9 @@ from torch import fx
 from unitscale import gemm
 from unitscale.gemm import ProductFormats, choose
 from unitscale.graph.capture import module_path
-from unitscale.graph.dynamo import example
-from unitscale.graph.name import class_name, is_parameter, op_name
-from unitscale.recipes import Gemm, Recipe, Rule
+from unitscale.graph.dynamo import example, module_class
+from unitscale.graph.name import is_parameter, op_name
+from unitscale.recipes import Gemm, Operand, Recipe, Rule
 from unitscale.recipes.rule import Op
 from unitscale.units.ops import GEMM, operands, rule_of, unrounded_reason
 
@@ -26,18 +26,20 @@ def formats_at(node: fx.Node, gemm_: Gemm, executor: str) -> ProductFormats:
     if not fits_gemm(node):
         return ProductFormats.from_gemm(gemm_, "emulated")
     formats = ProductFormats.from_gemm(gemm_, executor)
-    if weight_comes_first(node):
+    is_linear = GEMM[node.target] is gemm.linear
+    if not is_linear and operands_at(node, gemm_)[0] != gemm_.output[0]:
         formats = formats.crossed()
     value = example(node)
     return choose(formats, value.dtype, value.device)
 
 
-def weight_comes_first(node: fx.Node) -> bool:
-    """Whether a product of two tensors has its parameter on the left."""
-    if GEMM[node.target] not in (gemm.matmul, gemm.addmm):
-        return False
-    left, right = operands(node, rule_of(node))
-    return is_weight(left) and not is_weight(right)
+def operands_at(node: fx.Node, gemm_: Gemm) -> list[Operand]:
+    """How the forward product takes each operand of a node, in the order in which it takes them."""
+    value, weight = gemm_.output
+    taken = operands(node, rule_of(node))
+    found = [value, *[weight] * (len(taken) - 1)]
+    is_pair = len(taken) == 2
+    return found[::-1] if is_pair and is_weight(taken[0]) and not is_weight(taken[1]) else found
 
 
 def is_weight(node: fx.Node) -> bool:
@@ -75,7 +77,7 @@ MATRIX_PRODUCTS = frozenset(
 
 def is_readout(node: fx.Node) -> bool:
     """Whether a product is that of a `unitscale.nn.LinearReadout`."""
-    return class_name(node) == "LinearReadout"
+    return module_class(node) == "LinearReadout"
 
 
 def rule_at(node: fx.Node, recipe: Recipe, prefix: str = "") -> Rule | None:

@@ -1,9 +1,9 @@
 """A captured graph rewritten for one choice of rounded products: compiled, eager and measured."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -12,15 +12,29 @@ from unitscale.graph.capture import BOUNDARY, TensorNode
 from unitscale.graph.dynamo import example
 from unitscale.graph.engine import compiler
 from unitscale.graph.recompute import recomputing
-from unitscale.recipes import Recipe
+from unitscale.formats import E4M3FN, BlockFormat, FloatFormat
+from unitscale.recipes import Cast, Delayed, Gemm, Operand, Recipe, Unit
 from unitscale.units.assign import limit_for
 from unitscale.units.measurement import Limits, Watch
 from unitscale.units.ops import operands, rule_of
+from unitscale.units.products import operands_at
 from unitscale.units.rewrite import rewrite
 
 __all__ = ["Program"]
 
 Run = Callable[..., Any]
+
+
+class Slot(NamedTuple):
+    """A scale that earlier steps give to an operand of a product.
+
+    Args:
+        name: of the result of the product, and the position of the operand in it.
+        operand: how it is rounded.
+    """
+
+    name: str
+    operand: Operand
 
 
 class Program:
@@ -29,7 +43,7 @@ class Program:
     Args:
         module: the captured graph, prepared; it is not changed.
         tensors: its tensors.
-        rounded: the products whose operands are rounded.
+        rounded: the products whose operands are rounded, and how.
         scale: whether tensors are held at units.
         training: whether gradients are recorded.
     """
@@ -39,16 +53,31 @@ class Program:
         module: fx.GraphModule,
         tensors: dict[fx.Node, TensorNode],
         recipe: Recipe,
-        rounded: frozenset[fx.Node],
+        rounded: Mapping[fx.Node, Gemm],
         *,
         scale: bool,
         training: bool,
     ) -> None:
         self.module, self.tensors, self.recipe = module, tensors, recipe
         self.rounded, self.scale, self.training = rounded, scale, training
+        self.slots: list[Slot] = []
+        self.slots_of: dict[fx.Node, range] = {}
+        self.find_slots()
         written = self.rewritten()
         self.factors, self.rewritten_module = written.factors, written.module
         self.compiled: Run | None = None
+
+    def find_slots(self) -> None:
+        """A slot for each operand, and for the gradient, of the products with delayed scales."""
+        for node, gemm in self.rounded.items():
+            if not any(isinstance(operand.scale, Delayed) for operand in gemm.operands):
+                continue
+            start, name = len(self.slots), self.tensors[node].name
+            taken = operands_at(node, gemm)
+            for index, operand in enumerate((*taken, gemm.grad_input[0])):
+                label = "gradient" if index == len(taken) else str(index)
+                self.slots.append(Slot(f"{name}:{label}", operand))
+            self.slots_of[node] = range(start, len(self.slots))
 
     def rewritten(self, *, is_measured: bool = False) -> Any:
         """The graph written anew."""
@@ -58,6 +87,7 @@ class Program:
             self.recipe,
             scale=self.scale,
             rounded=self.rounded,
+            slots=self.slots_of,
             is_measured=is_measured,
         )
 
@@ -96,36 +126,54 @@ class Program:
 
     @cached_property
     def watch(self) -> Watch:
-        """What the recipe rounds in this graph, and which values say that a step is sound."""
-        recipe = self.recipe
-        taken: Iterable[fx.Node] = (x for n in self.rounded for x in operands(n, rule_of(n)))
-        taken = frozenset(x for x in taken if x in self.tensors)
+        """What the recipe rounds in this graph, and which values say that a step is sound.
+
+        A scale that is computed from each tensor is not the unit, at which losses are counted.
+        """
+        everywhere = half_of_max(self.recipe.activations)
+        taken: dict[fx.Node, Operand | None] = {}
+        values: dict[fx.Node, float | None] = {}
+        for node, gemm in self.rounded.items():
+            sources = [x for x in operands(node, rule_of(node)) if x in self.tensors]
+            for x, operand in zip(sources, operands_at(node, gemm), strict=False):
+                taken[x] = taken.get(x) or operand
+                values[x] = smaller(values.get(x), ceiling(operand))
         *_, last = self.module.graph.nodes
         results = [x for x in last.all_input_nodes if x in self.tensors]
         if self.training:  # of the others their gradients tell: parts may be masked afterwards
             results = [x for x in results if example(x).dim() == 0]
-        everywhere = half_of_max(recipe.activations)
         limits: dict[str, Limits] = {}
         for node, tensor in self.tensors.items():
-            value = half_of_max(recipe.forward) if node in taken else None
-            grad = half_of_max(recipe.backward) if node in self.rounded else None
+            own = self.rounded.get(node)
+            grad = None if own is None else ceiling(own.grad_input[0])
             least = torch.finfo(example(node).dtype).smallest_normal
             limits[tensor.name] = Limits(
-                smaller(value, everywhere),
+                smaller(values.get(node), everywhere),
                 smaller(grad, everywhere),
                 limit_for(round(math.log2(least))),
             )
-        # A scale that is computed from each tensor is not the unit, at which losses are counted.
-        is_current = recipe.source == "current"
         return Watch(
-            forward=None if is_current else recipe.forward,
-            backward=None if is_current else recipe.backward,
-            operands=taken,
-            outputs=self.rounded,
+            operands={x: format_at_unit(operand) for x, operand in taken.items()},
+            outputs={x: format_at_unit(gemm.grad_input[0]) for x, gemm in self.rounded.items()},
             results=frozenset(results),
             boundary=frozenset(x for x in taken if self.tensors[x].pinned == BOUNDARY),
             limits=limits,
         )
+
+
+def format_at_unit(operand: Operand | None) -> FloatFormat | None:
+    """The format of an operand that is cast as it is held; None of one with scales of its own."""
+    if operand is None or not isinstance(operand.format, FloatFormat):
+        return None
+    return operand.format if isinstance(operand.scale, Unit | Cast) else None
+
+
+def ceiling(operand: Operand) -> float | None:
+    """The largest magnitude that an operand's unit may leave it; None where it has no limit."""
+    if isinstance(operand.format, BlockFormat):
+        two_levels = operand.format.has_tensor_scale and isinstance(operand.scale, Unit)
+        return operand.format.element.max * E4M3FN.max / 2 if two_levels else None
+    return half_of_max(operand.format)
 
 
 def half_of_max(fmt: Any) -> float | None:
@@ -139,8 +187,8 @@ def smaller(x: float | None, y: float | None) -> float | None:
 
 
 def numbers(
-    exponents: Iterable[int], device: torch.device | None, dtype: torch.dtype = torch.float32
+    values: Iterable[float], device: torch.device | None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The vector of factors; one that an evaluation makes serves the next training step too."""
+    """The vector of scales and factors; one that an evaluation makes serves the next training step too."""
     with torch.inference_mode(False):
-        return torch.tensor([2.0**e for e in exponents], dtype=dtype, device=device)
+        return torch.tensor(list(values), dtype=dtype, device=device)

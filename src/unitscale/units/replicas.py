@@ -6,6 +6,7 @@ depend on how its batch is split, and a checkpoint would hold the units of one p
 
 from collections.abc import Iterable
 from functools import partial
+from math import inf, isnan
 from typing import Any
 
 import torch
@@ -52,6 +53,8 @@ def agree(store: UnitStore, groups: Iterable[Any]) -> None:
     store.requested = requested
     if measured:
         store.share(partial(exchange, groups=groups))
+    if store.amaxes.needed:
+        store.amaxes.settle(partial(largest, groups=groups))
 
 
 def any_of(flags: tuple[bool, bool], group: Any) -> tuple[bool, bool]:
@@ -70,3 +73,22 @@ def exchange(readings: dict[str, Reading], groups: Iterable[Any]) -> dict[str, R
         dist.all_gather_object(found, as_numbers(readings), group=group)
         readings = merged(found)
     return readings
+
+
+def largest(amaxes: list[dict[str, float]], groups: Iterable[Any]) -> list[dict[str, float]]:
+    """The amaxes of some steps, each the largest of all processes of some groups.
+
+    Steps are matched from the first on: processes train in step, or the collective would wait. NaN
+    counts as infinite, so that no process keeps what another one refuses.
+    """
+    for group in groups:
+        found: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(found, amaxes, group=group)
+        amaxes = [
+            {
+                name: max(inf if isnan(x := step.get(name, 0.0)) else x for step in steps)
+                for name in steps[0]
+            }
+            for steps in zip(amaxes, *found, strict=False)
+        ]
+    return amaxes

@@ -5,8 +5,9 @@ way out; here that is written down, as `hold` nodes around a copy of the op.
 """
 
 import operator
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,18 +16,15 @@ from torch import fx
 
 from unitscale.gemm import ProductFormats
 from unitscale.gemm import rounded as round_both_ways
+from unitscale.gemm.rounded import edge_scales
 from unitscale.graph.capture import TensorNode, body_name, checkpointed, transformed
-from unitscale.recipes import Recipe
+from unitscale.recipes import Gemm, Recipe
 from unitscale.units import saved
 from unitscale.units.assign import Monomial
 from unitscale.units.hold import hold
 from unitscale.units.ops import GEMM, operands, rule_of
 from unitscale.units.plan import NodePlan, Symbols, plan_node
-from unitscale.units.products import (
-    fits_gemm,
-    formats_at,
-    matrix_operands,
-)
+from unitscale.units.products import fits_gemm, formats_at, matrix_operands, operands_at
 
 FACTOR, FACTORS, DEFINES, SHOWS, SUM = (
     "unitscale_factor",
@@ -63,19 +61,22 @@ def rewrite(
     recipe: Recipe,
     *,
     scale: bool,
-    rounded: Set[fx.Node],
+    rounded: Mapping[fx.Node, Gemm],
+    slots: Mapping[fx.Node, range] = MappingProxyType({}),
     is_measured: bool = False,
 ) -> Rewritten:
     """Hold every tensor at its unit (if `scale`) and round the operands of the `rounded` products.
 
-    The rewritten graph takes one more input, a float vector of factors, before the others; it
-    returns the true outputs and sends the true gradients to its inputs, whatever the units are.
+    The rewritten graph takes one more input, a float vector, before the others: the scales of the
+    `slots` of products that get theirs from earlier steps, then the factors. It returns the true
+    outputs and sends the true gradients to its inputs, whatever the units are.
     One that `is_measured` is run node by node, by `observe`: every factor stands in a `hold`, and
     the nodes say in their `meta` what they hold and which units they need.
     """
     symbols = Symbols(tensors, scale=scale)
     factors: dict[Monomial, int] = {}
-    rewritten = Writer(module, recipe, symbols, factors, rounded, is_measured=is_measured).run()
+    writer = Writer(module, recipe, symbols, factors, rounded, slots, is_measured=is_measured)
+    rewritten = writer.run()
     return Rewritten(rewritten, list(factors))
 
 
@@ -88,14 +89,16 @@ class Writer:
         recipe: Recipe,
         symbols: Symbols,
         factors: dict[Monomial, int],
-        rounded: Set[fx.Node],
+        rounded: Mapping[fx.Node, Gemm],
+        slots: Mapping[fx.Node, range],
         *,
         is_measured: bool,
         is_body: bool = False,
     ) -> None:
         self.is_body = is_body
         self.module, self.recipe, self.symbols, self.factors = module, recipe, symbols, factors
-        self.rounded, self.is_measured = rounded, is_measured
+        self.rounded, self.slots, self.is_measured = rounded, slots, is_measured
+        self.slot_count = sum(map(len, slots.values()))
         self.exact = not recipe.rounds and recipe.activations is None
         self.graph = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
@@ -120,7 +123,7 @@ class Writer:
         """The node of a factor's number; None if it is 1 whatever the units are."""
         if monomial.is_one:
             return None
-        index = self.factors.setdefault(monomial, len(self.factors))
+        index = self.slot_count + self.factors.setdefault(monomial, len(self.factors))
         if self.is_body:  # torch's partitioner can neither save nor recompute what `unbind` gives
             number = self.graph.call_function(torch.select, (self.vector, 0, index))
             number.meta[FACTOR] = monomial
@@ -159,7 +162,7 @@ class Writer:
         copy = self.held_output(copy, node, plan)
         held = self.recipe.activations
         if held is not None and node in self.symbols.s:
-            copy = self.rounding(copy, held.name, held.name, (False, False))
+            copy = self.rounding(copy, held.name, held.name)
         self.copies[node] = self.shown(copy, node)
 
     def held_output(self, copy: fx.Node, node: fx.Node, plan: NodePlan) -> fx.Node:
@@ -220,6 +223,7 @@ class Writer:
                 self.symbols,
                 self.factors,
                 self.rounded,
+                self.slots,
                 is_measured=self.is_measured,
                 is_body=True,
             )
@@ -267,21 +271,15 @@ class Writer:
 
     def product(self, node: fx.Node, plan: NodePlan) -> fx.Node:
         """A copy of a product in low precision, by `gemm` or rounded at its edges."""
-        rule, formats = rule_of(node), formats_at(node, self.recipe)
+        rule = rule_of(node)
+        formats = formats_at(node, self.rounded[node], self.recipe.executor)
         extra: dict[str, Any] = {"formats": formats}
+        slots = self.slots.get(node)
+        if slots is not None:
+            numbers = (self.vector, 0, slots.start, len(slots))
+            extra["scales"] = self.graph.call_function(torch.narrow, numbers)
         if rule.kind == "general" or not fits_gemm(node):
-            taken = operands(node, rule)
-            is_general = rule.kind == "general"
-            copy = self.copy(
-                node,
-                lambda x: (
-                    self.operand(x, plan, formats, is_general) if x in taken else self.edge(x, plan)
-                ),
-            )
-            copy = self.held_output(copy, node, plan)
-            plan.after = plan.after_backward = Monomial()
-            current = (False, formats.current)
-            return self.rounding(copy, formats.result, formats.backward, current)
+            return self.product_at_edges(node, plan, formats, extra.get("scales"))
         if rule.kind == "attention":
             extra["query_factor"] = self.factor(plan.fold_query(node))
         # A measuring step learns the factors on the gradients only in its backward pass.
@@ -293,6 +291,33 @@ class Writer:
         copy.kwargs = {**copy.kwargs, **extra}
         return copy
 
+    def product_at_edges(
+        self, node: fx.Node, plan: NodePlan, formats: ProductFormats, scales: fx.Node | None
+    ) -> fx.Node:
+        """A copy of a product that `gemm` does not compute, its operands and result rounded."""
+        rule = rule_of(node)
+        taken = operands(node, rule)
+        own: list[fx.Node | None] = [None] * (len(taken) + 1)
+        if scales is not None:
+            parts = self.graph.call_function(edge_scales, (scales, len(taken)))
+            own = [
+                self.graph.call_function(operator.getitem, (parts, i)) for i in range(len(own))
+            ]
+        rounds = operands_at(node, self.rounded[node])
+        texts = [str(operand) if operand.rounds else None for operand in rounds]
+
+        def edge(x: fx.Node) -> fx.Node:
+            if x not in taken:
+                return self.edge(x, plan)
+            index = taken.index(x)
+            is_general = rule.kind == "general"
+            rounding = (texts[index], formats.result, own[index])
+            return self.operand(x, plan, rounding, is_general)
+
+        copy = self.held_output(self.copy(node, edge), node, plan)
+        plan.after = plan.after_backward = Monomial()
+        return self.rounding(copy, formats.result, formats.g_grad_input, own[-1])
+
     def edge(self, x: fx.Node, plan: NodePlan) -> fx.Node:
         """A tensor on its way into an op, with its factors."""
         if x not in self.symbols.tensors:
@@ -301,7 +326,11 @@ class Writer:
         return self.hold(self.copies[x], before * inside, backward)
 
     def operand(
-        self, x: fx.Node, plan: NodePlan, formats: ProductFormats, is_general: bool
+        self,
+        x: fx.Node,
+        plan: NodePlan,
+        rounding: tuple[str | None, str | None, fx.Node | None],
+        is_general: bool,
     ) -> fx.Node:
         """An operand on its way into a product: brought to its unit, rounded, multiplied."""
         if x not in self.symbols.tensors:
@@ -311,8 +340,7 @@ class Writer:
         # say. A general product sees true values: there the gradient is at its unit afterwards.
         last = backward if is_general else inside
         edge = self.hold(self.copies[x], before, backward / last)
-        current = (formats.current, False)
-        edge = self.rounding(edge, formats.forward, formats.result, current)
+        edge = self.rounding(edge, *rounding)
         return self.hold(edge, inside, last)
 
     def factors_of(self, x: fx.Node, plan: NodePlan) -> tuple[Monomial, Monomial, Monomial]:
@@ -322,10 +350,11 @@ class Writer:
         return plan.before.get(x, one), plan.inside.get(x, one), backward
 
     def rounding(
-        self, x: fx.Node, fwd: str | None, bwd: str | None, current: tuple[bool, bool]
+        self, x: fx.Node, fwd: str | None, bwd: str | None, scales: fx.Node | None = None
     ) -> fx.Node:
         """`x` with rounding in each direction."""
-        return self.graph.call_function(round_both_ways, (x, fwd, bwd), {"current": current})
+        given = {} if scales is None else {"scales": scales}
+        return self.graph.call_function(round_both_ways, (x, fwd, bwd), given)
 
 
 def arguments(node: fx.Node) -> list[fx.Node]:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from unitscale.gemm import Quantized, first_order, in_backward, quantize
+from unitscale.formats import Encoded
+from unitscale.gemm import first_order, in_backward
+from unitscale.gemm.operand import Use, encode, pack, take, wide
 from unitscale.units.hold import times
 from unitscale.units.op_table import OPS
 from unitscale.units.ops import is_real, op_of
@@ -57,7 +59,8 @@ class Saving(torch.autograd.Function):
     ) -> Tensor:
         ctx.function, ctx.options, ctx.dtypes = function, options, [x.dtype for x in tensors]
         held = [x if s is None else times(x, 1 / s) for x, s in zip(tensors, units, strict=True)]
-        ctx.save_for_backward(*(quantize(x, format_name).data for x in held), *units)
+        ctx.use = use = Use(format_name)
+        ctx.save_for_backward(*(pack(encode(x, use), use).data for x in held), *units)
         return function(*tensors, **options)
 
     @staticmethod
@@ -65,7 +68,7 @@ class Saving(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         count = len(ctx.dtypes)
         points = [
-            in_backward(Quantized(code, unit).dequantize(dtype), grad).detach().requires_grad_()
+            in_backward(times_unit(code, unit, ctx.use, dtype), grad).detach().requires_grad_()
             for code, unit, dtype in zip(
                 ctx.saved_tensors[:count], ctx.saved_tensors[count:], ctx.dtypes, strict=True
             )
@@ -74,3 +77,10 @@ class Saving(torch.autograd.Function):
             output = ctx.function(*points, **ctx.options)
         grads = torch.autograd.grad(output, points, grad)
         return (None, None, None, None, *grads)
+
+
+def times_unit(code: Tensor, unit: Tensor | None, use: Use, dtype: torch.dtype) -> Tensor:
+    """A saved tensor in a dtype, multiplied by its unit in float32."""
+    if unit is None:
+        return take(Encoded(code, None), use, dtype)
+    return (take(Encoded(code, None), use, wide(dtype)) * unit).to(dtype)

@@ -55,6 +55,7 @@ class Session:
         store: UnitStore | None = None,
     ) -> None:
         self.store = store or UnitStore(scale=scale, remeasure=remeasure)
+        self.store.amaxes.needed = recipe.is_delayed
         self.store.label = f"{recipe.name}: "
         self.recipe, self.scale, self.inner = recipe, scale, inner
         self.terms = Terms(recipe, self.store, inner=inner, model=model, factor_dtype=factor_dtype)
@@ -101,7 +102,9 @@ class Session:
     def agree(self) -> None:
         """Before a training call: exchange with data-parallel copies what was measured."""
         model = self.model
-        if model is None or not self.scale or not torch.is_grad_enabled():
+        if model is None or not torch.is_grad_enabled():
+            return
+        if not (self.scale or self.store.amaxes.needed):
             return
         if groups := groups_of(model):
             agree(self.store, groups)
@@ -179,12 +182,8 @@ class Session:
         for name, tensor, executable, prefix in self.tensors():
             if name not in rows:
                 program = executable.places[prefix].program
-                product = multiplied(
-                    tensor.node,
-                    self.recipe,
-                    is_rounded=tensor.node in program.rounded,
-                    prefix=prefix,
-                )
+                gemm = program.rounded.get(tensor.node)
+                product = multiplied(tensor.node, self.recipe, gemm, prefix=prefix)
                 rows[name] = self.row(name, tensor, product, is_operand=name in operands)
         return list(rows.values())
 

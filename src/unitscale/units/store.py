@@ -9,14 +9,16 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from unitscale.units.amax import AmaxHistory
 from unitscale.units.assign import MAX_EXPONENT, Unit, assign, is_rounding_error
 from unitscale.units.reading import Reading
 from unitscale.units.schedule import Remeasure, check_schedule, is_due, never_measures
 
 __all__ = ["STATE_VERSION", "UnitStore", "check_state"]
 
-STATE_VERSION = 2
-"""Of `UnitStore.state_dict`. Version 1 counted steps per graph and had no version number."""
+STATE_VERSION = 3
+"""Of `UnitStore.state_dict`. Version 1 counted steps per graph and had no version number; version 2,
+which is read still, knew no amaxes."""
 
 Signature = tuple[bool, tuple[str, ...], tuple[str, ...]]
 """Whether a graph is one of the whole model rather than of a submodule, its parameters, and the
@@ -43,6 +45,7 @@ class UnitStore:
         evaluated: tensors that only graphs of evaluation have. Their units are dropped whenever
             training measures, and set again by the next evaluation.
         requested: whether the next training call measures, whatever the schedule.
+        amaxes: those of earlier steps, where a recipe makes scales of them.
     """
 
     def __init__(self, *, scale: bool, remeasure: Remeasure = "geometric") -> None:
@@ -58,6 +61,7 @@ class UnitStore:
         self.adopted_at: dict[str, int] = {}
         self.unshared: dict[str, Reading] = {}
         self.warned: set[str] = set()
+        self.amaxes = AmaxHistory()
         self.label = ""  # how a warning begins
 
     @property
@@ -185,6 +189,7 @@ class UnitStore:
             "units": {name: asdict(unit) for name, unit in self.units.items()},
             "without_phi": sorted(self.without_phi),
             "evaluated": sorted(self.evaluated),
+            "amaxes": self.amaxes.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -194,6 +199,9 @@ class UnitStore:
             ValueError: it is not one; nothing was changed.
         """
         check_state(state)
+        amaxes = state.get("amaxes", {})
+        self.amaxes.check(amaxes, step=state["step"])
+        self.amaxes.load(amaxes)
         self.units = {name: Unit(**unit) for name, unit in state["units"].items()}
         self.without_phi = frozenset(state["without_phi"])
         self.evaluated = frozenset(state["evaluated"])
@@ -215,7 +223,7 @@ def check_state(state: Any) -> None:
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"units are a {type(state).__name__}; expected an object with their state")
-    if state.get("version") != STATE_VERSION:
+    if state.get("version") not in (2, STATE_VERSION):
         raise ValueError(
             f"units of version {state.get('version', 1)!r}; expected {STATE_VERSION}. Measure them "
             "again: leave the file out, and the first step does."
