@@ -10,19 +10,19 @@ from unitscale.formats import FORMATS, round_to
 from unitscale.gemm import ProductFormats, rounded
 
 PRODUCT_FORMATS = {
-    "fp8": ProductFormats("E4M3FN", "E5M2"),
-    "fp8-e4m3": ProductFormats("E4M3FN", "E4M3FN"),
-    "fp8-current": ProductFormats("E4M3FN", "E5M2", current=True),
-    "fp16": ProductFormats("FP16", "FP16", "FP16"),
-    "bf16": ProductFormats("BF16", "BF16", "BF16"),
-    "forward only": ProductFormats("E4M3FN"),
-    "backward only": ProductFormats(None, "E5M2"),
-    "fp8 by bf16": ProductFormats("E4M3FN", "E5M2", "BF16", executor="bf16"),
-    "bf16 by bf16": ProductFormats("BF16", "BF16", "BF16", executor="bf16"),
-    "fp8 by scaled_mm": ProductFormats("E4M3FN", "E5M2", executor="scaled_mm"),
-    "fp8-bf16 by scaled_mm": ProductFormats("E4M3FN", "E5M2", "BF16", executor="scaled_mm"),
-    "fp8-current by scaled_mm": ProductFormats(
-        "E4M3FN", "E5M2", current=True, executor="scaled_mm"
+    "fp8": ProductFormats.of("E4M3FN", "E5M2"),
+    "fp8-e4m3": ProductFormats.of("E4M3FN", "E4M3FN"),
+    "fp8-current": ProductFormats.of("E4M3FN current", "E5M2 current"),
+    "fp16": ProductFormats.of("FP16", "FP16", "FP16"),
+    "bf16": ProductFormats.of("BF16", "BF16", "BF16"),
+    "forward only": ProductFormats.of("E4M3FN"),
+    "backward only": ProductFormats.of(None, "E5M2"),
+    "fp8 by bf16": ProductFormats.of("E4M3FN", "E5M2", "BF16", executor="bf16"),
+    "bf16 by bf16": ProductFormats.of("BF16", "BF16", "BF16", executor="bf16"),
+    "fp8 by scaled_mm": ProductFormats.of("E4M3FN", "E5M2", executor="scaled_mm"),
+    "fp8-bf16 by scaled_mm": ProductFormats.of("E4M3FN", "E5M2", "BF16", executor="scaled_mm"),
+    "fp8-current by scaled_mm": ProductFormats.of(
+        "E4M3FN current", "E5M2 current", executor="scaled_mm"
     ),
 }
 
@@ -32,10 +32,10 @@ Product = Callable[..., Tensor]
 def product_at_edges(op: Product, formats: ProductFormats, *operands: Tensor) -> Tensor:
     """`op` on rounded operands, its result rounded; autograd sees to the other two products."""
     taken = (
-        rounded(x, formats.forward, formats.result, current=(formats.current, False))
-        for x in operands
+        rounded(x, text, formats.result)
+        for x, text in zip(operands, (formats.x_output, *[formats.w_output] * 2), strict=False)
     )
-    return rounded(op(*taken), formats.result, formats.backward, current=(False, formats.current))
+    return rounded(op(*taken), formats.result, formats.g_grad_input)
 
 
 def values_and_gradients(

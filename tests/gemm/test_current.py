@@ -17,7 +17,7 @@ from unitscale.gemm.rounded import times
 # Dynamo instantiates autograd.Function for itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
-CURRENT = ProductFormats("E4M3FN", "E5M2", current=True)
+CURRENT = ProductFormats.of("E4M3FN current", "E5M2 current")
 TO_FP16 = CURRENT._replace(backward="FP16")
 HALF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # of a value, by a rounding at most
 each_half = pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -147,7 +147,7 @@ def test_sums_of_large_data_do_not_overflow():
 def test_a_value_is_rounded_to_16_bits_once(dtype, scale):
     x = (torch.randn(4000) * scale).to(dtype)
     want = round_value(x.float(), "E5M2", current=True)
-    assert torch.equal(round_value(x, "E5M2", current=True), want.to(dtype))
+    assert torch.equal(round_value(x, "E5M2 current"), want.to(dtype))
 
 
 @each_half

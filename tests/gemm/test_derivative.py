@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from unitscale.gemm import ProductFormats, conv2d, linear, matmul, rounded
 from unitscale.gemm import scaled_dot_product_attention as attention
 
-FP8 = ProductFormats("E4M3FN", "E5M2")
+FP8 = ProductFormats.of("E4M3FN", "E5M2")
 HARDWARE = FP8._replace(executor="scaled_mm")
 
 FUNCTIONS = {
@@ -51,7 +51,9 @@ def masked_loss(run, mask: Tensor) -> Tensor:
     return run(q, q, q, mask).square().sum()
 
 
-@pytest.mark.parametrize("formats", [FP8, ProductFormats(None, "E5M2")], ids=["both", "backward"])
+@pytest.mark.parametrize(
+    "formats", [FP8, ProductFormats.of(None, "E5M2")], ids=["both", "backward"]
+)
 def test_a_mask_written_between_passes_is_an_error(formats):
     ours = lambda q, k, v, mask: attention(q, k, v, mask, formats=formats)
     for run in (F.scaled_dot_product_attention, ours):
@@ -91,7 +93,7 @@ def test_a_factor_written_between_passes_is_an_error():
 def test_an_operand_that_is_saved_as_it_is_may_not_be_written_to(index):
     operands = inputs()
     values = [x.clone() for x in operands]
-    loss = linear(*values, formats=ProductFormats(None, "E5M2")).sum()
+    loss = linear(*values, formats=ProductFormats.of(None, "E5M2")).sum()
     with torch.no_grad():
         values[index].zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

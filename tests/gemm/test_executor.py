@@ -38,8 +38,8 @@ def machine(monkeypatch):
         (PRODUCT_FORMATS["fp16"], torch.float32, "emulated", "emulated", "emulated"),
         (PRODUCT_FORMATS["backward only"], torch.float32, "emulated", "emulated", "emulated"),
         (FP8._replace(current=True), torch.float32, "emulated", "emulated", "scaled_mm"),
-        (ProductFormats("E5M2", "E5M2", "BF16"), torch.float32, "emulated", "bf16", "bf16"),
-        (ProductFormats("E4M3", "E4M3", "BF16"), torch.float32, "emulated", "bf16", "bf16"),
+        (ProductFormats.of("E5M2", "E5M2", "BF16"), torch.float32, "emulated", "bf16", "bf16"),
+        (ProductFormats.of("E4M3", "E4M3", "BF16"), torch.float32, "emulated", "bf16", "bf16"),
     ],
 )
 def test_auto_is_the_fastest_that_keeps_the_promise(
@@ -62,7 +62,7 @@ def test_auto_is_the_fastest_that_keeps_the_promise(
         (BF16._replace(executor="scaled_mm"), torch.float32, CPU, "8-bit formats, not BF16"),
         (FP8._replace(executor="scaled_mm"), torch.float64, CPU, "the model is torch.float64"),
         (
-            ProductFormats("E5M2", "E5M2", executor="scaled_mm"),
+            ProductFormats.of("E5M2", "E5M2", executor="scaled_mm"),
             torch.float32,
             CPU,
             "E5M2 by E5M2",

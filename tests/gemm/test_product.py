@@ -131,7 +131,7 @@ def test_output_is_that_of_scaled_mm(product, current):
     (x_q, x_scale), (w_q, w_scale) = (quantize(t, "E4M3FN", current=current) for t in (x, weight))
     scales = [torch.tensor(1.0) if scale is None else scale for scale in (x_scale, w_scale)]
     kernel = torch._scaled_mm(x_q, w_q.T, *scales, out_dtype=torch.float32)
-    formats = ProductFormats("E4M3FN", "E5M2", current=current)
+    formats = ProductFormats.of("E4M3FN", "E5M2", current=current)
     other = weight if product == "linear" else weight.T
     operands = (q.float() * scale for q, scale in zip((x_q, w_q), scales, strict=True))
     assert_same_product(getattr(gemm, product)(x, other, formats=formats), kernel, *operands)

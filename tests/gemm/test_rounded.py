@@ -71,7 +71,7 @@ def test_nan_stays_nan_and_only_there(name):
 def test_nan_leaves_no_current_scale():
     """No amax, no scale: the whole tensor is NaN, so that the run sees it at once."""
     x = torch.tensor([1.0, float("nan"), -2.0])
-    assert round_value(x, "E4M3FN", current=True).isnan().all()
+    assert round_value(x, "E4M3FN current").isnan().all()
 
 
 @pytest.mark.parametrize("name", ["E4M3FN", "E5M2"])
@@ -90,7 +90,7 @@ def test_current_scale_takes_amax_to_the_maximum(name, magnitude):
 def test_without_a_scale_small_values_are_lost_that_a_current_scale_keeps():
     x = torch.randn(1000) * 1e-4
     assert round_value(x, "E4M3FN").count_nonzero() == 0
-    assert round_value(x, "E4M3FN", current=True).count_nonzero() > 990
+    assert round_value(x, "E4M3FN current").count_nonzero() > 990
 
 
 @pytest.mark.parametrize(
@@ -149,4 +149,4 @@ def test_rounding_twice_is_rounding_once():
 
 
 def test_product_formats_read_as_a_row():
-    assert ProductFormats("E4M3FN", "E5M2") == ("E4M3FN", "E5M2", None, False, False, "emulated")
+    assert ProductFormats.of("E4M3FN", "E5M2") == ("E4M3FN", "E5M2", None, False, False, "emulated")

@@ -13,7 +13,7 @@ VALUE = 16.0  # 5000 * 16 is beyond FP16's 65504
 @pytest.mark.parametrize("unit", [True, False])
 def test_sum_over_rows_overflows_only_without_unit_scale(unit):
     x, weight = torch.ones(ROWS, 2), torch.zeros(3, 2, requires_grad=True)
-    formats = ProductFormats("FP16", "FP16", "FP16", unit=unit)
+    formats = ProductFormats.of("FP16", "FP16", "FP16", unit=unit)
     linear(x, weight, formats=formats).backward(torch.full((ROWS, 3), VALUE))
     wanted = ROWS * VALUE if unit else torch.inf
     assert torch.equal(weight.grad, torch.full((3, 2), wanted))
@@ -21,7 +21,7 @@ def test_sum_over_rows_overflows_only_without_unit_scale(unit):
 
 def test_it_is_rounded_all_the_same():
     x, weight = torch.randn(64, 8), torch.zeros(4, 8, requires_grad=True)
-    formats = ProductFormats("FP16", "FP16", "FP16", unit=True)
+    formats = ProductFormats.of("FP16 unit", "FP16 unit", "FP16")
     linear(x, weight, formats=formats).backward(torch.randn(64, 4))
     assert torch.equal(round_to(weight.grad, FP16), weight.grad)
 
@@ -36,7 +36,7 @@ LARGE = 3000.0  # 64 * 3000 is beyond FP16's 65504, and so is a gradient of a Ll
     [(linear, (FEATURES, FEATURES)), (matmul, (2, FEATURES, FEATURES)), (conv1d, (64, 64, 1))],
 )
 def test_sum_over_features_overflows_only_without_unit_scale(op, shape, unit):
-    formats = ProductFormats("FP16", "FP16", "FP16", unit=unit)
+    formats = ProductFormats.of("FP16", "FP16", "FP16", unit=unit)
     x, weight = torch.ones(2, FEATURES, FEATURES, requires_grad=True), torch.ones(shape)
     output = op(x * LARGE, weight, formats=formats)
     wanted = FEATURES * LARGE if unit else torch.inf
@@ -47,7 +47,7 @@ def test_sum_over_features_overflows_only_without_unit_scale(op, shape, unit):
 
 def test_at_unit_scale_the_grid_is_that_of_a_smaller_value():
     """Rounding is to FP16's 11 bits, and by 2^-4 the smallest subnormal is 2^-20."""
-    formats = ProductFormats("FP16", "FP16", "FP16", unit=True)
+    formats = ProductFormats.of("FP16 unit", "FP16 unit", "FP16")
     x, weight = torch.randn(32, FEATURES), torch.randn(FEATURES, FEATURES)
     x, weight = (round_to(v, FP16) for v in (x, weight))
     want = round_to((x @ weight.T) / 16, FP16) * 16

@@ -11,7 +11,7 @@ from unitscale.gemm import scaled_dot_product_attention as attention
 # Dynamo instantiates autograd.Function for itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
-FP8 = ProductFormats("E4M3FN", "E5M2")
+FP8 = ProductFormats.of("E4M3FN", "E5M2")
 
 PRODUCTS = {
     "linear": lambda x, w: linear(x, w, formats=FP8),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import unitscale as us
 from units.training import named
 from unitscale.formats import FP16
-from unitscale.recipes import Recipe
+from unitscale.recipes import Recipe, Unit, uniform
 from unitscale.units import UnitRow, apply_recipe, measure, measured, rows, unit_scale
 
 
@@ -87,7 +87,7 @@ def test_skip_pattern_that_matches_nothing_is_refused_with_the_nearest_path(scal
 
 
 def test_skip_pattern_of_a_recipe_is_checked_too():
-    recipe = Recipe(name="mine", source="unit", skip=("head",))
+    recipe = Recipe(name="mine", rules=uniform(None, None, scale=Unit()), skip=("head",))
     with pytest.raises(ValueError, match="skip='head' matches no module"):
         unit_scale(Model(), recipe)
 
@@ -243,7 +243,7 @@ def test_measure_of_a_scaled_model_does_not_count_as_a_step_of_the_schedule_twic
 
 
 def test_activations_of_the_recipe_and_of_the_argument_are_one_option():
-    recipe = Recipe(name="mine", source="unit", activations=FP16)
+    recipe = Recipe(name="mine", rules=uniform(None, None, scale=Unit()), activations=FP16)
     for model in (unit_scale(Model(), recipe), unit_scale(Model(), "fp16", activations=FP16)):
         assert model.__dict__["unitscale_session"].recipe.activations == FP16
 

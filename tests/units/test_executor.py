@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from unitscale import gemm
-from unitscale.formats import BF16
-from unitscale.recipes import parse
+from unitscale.formats import BF16, E4M3FN, E5M2
+from unitscale.recipes import Unit, parse, uniform
 from unitscale.units import apply_recipe, rows, unit_scale
 
 # 2026-11-24: torch 2.13's Dynamo instantiates the Function that it traces.
@@ -73,9 +73,9 @@ def test_units_are_arguments_of_the_kernel(monkeypatch):
     seen = []
     linear = gemm.product.ScaledProduct.apply
 
-    def watched(x, weight, bias, factors, formats):
+    def watched(x, weight, bias, factors, formats, scales):
         seen.append([None if f is None else f.item() for f in factors])
-        return linear(x, weight, bias, factors, formats)
+        return linear(x, weight, bias, factors, formats, scales)
 
     monkeypatch.setattr(gemm.product.ScaledProduct, "apply", watched)
     model = nn.Sequential(nn.Linear(40, 24))
@@ -110,5 +110,5 @@ def test_executor_that_breaks_the_promise_of_the_recipe_is_refused_there_too(rec
 
 
 def test_recipe_in_place_of_a_name_may_promise_bf16():
-    recipe = replace(parse("fp8"), result=BF16)
+    recipe = replace(parse("fp8"), rules=uniform(E4M3FN, E5M2, BF16, Unit()))
     assert replace(recipe, name="fp8-bf16") == parse("fp8-bf16")

@@ -260,7 +260,9 @@ def test_summary_says_products_units_and_steps():
         f"Model, recipe fp8: {share:.1%} of multiply-adds rounded, {found.units} tensors with a "
         "unit, 2 training steps"
     )
-    assert any("4 products" in line and "E4M3FN, gradients E5M2" in line for line in lines)
+    assert any(
+        "4 products" in line and "E4M3FN unit, gradients E5M2 unit" in line for line in lines
+    )
     assert any("1 products" in line and "skip='head' (head.linear)" in line for line in lines)
 
 

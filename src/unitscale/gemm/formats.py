@@ -1,9 +1,9 @@
 """`ProductFormats`: what one product of a graph is told of its operands, as texts."""
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
-from unitscale.formats import FORMATS, BlockFormat
+from unitscale.formats import BlockFormat
 from unitscale.recipes import Cast, Gemm, Operand, Unit, parse_operand
 
 __all__ = ["ProductFormats"]
@@ -43,8 +43,8 @@ class ProductFormats(NamedTuple):
     def from_gemm(cls, gemm: Gemm, executor: str) -> "ProductFormats":
         """The texts of a recipe's products."""
         (x, w), (g, w_back), (g_back, x_back) = gemm.output, gemm.grad_input, gemm.grad_weight
-        texts = (str(o) if o.rounds else None for o in (x, w, g, w_back, g_back, x_back))
-        return cls(*texts, gemm.results.name if gemm.results else None, executor)
+        texts = [str(o) if o.rounds else None for o in (x, w, g, w_back, g_back, x_back)]
+        return cls(*texts, result=gemm.results.name if gemm.results else None, executor=executor)
 
     def crossed(self) -> "ProductFormats":
         """The same of a product whose operands change places: x^T is the weight of `w^T x^T`."""
@@ -77,11 +77,15 @@ class ProductFormats(NamedTuple):
         result = f" -> {self.result}" if self.result else ""
         if (x, g) == (x_back, g_back) and x == w == w_back:
             return f"{x}, gradients {g}{result}"
-        parts = (f"output {x} @ {w}", f"grad_input {g} @ {w_back}", f"grad_weight {g_back} @ {x_back}")
+        parts = (
+            f"output {x} @ {w}",
+            f"grad_input {g} @ {w_back}",
+            f"grad_weight {g_back} @ {x_back}",
+        )
         return "; ".join(parts) + result
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_scaled(texts: tuple[str | None, ...]) -> bool:
     """Whether one of some operands has a scale of its own."""
     return any(has_scale(parse_operand(text)) for text in texts if text is not None)
@@ -90,9 +94,3 @@ def is_scaled(texts: tuple[str | None, ...]) -> bool:
 def has_scale(operand: Operand) -> bool:
     """Whether an operand is data and a scale: of a block format, or with one that is no unit."""
     return isinstance(operand.format, BlockFormat) or not isinstance(operand.scale, Cast | Unit)
-
-
-def format_of(text: str | None) -> str | None:
-    """The name of the element format of an operand's text."""
-    fmt = None if text is None else parse_operand(text).format
-    return None if fmt is None else fmt.name if fmt.name in FORMATS else str(fmt)

@@ -5,7 +5,7 @@ orthogonal matrix, so the inner product of two runs that are turned alike is wha
 (16, 0, ..., 0) becomes sixteen values of magnitude 4.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ SEED = 16
 """Of the signs: drawn once and for good, as NVIDIA's recipe does for all layers and all steps."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def entries(size: int) -> tuple[tuple[float, ...], ...]:
     """The rows of `diag(signs) @ H / sqrt(size)`.
 

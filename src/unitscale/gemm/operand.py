@@ -12,7 +12,7 @@ gets a copy of its own, rounded from the tensor and not from the first copy.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from unitscale.formats import BlockFormat, Codec, Encoded, FloatFormat, round_to
 from unitscale.formats.rounding import is_traced
 from unitscale.gemm.formats import ProductFormats, has_scale
 from unitscale.gemm.hadamard import turned
-from unitscale.recipes import Cast, Constant, Current, Delayed, Operand, Unit, parse_operand
+from unitscale.recipes import Constant, Current, Delayed, Operand, Unit, parse_operand
 
 __all__ = [
     "Given",
@@ -113,7 +113,7 @@ def amax_of(x: Tensor) -> Tensor:
     return x.detach().abs().amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def codec_of(text: str) -> Codec:
     """The codec of an operand with a scale."""
     operand = parse_operand(text)
@@ -158,7 +158,9 @@ def encode(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
     if isinstance(scale, Delayed):
         amax = amax_of(x) if given is None else given.amax
         now = amax.clamp(min=SMALLEST_AMAX) * (2.0**scale.margin / operand.format.max)
-        return codec.grid(x, scale=now if given is None else torch.where(given.scale > 0, given.scale, now))
+        return codec.grid(
+            x, scale=now if given is None else torch.where(given.scale > 0, given.scale, now)
+        )
     return codec.grid(x)
 
 
@@ -227,7 +229,8 @@ def save(
         more: what else backward reads. A tensor that is kept elsewhere may be written to between
             the passes without a word from autograd.
     """
-    values, kept = [], []
+    values: list[Tensor] = []
+    kept: list[Tensor | None] = []
     for index, (x, (use, then)) in enumerate(zip(operands, uses, strict=True)):
         own = given[index] if given else None
         encoded = encode(x, use, own)
@@ -238,7 +241,9 @@ def save(
         # The values themselves, not those read back from eight bits: the same, and faster.
         kind = x.dtype if dtype is None or not formats.operands else working_dtype(formats, dtype)
         values.append(take(encoded, use, kind))
-    ctx.kept = Saved(formats, tuple(u for _, u in uses), tuple(x.dtype for x in operands), len(more))
+    ctx.kept = Saved(
+        formats, tuple(u for _, u in uses), tuple(x.dtype for x in operands), len(more)
+    )
     ctx.save_for_backward(*more, *kept)
     return values
 
@@ -256,7 +261,9 @@ def restore(ctx: Any, dtype: torch.dtype, grad: Tensor) -> tuple[list[Any], tupl
     for index, use in enumerate(kept.uses):
         encoded = Encoded(*parts[PARTS * index : PARTS * (index + 1)])
         value = None if encoded.data is None else take(encoded, use, dtype)
-        values.append(in_backward(value, grad) if value is not None and dtype.itemsize == 2 else value)
+        values.append(
+            in_backward(value, grad) if value is not None and dtype.itemsize == 2 else value
+        )
     return values, more
 
 

@@ -44,6 +44,7 @@ from unitscale.gemm.scaled_product import NO_FACTORS, Factors, ScaledProduct
 
 __all__ = ["Factors", "addmm", "linear", "matmul"]
 
+
 def settled(formats: ProductFormats, x: Tensor, *, has_kernel: bool = True) -> ProductFormats:
     """`formats` with the executor that a product with `x` gets.
 

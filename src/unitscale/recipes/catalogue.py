@@ -18,15 +18,12 @@ from unitscale.formats import (
     BlockFormat,
     FloatFormat,
 )
+from unitscale.formats.granularity import PerAxis, PerBlock, PerTile
 from unitscale.recipes.operand import (
-    Cast,
     Constant,
     Current,
     Delayed,
     Operand,
-    PerAxis,
-    PerBlock,
-    PerTile,
     PowerOfTwo,
     RandomHadamard,
     Unit,
@@ -148,9 +145,7 @@ def amax(name: str, value: FloatFormat, gradient: FloatFormat) -> Recipe:
     )
 
 
-def cscale(
-    bias: int = 0, value: FloatFormat = E4M3FN, gradient: FloatFormat = E5M2
-) -> Recipe:
+def cscale(bias: int = 0, value: FloatFormat = E4M3FN, gradient: FloatFormat = E5M2) -> Recipe:
     """FP8-CSCALE of Perez et al.: one constant for all tensors, three binades less for gradients.
 
     Args:

@@ -5,7 +5,7 @@ rows and tables show it, and products are told of their operands in it. Imports 
 """
 
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal
 
 from unitscale.formats import BLOCK_FORMATS, BlockFormat, FloatFormat
@@ -13,7 +13,6 @@ from unitscale.formats import parse as parse_format
 from unitscale.formats.catalogue import E8M0FNU
 from unitscale.formats.granularity import (
     Granularity,
-    PerAxis,
     PerBlock,
     PerTensor,
     PerTile,
@@ -199,7 +198,9 @@ class Operand:
         if fmt.scale == E8M0FNU and isinstance(self.scale, Current) and rule is None:
             object.__setattr__(self, "scale", Current("floor", self.scale.margin))
         if fmt.scale != E8M0FNU and rule is not None:
-            raise ValueError(f"Operand: the scales of {fmt} are no powers of two; leave the rule out")
+            raise ValueError(
+                f"Operand: the scales of {fmt} are no powers of two; leave the rule out"
+            )
 
     def __str__(self) -> str:
         parts = ["as is" if self.format is None else self.format.name]
@@ -243,7 +244,7 @@ def word(scale: Scale) -> str:
     return type(scale).__name__.lower()
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_operand(text: str) -> Operand:
     """The operand of a text: `str` and this are inverse to each other.
 

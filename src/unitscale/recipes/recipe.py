@@ -151,7 +151,9 @@ class Recipe:
         if not self.rules:
             lines.append("  rounds nothing")
         for rule in self.rules:
-            where = f"{'every' if rule.path == '*' else rule.path} {rule.op.replace('*', 'product')}"
+            where = (
+                f"{'every' if rule.path == '*' else rule.path} {rule.op.replace('*', 'product')}"
+            )
             if rule.gemm is None:
                 lines.append(f"  {where}: full precision")
                 continue

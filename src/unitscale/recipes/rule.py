@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from unitscale.formats import FloatFormat
-from unitscale.recipes.operand import AS_IS, Operand, PerTile, Unit
+from unitscale.formats.granularity import PerTile
+from unitscale.recipes.operand import AS_IS, Operand, Unit
 
 __all__ = ["OPS", "PRODUCTS", "Gemm", "Op", "Rule"]
 

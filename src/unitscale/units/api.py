@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from glob import escape
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,9 @@ from unitscale.units.session import Session
 
 M = TypeVar("M", bound=nn.Module)
 
+Skip = Sequence[str] | Callable[[str, nn.Module], bool]
+"""Which modules keep full precision: patterns of paths, or a function of a path and its module."""
+
 
 def unit_scale(
     model: M,
@@ -31,7 +35,7 @@ def unit_scale(
     *,
     inner: str | Callable[..., Any] = "auto",
     remeasure: Remeasure = "geometric",
-    skip: Sequence[str] = (),
+    skip: Skip = (),
     activations: FloatFormat | None = None,
     saved: FloatFormat | None = None,
 ) -> M:
@@ -50,7 +54,8 @@ def unit_scale(
             then every 1,024th), "drift" (those and every 64th), "once", "never" or a collection of
             steps. A measuring step is an ordinary step of the recipe.
         skip: patterns of module paths (as in fnmatch) whose products stay in full precision, with
-            all that is inside of those modules.
+            all that is inside of those modules; or a function of a path and its module that says
+            whether to skip it.
         activations: a format, FP16 say, that every tensor between products is rounded to, and
             its gradient; None leaves them in the model's dtype.
         saved: a format, E4M3FN say, in which element-wise functions save their inputs for
@@ -74,7 +79,7 @@ def apply_recipe(
     *,
     inner: str | Callable[..., Any] = "auto",
     remeasure: Remeasure = "never",
-    skip: Sequence[str] = (),
+    skip: Skip = (),
 ) -> M:
     """Round the operands of a model's products, in place, and leave its scales to the model.
 
@@ -95,19 +100,15 @@ def compile_with(
     scale: bool,
     inner: str | Callable[..., Any],
     remeasure: Remeasure,
-    skip: Sequence[str],
+    skip: Skip,
 ) -> M:
     """Check the arguments, then compile the model with a session as its backend."""
     recipe = parse(recipe)
     caller = "unit_scale" if scale else "apply_recipe"
     check_model(model, caller)
-    if isinstance(skip, str):
-        raise TypeError(f"{caller}: skip is the string {skip!r}; expected a list, [{skip!r}]")
-    check_patterns(model, (*recipe.skip, *skip), caller)
+    recipe = placed(recipe, model, skip, caller)
     check_executor(model, recipe, caller)
     warn_of_loss_scale(recipe, caller)
-    patterns = (*recipe.skip, *skip)
-    recipe = replace(recipe, skip=(*patterns, *alias_patterns(model, patterns)))
     session = Session(recipe, scale=scale, remeasure=remeasure, inner=inner, model=model)
     attach(model, session)
     return model
@@ -139,9 +140,8 @@ def set_recipe(model: M, recipe: str | Recipe) -> M:
             "set_recipe: the model runs in full precision now; switch before or after the context"
         )
     recipe = parse(recipe)
-    check_patterns(model, recipe.skip, "set_recipe")
+    recipe = placed(recipe, model, (), "set_recipe")
     check_executor(model, recipe, "set_recipe")
-    recipe = replace(recipe, skip=(*recipe.skip, *alias_patterns(model, recipe.skip)))
     old.terms.collect()
     session = Session(recipe, scale=old.scale, inner=old.inner, model=model, store=old.store)
     detach(model)
@@ -200,14 +200,36 @@ def warn_of_loss_scale(recipe: Recipe, caller: str) -> None:
         )
 
 
-def check_patterns(model: nn.Module, patterns: Sequence[str], caller: str) -> None:
+def placed(recipe: Recipe, model: nn.Module, skip: Skip, caller: str) -> Recipe:
+    """A recipe whose patterns are known to match modules of the model, by all their paths.
+
+    Raises:
+        TypeError: skip is neither a list nor a function. ValueError: a pattern matches nothing.
+    """
+    if isinstance(skip, str):
+        raise TypeError(f"{caller}: skip is the string {skip!r}; expected a list, [{skip!r}]")
+    if callable(skip):
+        paths = model.named_modules(remove_duplicate=False)
+        skip = [escape(path) for path, module in paths if path and skip(path, module)]
+    patterns = (*recipe.skip, *skip)
+    check_patterns(model, patterns, caller, "skip")
+    check_patterns(model, [rule.path for rule in recipe.rules if rule.path != "*"], caller, "path")
+    rules = [
+        replace(rule, path=path)
+        for rule in recipe.rules
+        for path in (rule.path, *(alias_patterns(model, [rule.path]) if rule.path != "*" else ()))
+    ]
+    return replace(recipe, rules=tuple(rules), skip=(*patterns, *alias_patterns(model, patterns)))
+
+
+def check_patterns(model: nn.Module, patterns: Sequence[str], caller: str, word: str) -> None:
     """Every pattern must match a module."""
     paths = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in paths):
             near = get_close_matches(pattern, paths, n=1, cutoff=0.0)
             raise ValueError(
-                f"{caller}: skip={pattern!r} matches no module of {type(model).__name__}; "
+                f"{caller}: {word}={pattern!r} matches no module of {type(model).__name__}; "
                 f"nearest path: {near[0] if near else '(none)'!r}."
             )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unitscale.graph.engine import in_backward
 from unitscale.graph.place import Places, argument_names
-from unitscale.recipes import Operand, Recipe
+from unitscale.recipes import Operand, Recipe, Rule
 from unitscale.units.measurement import Measurement
 from unitscale.units.observe import Reader, UnitsInForce
 from unitscale.units.store import UnitStore
@@ -87,6 +87,7 @@ class Terms:
         self.observer: Observer | None = None
         self.arrived: list[Measurement] = []
         self.arrived_amaxes: list[tuple[list[tuple[str, Operand]], Tensor]] = []
+        self.used_rules: set[Rule | None] = set()
         self.remembered: OrderedDict[Hashable, Any] = OrderedDict()
         self.inside_graph = False
         self.measured = False  # in the last call, a training graph

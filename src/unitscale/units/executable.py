@@ -20,7 +20,8 @@ from unitscale.units.assign import Unit
 from unitscale.units.call import Call, Terms
 from unitscale.units.measurement import Measurement
 from unitscale.units.observe import MeasuringStep, UnitsInForce
-from unitscale.units.products import gemm_at
+from unitscale.units.ops import rule_of
+from unitscale.units.products import gemm_at, rule_at
 from unitscale.units.program import Program, numbers
 
 __all__ = ["Executable", "Place"]
@@ -125,7 +126,9 @@ class Executable:
         recipe = self.terms.recipe
         # What runs under a function transform is copied as it is, see `Writer.write`.
         seen = (n for n in self.tensors if n not in self.hidden)
-        found = {n: gemm for n in seen if (gemm := gemm_at(n, recipe, prefix)) is not None}
+        products = [n for n in seen if rule_of(n).product]
+        self.terms.used_rules |= {rule_at(n, recipe, prefix) for n in products}
+        found = {n: gemm for n in products if (gemm := gemm_at(n, recipe, prefix)) is not None}
         key = frozenset(found.items())
         if key not in self.programs:
             self.programs[key] = Program(

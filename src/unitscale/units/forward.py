@@ -218,6 +218,7 @@ class ScaledForward:
             session.covered |= call.parameters
             self.listen_beside(model, args)
         session.warn_of_plain(type(model).__name__)
+        session.warn_of_unused_rules(type(model).__name__)
 
     def listen_beside(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Have each parameter that no graph took say so if a gradient reaches it all the same.

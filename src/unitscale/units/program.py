@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from unitscale.formats import E4M3FN, BlockFormat, FloatFormat
 from unitscale.graph.capture import BOUNDARY, TensorNode
 from unitscale.graph.dynamo import example
 from unitscale.graph.engine import compiler
 from unitscale.graph.recompute import recomputing
-from unitscale.formats import E4M3FN, BlockFormat, FloatFormat
 from unitscale.recipes import Cast, Delayed, Gemm, Operand, Recipe, Unit
 from unitscale.units.assign import limit_for
 from unitscale.units.measurement import Limits, Watch
@@ -189,6 +189,6 @@ def smaller(x: float | None, y: float | None) -> float | None:
 def numbers(
     values: Iterable[float], device: torch.device | None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The vector of scales and factors; one that an evaluation makes serves the next training step too."""
+    """The vector of scales and factors; one made in an evaluation serves a training step too."""
     with torch.inference_mode(False):
         return torch.tensor(list(values), dtype=dtype, device=device)

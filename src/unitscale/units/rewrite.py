@@ -300,9 +300,7 @@ class Writer:
         own: list[fx.Node | None] = [None] * (len(taken) + 1)
         if scales is not None:
             parts = self.graph.call_function(edge_scales, (scales, len(taken)))
-            own = [
-                self.graph.call_function(operator.getitem, (parts, i)) for i in range(len(own))
-            ]
+            own = [self.graph.call_function(operator.getitem, (parts, i)) for i in range(len(own))]
         rounds = operands_at(node, self.rounded[node])
         texts = [str(operand) if operand.rounds else None for operand in rounds]
 
@@ -353,7 +351,7 @@ class Writer:
         self, x: fx.Node, fwd: str | None, bwd: str | None, scales: fx.Node | None = None
     ) -> fx.Node:
         """`x` with rounding in each direction."""
-        given = {} if scales is None else {"scales": scales}
+        given: dict[str, Any] = {} if scales is None else {"scales": scales}
         return self.graph.call_function(round_both_ways, (x, fwd, bwd), given)
 
 

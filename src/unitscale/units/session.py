@@ -56,6 +56,7 @@ class Session:
     ) -> None:
         self.store = store or UnitStore(scale=scale, remeasure=remeasure)
         self.store.amaxes.needed = recipe.is_delayed
+        self.rules_checked = False
         self.store.label = f"{recipe.name}: "
         self.recipe, self.scale, self.inner = recipe, scale, inner
         self.terms = Terms(recipe, self.store, inner=inner, model=model, factor_dtype=factor_dtype)
@@ -155,6 +156,26 @@ class Session:
             f"{name}: {self.lacking} {found}.{because}",
             stacklevel=4,
         )
+
+    def warn_of_unused_rules(self, name: str) -> None:
+        """Warn, once something has run, of the recipe's rules that no product has matched.
+
+        A rule for everything is none of them: a model may have no products at all.
+        """
+        if self.rules_checked or not self.executables:
+            return
+        self.rules_checked = True
+        # A module with two paths has a rule for each of them.
+        used = {(rule.op, rule.gemm) for rule in self.terms.used_rules if rule is not None}
+        special = [rule for rule in self.recipe.rules if (rule.path, rule.op) != ("*", "*")]
+        unused = [rule for rule in special if (rule.op, rule.gemm) not in used]
+        if unused:
+            named = ", ".join(f"(path {rule.path!r}, op {rule.op!r})" for rule in unused)
+            warnings.warn(
+                f"{name}: of recipe {self.recipe.name!r} no product in this call matches the rule "
+                f"{named}; us.summary(model) has the products.",
+                stacklevel=4,
+            )
 
     def held(self) -> int:
         """How many tensors are held at a unit that was measured."""

@@ -17,8 +17,8 @@ from unitscale.units.schedule import Remeasure, check_schedule, is_due, never_me
 __all__ = ["STATE_VERSION", "UnitStore", "check_state"]
 
 STATE_VERSION = 3
-"""Of `UnitStore.state_dict`. Version 1 counted steps per graph and had no version number; version 2,
-which is read still, knew no amaxes."""
+"""Of `UnitStore.state_dict`. Version 1 counted steps per graph and had no version number; version
+2, which is read still, knew no amaxes."""
 
 Signature = tuple[bool, tuple[str, ...], tuple[str, ...]]
 """Whether a graph is one of the whole model rather than of a submodule, its parameters, and the
@@ -236,6 +236,8 @@ def check_state(state: Any) -> None:
         "without_phi": list,
         "evaluated": list,
     }
+    if state["version"] == STATE_VERSION:
+        kinds["amaxes"] = dict
     for key, kind in kinds.items():
         value = state.get(key)
         if not isinstance(value, kind) or (kind is int and not is_count(value)):
