@@ -43,8 +43,10 @@ class ProductFormats(NamedTuple):
     def from_gemm(cls, gemm: Gemm, executor: str) -> "ProductFormats":
         """The texts of a recipe's products."""
         (x, w), (g, w_back), (g_back, x_back) = gemm.output, gemm.grad_input, gemm.grad_weight
-        texts = [str(o) if o.rounds else None for o in (x, w, g, w_back, g_back, x_back)]
-        return cls(*texts, result=gemm.results.name if gemm.results else None, executor=executor)
+        rounded = (x, w, g, w_back, g_back, x_back)
+        first, second, third, fourth, fifth, sixth = (str(o) if o.rounds else None for o in rounded)
+        result = gemm.results.name if gemm.results else None
+        return cls(first, second, third, fourth, fifth, sixth, result, executor)
 
     def crossed(self) -> "ProductFormats":
         """The same of a product whose operands change places: x^T is the weight of `w^T x^T`."""

@@ -16,7 +16,7 @@ from unitscale.gemm.kernel import scaled_mm
 from unitscale.gemm.operand import Use, encode, given_scales, pack, result_dtype
 from unitscale.gemm.rounded import finish, owned
 
-__all__ = ["NO_FACTORS", "Factors", "ScaledProduct"]
+__all__ = ["NO_FACTORS", "Factors"]
 
 Factors = tuple[Tensor | None, Tensor | None, Tensor | None]
 """What the results of the three products are multiplied by: scalar tensors; None is 1."""

@@ -189,7 +189,7 @@ def uniform(
 ) -> tuple[Rule, ...]:
     """One rule for every product: a format for values, one for gradients, and one source of scales.
 
-    `scale` is `Cast()` unless it is given. A computed scale, and a unit, is left out where there is no format: nothing needs it there.
+    `scale` is `Cast()` unless it is given. Without a format there is none to compute.
     """
     scale = Cast() if scale is None else scale
 

@@ -22,10 +22,10 @@ __all__ = ["OPS", "PRODUCTS", "Gemm", "Op", "Rule"]
 
 Op = Literal["*", "linear", "readout", "matmul", "attention", "convolution", "grouped", "other"]
 OPS: tuple[str, ...] = get_args(Op)
-"""Kinds of products: `linear` is a matrix product with a parameter; it includes `readout`, that of a
-`unitscale.nn.LinearReadout`, and `grouped`, which multiplies each group of rows by the matrix of an
-expert. `matmul` has no parameter, `attention` is fused, `other` is einsum, bilinear and their kin."""
-
+"""Kinds of products: `linear` is a matrix product with a parameter; it includes `readout`, that of
+a `unitscale.nn.LinearReadout`, and `grouped`, which multiplies each group of rows by the matrix of
+an expert. `matmul` has no parameter, `attention` is fused, `other` is einsum, bilinear and so on.
+"""
 
 Pair = tuple[Operand, Operand]
 PRODUCTS = {

@@ -1,4 +1,4 @@
-"""`AmaxHistory`: the amaxes of earlier steps, of which delayed scales are made. Imports no torch."""
+"""`AmaxHistory`: amaxes of earlier steps, of which delayed scales are made. Imports no torch."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
