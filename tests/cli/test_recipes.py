@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from unitscale.cli import main
-from unitscale.cli.recipes import USED_BY
 from unitscale.recipes import RECIPES
 
 
@@ -31,7 +30,11 @@ def test_json_has_every_recipe(
     fp8 = rows["fp8"]
     assert (fp8["forward"], fp8["backward"], fp8["result"]) == ("E4M3FN", "E5M2", None)
     assert fp8["scale"] == "the tensor's unit"
-    assert list(fp8["products"][1].values()) == ["grad_input", "E5M2", "E4M3FN", "as is"]
+    assert list(fp8["products"][1].values()) == [
+        *("grad_input", "E5M2 unit", "E4M3FN unit", "as is"),
+    ]
+    assert rows["nvfp4"]["shared_by"] == "1x16, 16x16"
+    assert rows["nvfp4"]["rounds"] == "linear"
     assert rows["fp16-loss"]["scale"] == "of the loss: 2048"
     assert rows["fp16-loss-dynamic"]["scale"] == "of the loss: dynamic"
 
@@ -45,5 +48,24 @@ def test_table_has_a_line_for_every_recipe(
     assert [row.split()[0] for row in rows] == list(RECIPES)
 
 
-def test_every_recipe_says_who_uses_it() -> None:
-    assert USED_BY.keys() == RECIPES.keys()
+def test_every_recipe_says_who_uses_it_and_what_a_person_chose() -> None:
+    assert all(recipe.users for recipe in RECIPES.values())
+    assert RECIPES["fp8-delayed"].chosen == ("history 1024", "reduce max")
+    assert RECIPES["fp8-amax"].chosen == ("rule rceil", "margin 3")
+    assert not any(r.chosen for r in RECIPES.values() if r.unit_scaled and r.name != "nvfp4-units")
+
+
+def test_a_named_recipe_is_shown_in_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(capsys, monkeypatch, "nvfp4").rstrip() == str(RECIPES["nvfp4"])
+
+
+def test_an_unknown_name_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["unitscale", "recipes", "nvfp5"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "Did you mean 'nvfp4'?" in capsys.readouterr().err

@@ -1,79 +1,113 @@
-"""`unitscale recipes`: the recipes as a table. Imports no torch."""
+"""`unitscale recipes`: the recipes as a table, or some of them in full. Imports no torch."""
 
 import json as json_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from unitscale.cli.exit import checking_arguments
 from unitscale.cli.option import Json
 from unitscale.cli.output import show
 
 if TYPE_CHECKING:
-    from unitscale.recipes import Recipe
+    from unitscale.recipes import Operand, Recipe
 
-USED_BY = {
-    "fp32": "the baseline of every comparison",
-    "bf16": "most large models (Kalamkar et al. 2019)",
-    "fp16-none": "nobody: what FP16 loses without a scale",
-    "fp16-loss": "Micikevicius et al. 2018",
-    "fp16-loss-dynamic": "torch.amp.GradScaler, Apex",
-    "fp8-none": "nobody: what FP8 loses without a scale",
-    "fp8-bf16-none": "nobody: fp8-none with BF16 results",
-    "fp8-e4m3-none": "nobody: what E4M3 gradients lose so",
-    "fp8-current": "torchao float8, Transformer Engine",
-    "fp8-e4m3-current": "DeepSeek-V3's format, a scale per tensor",
-    "fp32-units": "the control of the unit-scaled recipes",
-    "bf16-units": "a unit-scaled model in BF16",
-    "fp16": "Unit Scaling (Blake et al. 2023)",
-    "fp8": "Unit Scaling (Blake et al. 2023)",
-    "fp8-bf16": "fp8 with BF16 results, as on FP8 hardware",
-    "fp8-e4m3": "Unit Scaling with E4M3 gradients too",
+SCALES = {
+    "Cast": "cast as it is",
+    "Unit": "the tensor's unit",
+    "Constant": "a constant",
+    "Delayed": "amax of earlier steps",
+    "Current": "its amax now",
 }
-"""Who trains with a recipe, or what it is for: so short that a row stays on one line."""
+SHORT = {
+    "cast as it is": "none",
+    "the tensor's unit": "unit",
+    "a constant": "constant",
+    "amax of earlier steps": "amax before",
+    "its amax now": "amax now",
+}
 
-SCALES = {"none": "cast as it is", "unit": "the tensor's unit", "current": "its amax now"}
 
-
-def recipes(json: Json = False) -> None:
+def recipes(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Recipes to show in full; none lists all.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """List the recipes: their formats, where an operand's scale comes from, and who uses them.
 
-    `forward` is the format of inputs and weights, `backward` that of the gradients of outputs, and
-    `result` what the three products are rounded to. In the Python API: `unitscale.recipes.RECIPES`.
+    A line has the format of inputs and weights, that of gradients (and what results are rounded
+    to), where the scale comes from and which values share one, and which products are rounded. With
+    names, every operand of every product of those recipes, and the source. In the Python API:
+    `unitscale.recipe(name)`.
     """
-    from unitscale.recipes import RECIPES
+    from unitscale.recipes import RECIPES, parse
 
-    rows = [describe(recipe) for recipe in RECIPES.values()]
+    with checking_arguments():
+        chosen = [parse(name) for name in names or RECIPES]
     if json:
-        print(json_module.dumps(rows, indent=2))
+        print(json_module.dumps([describe(recipe) for recipe in chosen], indent=2))
+        return
+    if names:
+        show("\n\n".join(map(str, chosen)))
         return
     from unitscale.report import plain_table
 
-    show(
-        plain_table(
-            [
-                {k.replace("_", " "): "as is" if v is None else v for k, v in row.items()}
-                for row in ({k: v for k, v in row.items() if k != "products"} for row in rows)
-            ]
-        )
-    )
+    show(plain_table([line(describe(recipe)) for recipe in chosen]))
+
+
+def line(row: dict[str, Any]) -> dict[str, str]:
+    """A row of the table in short words, so that it stays on one line."""
+    gradients = row["backward"] or "-"
+    if row["result"]:
+        gradients += f" -> {row['result']}"
+    scale = SHORT.get(row["scale"], row["scale"].removeprefix("of the "))
+    if row["shared_by"] not in ("", "tensor"):
+        scale += f", {row['shared_by'].replace(', ', '/')}"
+    products = {"every product": "all", "nothing": "-"}.get(row["rounds"], row["rounds"])
+    return {
+        "recipe": row["recipe"],
+        "values": (row["forward"] or "-").removeprefix("MX_"),
+        "gradients": gradients.removeprefix("MX_"),
+        "scale": scale,
+        "products": products,
+        "used by": row["used_by"],
+    }
 
 
 def describe(recipe: "Recipe") -> dict[str, Any]:
     """One row of the table; in JSON with the three products."""
-    forward, backward, result = (
-        fmt.name if fmt else None for fmt in (recipe.forward, recipe.backward, recipe.result)
-    )
-    scale = SCALES.get(recipe.source)
-    if recipe.loss_scale is not None:
-        is_static = not isinstance(recipe.loss_scale, str)
-        scale = f"of the loss: {recipe.loss_scale:g}" if is_static else "of the loss: dynamic"
+    value, gradient, result = recipe.value, recipe.gradient, recipe.main.results
     return {
         "recipe": recipe.name,
-        "forward": forward,
-        "backward": backward,
-        "result": result,
-        "scale": scale or recipe.source,
-        "used_by": USED_BY.get(recipe.name, ""),
+        "forward": value.format.name if value.format else None,
+        "backward": gradient.format.name if gradient.format else None,
+        "result": result.name if result else None,
+        "scale": scale_of(recipe, value),
+        "shared_by": shared_by(recipe),
+        "rounds": ", ".join(rule.op for rule in recipe.rules).replace("*", "every product")
+        if recipe.rounds
+        else "nothing",
+        "used_by": recipe.users,
+        "source": recipe.source,
+        "chosen": list(recipe.chosen),
         "products": [
             dict(zip(("product", "left", "right", "result"), row, strict=True))
             for row in recipe.products()
         ],
     }
+
+
+def scale_of(recipe: "Recipe", value: "Operand") -> str:
+    """Where the scale of most operands comes from, in words."""
+    if recipe.loss_scale is None:
+        return SCALES[type(value.scale).__name__]
+    is_static = not isinstance(recipe.loss_scale, str)
+    return f"of the loss: {recipe.loss_scale:g}" if is_static else "of the loss: dynamic"
+
+
+def shared_by(recipe: "Recipe") -> str:
+    """Which values share a scale: of the input, and of the weight where that differs."""
+    value, weight = recipe.main.output
+    names = dict.fromkeys((str(value.granularity), str(weight.granularity)))
+    return ", ".join(names) if recipe.rounds else ""

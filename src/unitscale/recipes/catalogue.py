@@ -37,7 +37,7 @@ STATIC_LOSS_SCALE = 2048.0
 GRADIENT_MARGIN = 3
 """Binades that Perez et al. leave free above the amax of a gradient."""
 
-UNIT_SCALING = "Unit Scaling (Blake et al. 2023)"
+UNIT_SCALING = "Unit Scaling (Blake et al.)"
 BLAKE = "Blake, Orr, Luschi, Unit Scaling, arXiv 2303.11257; units of any model: docs/units.md"
 PEREZ = "Perez et al., Training and inference of LLMs using 8-bit floating point, arXiv 2309.17224"
 TRANSFORMER_ENGINE = "NVIDIA Transformer Engine, common/recipe"
@@ -48,14 +48,14 @@ def full() -> list[Recipe]:
     bf16, fp16 = uniform(BF16, BF16, BF16), uniform(FP16, FP16, FP16)
     micikevicius = "Micikevicius et al., Mixed Precision Training, ICLR 2018"
     return [
-        Recipe(name="fp32", users="the baseline of every comparison"),
+        Recipe(name="fp32", users="every comparison's baseline"),
         Recipe(
             name="bf16",
             rules=bf16,
-            users="most large models (Kalamkar et al. 2019)",
+            users="most large models",
             source="Kalamkar et al., arXiv 1905.12322",
         ),
-        Recipe(name="fp16-none", rules=fp16, users="nobody: what FP16 loses without a scale"),
+        Recipe(name="fp16-none", rules=fp16, users="nobody: what FP16 loses so"),
         Recipe(
             name="fp16-loss",
             rules=fp16,
@@ -73,17 +73,17 @@ def full() -> list[Recipe]:
         Recipe(
             name="fp8-none",
             rules=uniform(E4M3FN, E5M2),
-            users="nobody: what FP8 loses without a scale",
+            users="nobody: what FP8 loses so",
         ),
         Recipe(
             name="fp8-bf16-none",
             rules=uniform(E4M3FN, E5M2, BF16),
-            users="nobody: fp8-none with BF16 results",
+            users="nobody: fp8-none, BF16 out",
         ),
         Recipe(
             name="fp8-e4m3-none",
             rules=uniform(E4M3FN, E4M3FN),
-            users="nobody: what E4M3 gradients lose so",
+            users="nobody: what E4M3 loses so",
         ),
     ]
 
@@ -95,24 +95,24 @@ def tensorwise() -> list[Recipe]:
         Recipe(
             name="fp8-current",
             rules=uniform(E4M3FN, E5M2, scale=Current()),
-            users="torchao float8, Transformer Engine",
+            users="torchao, Transformer Engine",
             source=f"torchao.float8 'tensorwise'; {TRANSFORMER_ENGINE}: Float8CurrentScaling",
         ),
         Recipe(
             name="fp8-e4m3-current",
             rules=uniform(E4M3FN, E4M3FN, scale=Current()),
-            users="DeepSeek-V3's format, a scale per tensor",
+            users="nobody: fp8-current in E4M3",
         ),
         Recipe(
             name="fp8-current-pow2",
             rules=uniform(E4M3FN, E5M2, scale=current),
-            users="fp8-current, scales powers of two",
+            users="Transformer Engine's option",
             source=f"{TRANSFORMER_ENGINE}: Float8CurrentScaling with power-of-two scales",
         ),
         Recipe(
             name="fp8-delayed",
             rules=uniform(E4M3FN, E5M2, scale=Delayed()),
-            users="Transformer Engine's first recipe",
+            users="Transformer Engine, first",
             source=f"{TRANSFORMER_ENGINE}: DelayedScaling; Micikevicius et al., arXiv 2209.05433",
         ),
         amax("fp8-amax", E4M3FN, E5M2),
@@ -122,7 +122,7 @@ def tensorwise() -> list[Recipe]:
         Recipe(
             name="fp8-fog",
             rules=uniform(E4M3FN, E5M2, scale=Delayed()),
-            users="FOG: attention's products too",
+            users="FOG; attention too",
             source="Hernandez-Cano et al., Towards Fully FP8 GEMM LLM Training at Scale, arXiv "
             "2505.20524; its architecture (norms of queries and keys, no gated units) is the "
             "model's part",
@@ -181,13 +181,13 @@ def blockwise() -> list[Recipe]:
         Recipe(
             name="fp8-rowwise",
             rules=linear_alone(Gemm.of(row)),
-            users="torchao float8 rowwise, Llama 3's recipe",
+            users="torchao rowwise, Llama 3",
             source="torchao.float8 'rowwise'; scales are powers of two",
         ),
         Recipe(
             name="fp8-rowwise-hp",
             rules=linear_alone(Gemm((row, row), (row, tensor), (bf16, bf16))),
-            users="torchao float8 rowwise_with_gw_hp",
+            users="torchao rowwise_with_gw_hp",
             source="torchao.float8 'rowwise_with_gw_hp': grad_weight in BF16",
         ),
         Recipe(
@@ -238,7 +238,7 @@ def nvfp4(name: str = "nvfp4", scale: Current | Unit | None = None) -> Recipe:
     return Recipe(
         name=name,
         rules=linear_alone(Gemm((x, weight), (g, weight), grad_weight)),
-        users="nvfp4 with units as its second level" if is_unit else "NVIDIA; Blackwell",
+        users="nvfp4 at units" if is_unit else "NVIDIA; Blackwell",
         source="NVIDIA, Pretraining Large Language Models with NVFP4, arXiv 2509.25149"
         + ("; the tensor scale is the unit, so that no amax runs over a tensor" * is_unit),
     )
@@ -251,7 +251,7 @@ def units() -> list[Recipe]:
         Recipe(
             name="fp32-units",
             rules=uniform(None, None, scale=unit),
-            users="the control of the unit-scaled recipes",
+            users="the control of unit scaling",
             source=BLAKE,
         ),
         Recipe(
@@ -272,13 +272,13 @@ def units() -> list[Recipe]:
         Recipe(
             name="fp8-bf16",
             rules=uniform(E4M3FN, E5M2, BF16, scale=unit),
-            users="fp8 with BF16 results, as on FP8 hardware",
+            users="fp8 with BF16 results",
             source=BLAKE,
         ),
         Recipe(
             name="fp8-e4m3",
             rules=uniform(E4M3FN, E4M3FN, scale=unit),
-            users="Unit Scaling with E4M3 gradients too",
+            users="Unit Scaling, all E4M3",
             source=BLAKE,
         ),
         nvfp4("nvfp4-units", Unit()),

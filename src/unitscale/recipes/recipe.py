@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from unitscale.formats import FloatFormat
-from unitscale.recipes.operand import AS_IS, Cast, Current, Delayed, Operand, Unit
+from unitscale.recipes.operand import AS_IS, Cast, Constant, Current, Delayed, Operand, Unit
 from unitscale.recipes.rule import Gemm, Rule
 
 __all__ = ["Executor", "Recipe", "uniform"]
@@ -112,9 +112,10 @@ class Recipe:
 
     @property
     def main(self) -> Gemm:
-        """The products of most layers: of the first rule that is for all paths."""
-        general = (rule.gemm for rule in self.rules if rule.path == "*" and rule.gemm is not None)
-        return next(general, next(iter(self.gemms), Gemm()))
+        """The products of most layers: of the first rule for all paths, and all linear layers."""
+        known = [rule for rule in self.rules if rule.gemm is not None]
+        wide = [rule for rule in known if rule.path == "*" and rule.op in ("*", "linear")]
+        return next((rule.gemm for rule in (*wide, *known) if rule.gemm is not None), Gemm())
 
     @property
     def unit_scaled(self) -> bool:
@@ -141,6 +142,29 @@ class Recipe:
     def gradient(self) -> Operand:
         """How most gradients of outputs are rounded."""
         return self.main.grad_input[0]
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The numbers and rules in it that a person chose and another run may need otherwise.
+
+        A margin, a history, a constant, a rule for powers of two, a loss scale. Units have none.
+        """
+        found: dict[str, None] = {}
+        if self.loss_scale is not None:
+            found[f"loss scale {self.loss_scale}"] = None
+        for operand in (operand for gemm in self.gemms for operand in gemm.operands):
+            scale = operand.scale
+            if isinstance(scale, Constant):
+                found[f"constant 2^{scale.log2}"] = None
+            if isinstance(scale, Delayed):
+                found[f"history {scale.history}"] = found[f"reduce {scale.reduce}"] = None
+            if isinstance(scale, Current) and scale.power_of_two is not None:
+                found[f"rule {scale.power_of_two}"] = None
+            if isinstance(scale, Current | Delayed) and scale.margin:
+                found[f"margin {scale.margin}"] = None
+            if operand.transform is not None:
+                found[f"Hadamard {operand.transform.size}"] = None
+        return tuple(found)
 
     def products(self) -> list[tuple[str, str, str, str]]:
         """The three products of most layers as rows (product, left, right, result)."""

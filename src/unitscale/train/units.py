@@ -15,7 +15,7 @@ Kept = dict[str, Any]
 
 
 def apply_numerics(config: TrainConfig, model: torch.nn.Module, kept: Kept | None = None) -> None:
-    """Give a model the recipe of its run, and the units that a checkpoint kept.
+    """Give a model the recipe of its run, and the units and amaxes that a checkpoint kept.
 
     An existing model gets units where the recipe has them. A `CharLM` is written unit-scaled, so
     its products are only rounded.
@@ -24,18 +24,17 @@ def apply_numerics(config: TrainConfig, model: torch.nn.Module, kept: Kept | Non
     recipe, inner = without_loss_scale(config.numerics), config.inner
     if config.gives_units:
         units.unit_scale(model, recipe, inner=inner, remeasure=config.remeasure)  # type: ignore[arg-type]
-        if kept is not None:
-            session = session_of(model)
-            assert session is not None
-            session.store.load_state_dict(kept)
     elif recipe.rounds:
         units.apply_recipe(model, recipe, inner=inner)
+    session = session_of(model)
+    if kept is not None and session is not None:
+        session.store.load_state_dict(kept)
 
 
 def units_to_keep(model: torch.nn.Module) -> Kept | None:
-    """What a checkpoint needs of a model's units; None for a model that has none."""
+    """What a checkpoint needs of a model's units and amaxes; None for a model without both."""
     session = session_of(model)
-    if session is None or not session.scale:
+    if session is None or not (session.scale or session.recipe.is_delayed):
         return None
     session.terms.collect()
     return session.store.state_dict()
