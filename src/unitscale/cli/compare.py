@@ -26,8 +26,9 @@ def compare(
     recipes: Annotated[
         str,
         typer.Option(
-            help="Recipes, with commas between them. fp32-units is added where fp32 alone would "
-            "not say what the format costs.",
+            help="Recipes, with commas between them; `rivals` stands for one of each kind that people "
+            "train with, `all` for every one. fp32-units is added where fp32 alone would not say "
+            "what the format costs.",
             rich_help_panel="Run",
         ),
     ] = RECIPES,
@@ -118,9 +119,9 @@ def compare(
             if json:
                 print(json_module.dumps(results, indent=2))
                 return
-            from unitscale.report import comparison_table
+            from unitscale.report import comparison_table, cost_table
 
-            show(comparison_table(results), *left_out(results))
+            show(comparison_table(results), *left_out(results), cost_table(results))
             show(f"{out / 'loss.png'}  {out / 'report.html'}")
 
 
@@ -173,15 +174,19 @@ def label(config: "TrainConfig", configs: list["TrainConfig"]) -> str:
 
 
 def parse_recipes(text: str) -> list[str]:
-    """The names between the commas, each once.
+    """The names between the commas, each once; `all` and `rivals` are several.
 
     Raises:
         ValueError: there is none.
     """
-    names = [name.strip() for name in text.split(",")]
-    if not (recipes := list(dict.fromkeys(filter(None, names)))):
+    from unitscale.recipes import RECIPES, RIVALS
+
+    groups = {"all": tuple(RECIPES), "rivals": RIVALS}
+    names = (name.strip() for name in text.split(","))
+    found = dict.fromkeys(x for name in names if name for x in groups.get(name, (name,)))
+    if not found:
         raise ValueError(f"--recipes is {text!r}; expected names with commas between them")
-    return recipes
+    return list(found)
 
 
 def parse_seeds(count: int) -> range:

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from unitscale.formats import BlockFormat, Codec, Encoded, FloatFormat, round_to, widen
 from unitscale.formats.rounding import is_traced
+from unitscale.gemm import passes
 from unitscale.gemm.formats import ProductFormats, has_scale
 from unitscale.gemm.hadamard import turned
-from unitscale.recipes import Constant, Current, Delayed, Operand, Unit, parse_operand
+from unitscale.recipes import Constant, Current, Delayed, Operand, PerTensor, Unit, parse_operand
 
 __all__ = [
     "Given",
@@ -30,6 +31,7 @@ __all__ = [
     "amax_of",
     "encode",
     "in_backward",
+    "on_grid",
     "pack",
     "restore",
     "result_dtype",
@@ -136,6 +138,13 @@ def encode(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
 
     With scales that follow the contraction, the contraction is the last axis of the result.
     """
+    if use.text is not None and not is_traced(x):
+        count(use.operand)
+    return on_grid(x, use, given)
+
+
+def on_grid(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
+    """`encode` of what is no operand: a result, which a kernel rounds where it writes it."""
     operand = use.operand
     if operand.format is None:
         return Encoded(x, None)
@@ -162,6 +171,15 @@ def encode(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
             x, scale=now if given is None else torch.where(given.scale > 0, given.scale, now)
         )
     return codec.grid(x)
+
+
+def count(operand: Operand) -> None:
+    """Count the passes over memory that encoding takes; see `gemm.passes`."""
+    passes.note("casts")
+    has_outer = not isinstance(operand.format, BlockFormat) or operand.format.has_tensor_scale
+    is_whole = isinstance(operand.granularity, PerTensor) or isinstance(operand.format, BlockFormat)
+    if isinstance(operand.scale, Current) and has_outer and is_whole:
+        passes.note("amax")
 
 
 def keep(x: Tensor, first: Encoded, use: Use, then: Use, given: Given | None = None) -> Encoded:

@@ -13,7 +13,7 @@ from torch import Tensor
 from unitscale.formats import FORMATS, FP32
 from unitscale.gemm.derivative import first_order
 from unitscale.gemm.formats import ProductFormats
-from unitscale.gemm.operand import Given, Use, amax_of, encode, take, wide
+from unitscale.gemm.operand import Given, Use, amax_of, on_grid, take, wide
 
 __all__ = [
     "edge_scales",
@@ -48,7 +48,7 @@ def round_value(x: Tensor, text: str | None, given: Given | None = None) -> Tens
     if text is None:
         return x
     use = Use(text)
-    return take(encode(x, use, given), use, x.dtype)
+    return take(on_grid(x, use, given), use, x.dtype)
 
 
 def round_sum(

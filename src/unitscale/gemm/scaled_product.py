@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from unitscale.formats import FORMATS, Encoded, torch_dtype
+from unitscale.formats.rounding import is_traced
+from unitscale.gemm import passes
 from unitscale.gemm.derivative import first_order
 from unitscale.gemm.formats import ProductFormats
 from unitscale.gemm.kernel import scaled_mm
@@ -81,6 +83,8 @@ def in_rows(x: Encoded) -> Encoded:
     """The data with its last stride 1: a copy, of one byte a value, only where it is needed."""
     if x.data.is_contiguous():
         return x
+    if not is_traced(x.data):
+        passes.note("transposes")
     return x._replace(data=x.data.clone(memory_format=torch.contiguous_format))
 
 

@@ -3,6 +3,7 @@
 from unitscale.formats.granularity import PerAxis, PerBlock, PerTensor, PerTile
 from unitscale.recipes.catalogue import (
     RECIPES,
+    RIVALS,
     STATIC_LOSS_SCALE,
     cscale,
     parse,
@@ -25,6 +26,7 @@ from unitscale.recipes.rule import Gemm, Rule
 __all__ = [
     "AS_IS",
     "RECIPES",
+    "RIVALS",
     "STATIC_LOSS_SCALE",
     "Cast",
     "Constant",

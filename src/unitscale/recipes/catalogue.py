@@ -303,6 +303,14 @@ def by_name(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
 RECIPES: dict[str, Recipe] = by_name([*full(), *tensorwise(), *blockwise(), *units()])
 
 
+RIVALS: tuple[str, ...] = (
+    *("fp32", "bf16", "fp8", "fp8-e4m3", "fp8-current", "fp8-delayed", "fp8-amax", "fp8-cscale"),
+    *("fp8-rowwise", "fp8-rowwise-hp", "fp8-block", "mxfp8", "mxfp8-rceil", "mxfp6", "mxfp4"),
+    *("nvfp4", "nvfp4-units"),
+)
+"""What a person would choose between today: one of each kind, after the baselines and units."""
+
+
 def without_loss_scale(recipe: Recipe) -> Recipe:
     """The products of a recipe alone: for a caller that multiplies the loss itself."""
     return recipe if recipe.loss_scale is None else replace(recipe, loss_scale=None)

@@ -6,7 +6,7 @@ from unitscale.report.html import write_html
 from unitscale.report.plot import draw_losses
 from unitscale.report.recording import FormatLimits, Recording, group, read_recording
 from unitscale.report.summary import Summary, headline, summarize
-from unitscale.report.table import comparison_table, plain_table
+from unitscale.report.table import comparison_table, cost_table, plain_table
 from unitscale.report.verdict import Verdict, judge
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Summary",
     "Verdict",
     "comparison_table",
+    "cost_table",
     "draw_losses",
     "group",
     "headline",

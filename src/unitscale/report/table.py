@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from unitscale.report.cost import COST_TITLES, cost_rows
 from unitscale.report.curve import FINAL
 from unitscale.report.extra import imported
 from unitscale.report.summary import TITLES, headline, summarize_results
@@ -23,6 +24,23 @@ def comparison_table(results: Mapping[str, Any]) -> "Table":
         table.add_column(title, justify="right" if 0 < index < len(TITLES) - 1 else "left")
     for summary in summarize_results(results):
         table.add_row(*summary.cells(), style="red" if summary.diverged else None)
+    return table
+
+
+def cost_table(results: Mapping[str, Any]) -> "Table":
+    """What each recipe of a results.json costs beside its loss, one row per recipe.
+
+    Speed is that of this machine, against the baseline of the same comparison; passes are of one
+    linear layer, forward and backward.
+
+    Raises:
+        ValueError: rich is not installed.
+    """
+    table = new_table(title="per linear layer, forward and backward", title_justify="left")
+    for index, title in enumerate(COST_TITLES):
+        table.add_column(title, justify="right" if 0 < index < 5 else "left")
+    for row in cost_rows(results):
+        table.add_row(*row)
     return table
 
 

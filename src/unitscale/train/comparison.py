@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from unitscale.data import Corpus
+from unitscale.recipes import parse
 from unitscale.report import Curve, summarize
 from unitscale.train.config import TrainConfig
+from unitscale.train.cost import cost_of
 from unitscale.train.divergence import FINAL_OVER
 from unitscale.train.loop import train
 from unitscale.train.planned import claimed_comparison, run_folder
@@ -29,7 +31,7 @@ def compare(
     """Make the runs one after the other; yield the results so far after each.
 
     The results have the keys of results.json: `runs`, an entry per recipe and seed, `summary`, an
-    entry per recipe, and what was run on what.
+    entry per recipe, `recipes`, what each costs beside its losses, and what was run on what.
 
     Raises:
         As `claimed_comparison` and `train`.
@@ -72,6 +74,7 @@ def compare_claimed(
                 asdict(summary)
                 for summary in summarize(runs, is_existing=config.existing is not None)
             ],
+            "recipes": {run["recipe"]: cost_of(parse(run["recipe"])) for run in runs},
             "runs_planned": len(configs),
             "config": without(config.to_json(), "recipe", "seed", "lr"),
             "model_config": config.model_options,

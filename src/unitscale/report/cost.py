@@ -1,0 +1,45 @@
+"""What recipes cost beside their losses: results.json to the rows of a table."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from unitscale.report.summary import BASELINE, summarize_results
+
+__all__ = ["COST_TITLES", "cost_rows"]
+
+COST_TITLES = (
+    "recipe",
+    "step time\nover fp32",
+    "amax\npasses",
+    "casts",
+    "trans-\nposes",
+    "saved\nover fp32",
+    "chosen by a person",
+    "hardware",
+)
+
+
+def cost_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The texts under `COST_TITLES`, a row per recipe; a results.json of before has dashes."""
+    summaries = summarize_results(results)
+    base = next((s for s in summaries if s.recipe == BASELINE), None)
+    known = results.get("recipes", {})
+    for summary in summaries:
+        cost = known.get(summary.recipe, {})
+        passes = cost.get("passes", {})
+        yield (
+            summary.recipe,
+            ratio(base and base.tokens_per_s, summary.tokens_per_s),
+            *(str(passes.get(kind, "–")) for kind in ("amax", "casts", "transposes")),
+            ratio(
+                summary.peak_bytes_saved_for_backward,
+                base and base.peak_bytes_saved_for_backward,
+            ),
+            ", ".join(cost.get("chosen", ())) or "–",
+            cost.get("hardware", "–"),
+        )
+
+
+def ratio(value: float | None, other: float | None) -> str:
+    """One over the other; a dash where one of them is missing."""
+    return f"{value / other:.2f}" if value and other else "–"
