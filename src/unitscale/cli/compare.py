@@ -26,9 +26,9 @@ def compare(
     recipes: Annotated[
         str,
         typer.Option(
-            help="Recipes, with commas between them; `rivals` stands for one of each kind that people "
-            "train with, `all` for every one. fp32-units is added where fp32 alone would not say "
-            "what the format costs.",
+            help="Recipes, with commas between them; `rivals` stands for one of each kind that "
+            "people train with, `all` for every one. fp32-units is added where fp32 alone would not "
+            "say what the format costs.",
             rich_help_panel="Run",
         ),
     ] = RECIPES,

@@ -23,18 +23,17 @@ def cost_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """The texts under `COST_TITLES`, a row per recipe; a results.json of before has dashes."""
     summaries = summarize_results(results)
     base = next((s for s in summaries if s.recipe == BASELINE), None)
+    base_speed = None if base is None else base.tokens_per_s
+    base_bytes = None if base is None else base.peak_bytes_saved_for_backward
     known = results.get("recipes", {})
     for summary in summaries:
         cost = known.get(summary.recipe, {})
         passes = cost.get("passes", {})
         yield (
             summary.recipe,
-            ratio(base and base.tokens_per_s, summary.tokens_per_s),
+            ratio(base_speed, summary.tokens_per_s),
             *(str(passes.get(kind, "–")) for kind in ("amax", "casts", "transposes")),
-            ratio(
-                summary.peak_bytes_saved_for_backward,
-                base and base.peak_bytes_saved_for_backward,
-            ),
+            ratio(summary.peak_bytes_saved_for_backward, base_bytes),
             ", ".join(cost.get("chosen", ())) or "–",
             cost.get("hardware", "–"),
         )
