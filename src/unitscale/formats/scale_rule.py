@@ -9,9 +9,9 @@ Powers of two are found by arithmetic on the exponents of float32. With
     rceil    e - emax + (f > g)    2**ceil(log2(amax / max)): the smallest at which none saturates.
                                    Transformer Engine, cuBLAS.
     ceil     e - emax + (f > 0)    2**(ceil(log2 amax) - emax).
-    even     e' - emax             e' is the exponent of amax rounded to nearest even at the mantissa
-                                   bits of the format: floor, but one more where amax rounds up to
-                                   the next power of two. torchao's EVEN.
+    even     e' - emax             e' is the exponent of amax rounded to nearest even, to the
+                                   mantissa bits of the format: floor, but one more where amax
+                                   rounds up to a power of two. torchao's EVEN.
 
 `floor(log2 amax)` computed in floating point is wrong just below powers of two, where the logarithm
 rounds up to the integer.
