@@ -304,7 +304,7 @@ class Codec:
             return [data] if given is not None else [data, scale]
 
         blocks = groups.split(x)
-        if self.rounding == "nearest" and is_large(x, None) and not is_traced(x):
+        if self.rounding == "nearest" and not is_traced(x) and is_large(x, None):
             results = pieces(part, blocks, given, groups.within)
         else:
             results = part(blocks, given, groups.within)

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unitscale.formats.batched import is_batched, over_lanes
 from unitscale.formats.catalogue import FP32
 from unitscale.formats.format import FloatFormat
 from unitscale.formats.kernel import EXPONENT, float32_bits
@@ -52,6 +53,10 @@ def power_of_two_scale(
     It is `2**margin` larger, within [2**-127, 2**127]. The amax of Inf or NaN is its own scale,
     with the inverse 0 or NaN.
     """
+    if is_batched(amax):  # which cannot be viewed as integers
+        scale = over_lanes(lambda lanes: power_of_two_scale(lanes, fmt, rule, margin)[0], amax)
+        inverse = over_lanes(lambda lanes: power_of_two_scale(lanes, fmt, rule, margin)[1], amax)
+        return scale, inverse
     pattern = amax.view(torch.int32)
     mantissa = pattern & ~EXPONENT
     if rule == "even":
