@@ -330,10 +330,11 @@ class Codec:
             scale = torch.full(kept if axes else (), 2.0**self.margin, device=blocks.device)
             return blocks * 2.0**-self.margin, scale
         if self.rule is not None:
-            is_block = isinstance(self.format, BlockFormat)
-            amax = amax if is_block else amax.clamp(min=SMALLEST_AMAX)
+            if isinstance(self.format, BlockFormat):
+                amax = torch.where(amax.isinf(), torch.nan, amax)
+            else:
+                amax = amax.clamp(min=SMALLEST_AMAX)
             scale, inverse = power_of_two_scale(amax, self.element, self.rule, self.margin)
-            scale = torch.where(scale.isinf(), torch.nan, scale) if is_block else scale
             return blocks * inverse, scale
         if outer is None:
             scale = exact_scale(amax, self.element, self.margin)
