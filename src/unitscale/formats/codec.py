@@ -244,7 +244,8 @@ class Codec:
         seed: int | Tensor | None = None,
     ) -> Tensor:
         """`decode(grid(x), x.dtype)`, with the arguments of `grid`."""
-        return self.decode(self.grid(x, scale=scale, tensor_scale=tensor_scale, seed=seed), x.dtype)
+        values, _, _ = self._run(x, scale, tensor_scale, seed, x.dtype)
+        return values
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of this shape as `pack` would hold it, its scales included.
