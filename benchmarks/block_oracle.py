@@ -143,7 +143,9 @@ def microxcaling_mx(module: Any) -> Peer:
         fmt = codec.format
         assert isinstance(fmt, BlockFormat)
         name = MICROXCALING_ELEMENTS[fmt.name]
-        return module._quantize_mx(x.clone(), 8, name, axes=[-1], block_size=fmt.size, round="even")
+        options = {"axes": [-1], "block_size": fmt.size, "round": "even"}
+        values: Tensor = module._quantize_mx(x.clone(), 8, name, **options)
+        return values
 
     return quantized
 
