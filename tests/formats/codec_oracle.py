@@ -8,21 +8,55 @@ that the library defines in float32 are those of numpy's float32.
 import itertools
 
 import numpy as np
+import pytest
 import torch
 
 from formats.oracle import assert_same, table
 from unitscale.formats import (
     E4M3FN,
+    E5M2,
     E8M0FNU,
+    MX_E2M1FN,
+    MX_E3M2FN,
+    MX_E4M3FN,
+    NVFP4,
     BlockFormat,
     Codec,
     FloatFormat,
     PerAxis,
     PerBlock,
     PerTensor,
+    PerTile,
 )
 
 RULES = ("floor", "rceil", "ceil", "even")
+
+CODECS = [
+    Codec(format=E4M3FN),
+    Codec(format=E5M2, power_of_two="rceil", margin=3),
+    Codec(format=E4M3FN, granularity=PerAxis()),
+    Codec(format=E4M3FN, granularity=PerAxis(0), power_of_two="ceil"),
+    Codec(format=E4M3FN, granularity=PerBlock(128), power_of_two="rceil"),
+    Codec(format=E4M3FN, granularity=PerTile(128, 128)),
+    Codec(format=MX_E4M3FN, power_of_two="rceil"),
+    Codec(format=MX_E2M1FN, power_of_two="even"),
+    Codec(format=MX_E2M1FN, granularity=PerBlock(32, 0)),
+    Codec(format=MX_E3M2FN, granularity=PerTile(32, 32)),
+    Codec(format=NVFP4),
+    Codec(format=NVFP4, granularity=PerTile(16, 16)),
+]
+each_codec = pytest.mark.parametrize("codec", CODECS, ids=str)
+
+
+def equal(a, b):
+    """The same elements, NaN apart from which, in the same dtype and shape."""
+    if a is None or b is None:
+        return a is b
+    return a.dtype == b.dtype and torch.equal(bits(a), bits(b))
+
+
+def bits(x):
+    return x if not x.dtype.is_floating_point or x.element_size() > 1 else x.view(torch.uint8)
 
 
 def power_of_two(amax: np.ndarray, fmt: FloatFormat, rule: str, margin: int = 0) -> np.ndarray:

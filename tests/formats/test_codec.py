@@ -1,4 +1,8 @@
-"""`Codec`: what it promises beside the bits, which `test_codec_oracle` checks."""
+"""`Codec`: the numbers of before, the figures of the specification, storage and refusals.
+
+The bits are checked in `test_codec_oracle`, the edges in `test_codec_edges`, and graphs in
+`test_codec_graph`.
+"""
 
 import math
 import re
@@ -6,8 +10,8 @@ import re
 import pytest
 import torch
 
+from formats.codec_oracle import CODECS, each_codec, equal
 from unitscale.formats import (
-    BF16,
     BLOCK_FORMATS,
     E2M1FN,
     E3M4,
@@ -17,8 +21,6 @@ from unitscale.formats import (
     E8M0FNU,
     FORMATS,
     FP16,
-    FP32,
-    FP64,
     MX_E2M1FN,
     MX_E2M3FN,
     MX_E3M2FN,
@@ -32,39 +34,10 @@ from unitscale.formats import (
     PerTensor,
     PerTile,
     quantize_blocks,
-    round_to,
     round_to_blocks,
     rounding,
 )
 from unitscale.gemm.rounded import round_data
-
-CODECS = [
-    Codec(format=E4M3FN),
-    Codec(format=E5M2, power_of_two="rceil", margin=3),
-    Codec(format=E4M3FN, granularity=PerAxis()),
-    Codec(format=E4M3FN, granularity=PerAxis(0), power_of_two="ceil"),
-    Codec(format=E4M3FN, granularity=PerBlock(128), power_of_two="rceil"),
-    Codec(format=E4M3FN, granularity=PerTile(128, 128)),
-    Codec(format=MX_E4M3FN, power_of_two="rceil"),
-    Codec(format=MX_E2M1FN, power_of_two="even"),
-    Codec(format=MX_E2M1FN, granularity=PerBlock(32, 0)),
-    Codec(format=MX_E3M2FN, granularity=PerTile(32, 32)),
-    Codec(format=NVFP4),
-    Codec(format=NVFP4, granularity=PerTile(16, 16)),
-]
-each_codec = pytest.mark.parametrize("codec", CODECS, ids=str)
-
-
-def equal(a, b):
-    """The same elements, NaN apart from which, in the same dtype and shape."""
-    if a is None or b is None:
-        return a is b
-    return a.dtype == b.dtype and torch.equal(bits(a), bits(b))
-
-
-def bits(x):
-    return x if not x.dtype.is_floating_point or x.element_size() > 1 else x.view(torch.uint8)
-
 
 # The same numbers as before.
 
@@ -219,48 +192,6 @@ def test_margin_leaves_binades_free(rule):
         assert torch.equal(factor, expected * 8)
 
 
-# Given scales.
-
-
-def test_a_given_scale_is_used_and_no_amax_taken():
-    x = torch.tensor([[3.0, -1000.0], [0.3, math.nan]])
-    for scale in (0.5, torch.tensor(0.5), torch.tensor([[0.5], [0.25]]), torch.full((2, 2), 0.5)):
-        e = Codec(format=E4M3FN).grid(x, scale=scale)
-        expected = round_to(x / torch.as_tensor(scale), E4M3FN)
-        assert torch.equal(e.data.nan_to_num(-7), expected.nan_to_num(-7))
-        assert e.data[0, 1] == -448
-        assert torch.equal(e.scale, torch.as_tensor(scale, dtype=torch.float32))
-    infinite = Codec(format=FP16).grid(torch.tensor([1e6]), scale=1.0)
-    assert infinite.data.isinf().all()
-
-
-@each_codec
-def test_scales_given_back_give_the_same(codec):
-    x = torch.randn(40, 70)
-    e = codec.grid(x)
-    assert all(map(equal, codec.grid(x, scale=e.scale, tensor_scale=e.tensor_scale), e))
-
-
-def test_one_given_scale_serves_every_block():
-    x = torch.randn(40, 70)
-    for codec in (Codec(format=E4M3FN, granularity=PerBlock(16)), Codec(format=MX_E4M3FN)):
-        e = codec.grid(x, scale=2.0**-6)
-        assert e.scale.shape == codec.groups.scale_shape(x.shape)
-        assert torch.equal(codec.decode(codec.pack(e)), round_to(x * 64, E4M3FN) / 64)
-
-
-def test_a_given_tensor_scale_takes_no_amax_of_the_tensor():
-    """A unit as the second level: a row's values do not depend on the other rows."""
-    x = torch.randn(8, 32)
-    nvfp4 = Codec(format=NVFP4)
-    for unit in (2.0**-8, torch.tensor(2.0**-8), torch.tensor([2.0**-8])):
-        y = nvfp4.round(x, tensor_scale=unit)
-        assert torch.equal(nvfp4.round(x[:1] * 1, tensor_scale=unit), y[:1])
-        assert nvfp4.grid(x, tensor_scale=unit).tensor_scale == 2.0**-8
-    x[1:] *= 1000
-    assert not torch.equal(nvfp4.round(x)[:1], nvfp4.round(x[:1]))
-
-
 # Storage.
 
 
@@ -314,113 +245,6 @@ def test_nbytes(codec, nbytes):
     assert held == nbytes + unused
 
 
-# Edges.
-
-
-@each_codec
-def test_zeros_stay_and_keep_their_sign(codec):
-    x = torch.zeros(40, 70)
-    x[1] = -0.0
-    for encoded in (codec.grid(x), codec.encode(x)):
-        y = codec.decode(encoded)
-        assert torch.equal(y, x)
-        assert torch.equal(y.signbit(), x.signbit())
-        assert encoded.scale.float().isfinite().all()
-
-
-@each_codec
-def test_empty_tensors(codec):
-    for shape in ((0, 64), (64, 0), (2, 0, 64)):
-        e = codec.encode(torch.zeros(shape))
-        assert codec.decode(e).shape == shape
-        assert codec.round(torch.zeros(shape)).shape == shape
-        assert tuple(e.scale.shape) == codec.groups.scale_shape(shape)
-
-
-def test_a_tensor_of_no_dimensions():
-    for granularity in (PerTensor(), PerAxis()):
-        codec = Codec(format=E4M3FN, granularity=granularity)
-        e = codec.encode(torch.tensor(3.0))
-        assert (e.data.shape, e.scale.shape) == ((), ())
-        assert codec.decode(e) == 3.0
-    with pytest.raises(ValueError, match="no axis -1"):
-        Codec(format=MX_E4M3FN).grid(torch.tensor(3.0))
-
-
-@each_codec
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_16_bits_are_widened_before_they_meet_a_scale(codec, dtype):
-    """At 1e-5 and below, the scales of most codecs are zero in float16."""
-    x = (torch.randn(40, 70) * 1e-4).to(dtype)
-    e = codec.grid(x)
-    assert all(map(equal, e, codec.grid(x.float())))
-    assert codec.round(x).dtype == dtype
-    assert equal(codec.round(x), codec.decode(e).to(dtype))
-
-
-@each_codec
-def test_float64(codec):
-    x = torch.randn(40, 70)
-    e, wide = codec.grid(x), codec.grid(x.double())
-    assert (wide.data.dtype, wide.scale.dtype) == (torch.float64, torch.float32)
-    assert equal(wide.scale, e.scale)
-    # A quotient rounded to float32 crosses a tie at 2**-24 of its value: about 2**-20 of them do.
-    differ = (wide.data != e.data).float().mean()
-    assert differ == 0 if codec.rule else differ < 1e-3
-    assert torch.equal(codec.decode(codec.pack(wide), torch.float64), codec.round(x.double()))
-
-
-def test_16_bit_values_do_not_overflow_where_the_elements_saturate():
-    """65,500 at the scale 256 is 256 steps, so 65,536: past the largest of float16."""
-    codec = Codec(format=E4M3FN, power_of_two="rceil")
-    x = torch.tensor([65_500.0, -65_500.0], dtype=torch.float16)
-    assert codec.round(x).tolist() == [65_504.0, -65_504.0]
-    assert codec.round(x.float()).tolist() == [65_536.0, -65_536.0]
-    top = torch.tensor([torch.finfo(torch.float32).max])
-    assert codec.round(top).isinf().all()  # as `decode` says
-    assert Codec(format=E4M3FN, power_of_two="floor").round(top).isfinite().all()
-
-
-@pytest.mark.parametrize("fmt", [FP32, BF16, TF32, FP64], ids=str)
-def test_formats_as_wide_as_float32_are_not_scaled(fmt):
-    x = torch.tensor([1e-30, 3.3, 1e38, math.inf, math.nan, -0.0])
-    codec = Codec(format=fmt, granularity=PerAxis())
-    e = codec.grid(x)
-    assert e.scale.tolist() == [1.0]
-    expected = round_to(x, fmt, saturate=False)
-    assert torch.equal(codec.round(x).nan_to_num(-7.0, 1.5), expected.nan_to_num(-7.0, 1.5))
-
-
-def test_strides_do_not_matter():
-    x = torch.randn(64, 96)
-    assert torch.equal(
-        Codec(format=NVFP4).round(x.t()),
-        Codec(format=NVFP4, granularity=PerBlock(16, 0)).round(x).t(),
-    )
-
-
-@each_codec
-def test_no_gradient_passes_and_the_input_is_left_alone(codec):
-    x = torch.randn(40, 70, requires_grad=True)
-    before = x.detach().clone()
-    for y in (*codec.encode(x), codec.round(x)):
-        assert y is None or not y.requires_grad
-    assert torch.equal(x.detach(), before)
-
-
-def test_stochastic_is_unbiased_and_takes_a_seed():
-    x = torch.full((4096,), 0.3)
-    x[0] = 1.0
-    codec = Codec(format=E4M3FN, power_of_two="rceil", rounding="stochastic")
-    y = codec.round(x, seed=1)
-    assert torch.equal(y, codec.round(x, seed=1))
-    assert not torch.equal(y, codec.round(x, seed=2))
-    low, high = y[1:].min(), y[1:].max()
-    assert low < 0.3 < high
-    # Of 4,095 draws, five standard errors of the mean, each at most half a spacing.
-    assert abs(y[1:].mean() - 0.3) < 5 * (high - low) / 2 / math.sqrt(4095)
-
-
 # Refusals.
 
 
@@ -443,28 +267,6 @@ def test_stochastic_is_unbiased_and_takes_a_seed():
 def test_fields_are_checked(fields, error, message):
     with pytest.raises(error, match=re.escape(message)):
         Codec(**fields)
-
-
-@pytest.mark.parametrize(
-    ("codec", "given", "message"),
-    [
-        (CODECS[0], {"scale": 0.0}, "scale is 0.0; expected a positive number"),
-        (CODECS[0], {"scale": math.nan}, "scale is nan"),
-        (CODECS[0], {"scale": torch.ones(3)}, "scale has shape (3,)"),
-        (CODECS[0], {"scale": torch.ones(2, 40, 70)}, "scale has shape (2, 40, 70)"),
-        (CODECS[6], {"scale": torch.ones(40, 70)}, "broadcasts to (40, 3)"),
-        (CODECS[6], {"scale": 0.3}, "scale is 0.3"),
-        (CODECS[6], {"tensor_scale": 1.0}, "MX_E4M3FN has no tensor_scale"),
-        (CODECS[0], {"tensor_scale": 1.0}, "E4M3FN has no tensor_scale"),
-        (CODECS[10], {"tensor_scale": -1.0}, "tensor_scale is -1.0"),
-        (CODECS[10], {"tensor_scale": torch.ones(2)}, "tensor_scale has shape (2,)"),
-        (CODECS[10], {"scale": torch.tensor(449.0)}, "expected a value of E4M3FN"),
-        (CODECS[0], {"seed": 3}, "a seed is of no use"),
-    ],
-)
-def test_arguments_are_checked(codec, given, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        codec.grid(torch.randn(40, 70), **given)
 
 
 def test_dtypes_are_checked():

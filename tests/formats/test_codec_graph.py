@@ -105,6 +105,7 @@ def test_a_graph_for_any_number_of_rows():
 def test_given_scales_in_a_graph():
     for codec, given in (
         (CODECS[0], {"scale": torch.tensor(0.25)}),
+        (CODECS[0], {"scale": 0.25}),
         (CODECS[3], {"scale": torch.rand(40, 1) + 1}),
         (CODECS[6], {"scale": torch.tensor(0.25)}),
         (CODECS[8], {"tensor_scale": torch.tensor(2.0**-8)}),
@@ -116,6 +117,8 @@ def test_given_scales_in_a_graph():
 
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), function(x))
+        graph = make_fx(function, tracing_mode="fake")(x)
+        assert torch.equal(graph(x), function(x))
         # Else Dynamo takes the fields of the next format for variables, as they have changed.
         torch._dynamo.reset()
 

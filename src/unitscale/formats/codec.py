@@ -328,7 +328,8 @@ class Codec:
             return blocks / divisor(given if outer is None else given * outer), given
         if amax is None:
             kept = [1 if axis in axes else size for axis, size in enumerate(blocks.shape)]
-            scale = torch.full(kept if axes else (), 2.0**self.margin, device=blocks.device)
+            shape = kept if axes else ()
+            scale = blocks.new_full(shape, 2.0**self.margin, dtype=torch.float32)
             return blocks * 2.0**-self.margin, scale
         if self.rule is not None:
             if isinstance(self.format, BlockFormat):

@@ -62,9 +62,11 @@ def divisor(scale: Tensor) -> Tensor:
 
 
 def _positive(name: str, given: float | Tensor, x: Tensor) -> Tensor:
-    if not isinstance(given, Tensor) and not (given > 0 and math.isfinite(given)):
+    if isinstance(given, Tensor):
+        return given.detach().to(device=x.device, dtype=torch.float32)
+    if not (given > 0 and math.isfinite(given)):
         raise ValueError(f"Codec: {name} is {given}; expected a positive number")
-    return torch.as_tensor(given, dtype=torch.float32, device=x.device).detach()
+    return x.new_full((), given, dtype=torch.float32)
 
 
 def _check_stored(given: Tensor, fmt: BlockFormat) -> None:
