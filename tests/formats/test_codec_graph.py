@@ -1,5 +1,7 @@
 """Codecs inside graphs and under vmap: one graph, the same bits, nothing lost at the end."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -117,10 +119,15 @@ def test_given_scales_in_a_graph():
 
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), function(x))
-        graph = make_fx(function, tracing_mode="fake")(x)
-        assert torch.equal(graph(x), function(x))
         # Else Dynamo takes the fields of the next format for variables, as they have changed.
         torch._dynamo.reset()
+
+
+def test_given_numbers_in_a_tracer():
+    x = torch.randn(40, 70)
+    for codec, given in ((CODECS[0], {"scale": 0.25}), (CODECS[8], {"tensor_scale": 0.25})):
+        graph = make_fx(partial(codec.round, **given), tracing_mode="fake")(x)
+        assert torch.equal(graph(x), codec.round(x, **given))
 
 
 def test_stochastic_in_a_graph_takes_the_same_seed():
