@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from unitscale.formats import fused
+from unitscale.formats.batched import is_batched
 from unitscale.formats.block import BlockFormat
 from unitscale.formats.block_kernel import (
     BlockLaw,
@@ -31,6 +32,7 @@ from unitscale.formats.block_kernel import (
     decoded,
     values,
 )
+from unitscale.formats.grouping import amax_within, keep_whole
 from unitscale.formats.hashing import draw_seed, keys_of, lane_numbers
 from unitscale.formats.kernel import MAGNITUDES, Bits
 from unitscale.formats.rounding import is_traced, piece_size
@@ -216,7 +218,10 @@ def measured_tensor_scale(x: Tensor, fmt: BlockFormat) -> Tensor:
     """Tensor scale that puts the largest block scale at the largest value of its format."""
     if x.numel() == 0:
         return torch.ones((), device=x.device)
-    amax = torch.where(x.isfinite(), x, 0).abs().amax().float()
+    amax = amax_within(x, ())
+    if is_traced(x) or is_batched(x) or x.device.type != "cpu" or not amax.isfinite():
+        amax = amax_within(torch.where(x.isfinite(), x, 0), ())
+    amax = amax.float()
     scale = amax / (fmt.element.max * fmt.scale.max)
     return torch.where(scale > 0, scale, 1.0)
 
@@ -242,7 +247,7 @@ def _run(
     if not (is_large or is_fused):
         results = formula(rows, given, Bits(given.keys), scales)
         if is_graph:
-            results = (_keep_whole(results[0]), *results[1:])
+            results = (keep_whole(results[0], 1), *results[1:])
         return tuple(
             y if out is None else out.copy_(y) for y, out in zip(results, outs, strict=True)
         )
@@ -273,18 +278,6 @@ def _run(
         for y, out in zip(results, outs, strict=True):
             out[piece].copy_(y)  # type: ignore[index]
     return outs  # type: ignore[return-value]
-
-
-def _keep_whole(y: Tensor) -> Tensor:
-    """The same y, of which Inductor will not lose the end.
-
-    A slice of y in the same graph is fused into the loop that reads the scales at `index // size`.
-    Inductor splits such a loop by `size`, and where that does not divide the length of the slice it
-    leaves out the rest: memory that nobody wrote (torch 2.13, `try_loop_split`). It leaves loops
-    alone that compute an index modulo something.
-    """
-    lane = torch.arange(y.shape[1], device=y.device)
-    return torch.where(lane < y.shape[1], y, 0)
 
 
 def _results(

@@ -5,22 +5,25 @@ weights. Tensors scaled as a whole, by rows, by blocks or by tiles are the same 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from unitscale.formats.batched import is_batched
 from unitscale.formats.block import BlockFormat
 from unitscale.formats.blockwise import measured_tensor_scale
 from unitscale.formats.catalogue import E4M3FN, E8M0FNU, FP32
 from unitscale.formats.codes import widen
 from unitscale.formats.dtypes import carrier, torch_dtype
 from unitscale.formats.format import FloatFormat
+from unitscale.formats.given_scale import divisor, given_scale, given_tensor_scale
 from unitscale.formats.granularity import Granularity, PerBlock, PerTensor, PerTile
-from unitscale.formats.grouping import Grouping, grouping
-from unitscale.formats.kernel import codes_of, values_of
-from unitscale.formats.rounding import is_traced, round_to
+from unitscale.formats.grouping import amax_within, grouping, pieces
+from unitscale.formats.kernel import Bits, codes_of, values_of
+from unitscale.formats.rounding import in_pieces, is_large, is_traced, round_to
 from unitscale.formats.scale_rule import (
     SMALLEST_AMAX,
     PowerOfTwo,
@@ -171,24 +174,8 @@ class Codec:
             ValueError: x lacks an axis; a scale does not broadcast, or is a number that is not
                 positive; a tensor_scale for a format without; a seed without "stochastic".
         """
-        carrier(x.dtype, "Codec.grid")
-        x = x.detach()
-        groups = grouping(tuple(x.shape), self.groups)
-        outer = self._tensor_scale(x, tensor_scale)
-        blocks = groups.split(x)
-        blocks = blocks if blocks.dtype == torch.float64 else blocks.float()
-        if scale is not None:
-            stored = self._given(scale, x, groups)
-            spread = groups.spread(stored)
-            steps = blocks / _divisor(spread if outer is None else spread * outer)
-        else:
-            spread, steps = self._computed(blocks, groups, outer)
-            stored = groups.unspread(spread)
-        saturate = self.element.bits <= 8 or scale is None
-        data = round_to(steps, self.element, self.rounding, saturate, seed=seed)
-        if is_traced(x):
-            data = groups.keep_whole(data)
-        return Encoded(groups.join(data), stored, outer)
+        data, stored, outer = self._run(x, scale, tensor_scale, seed, None)
+        return Encoded(data, stored, outer)
 
     def pack(self, e: Encoded) -> Encoded:
         """What `grid` gave, in as few bits as torch can hold; exact.
@@ -201,7 +188,7 @@ class Codec:
         if dtype is not None:
             data = data.to(dtype)
         elif self.element.bits <= 8:
-            data = codes_of(data.float(), self.element)
+            data = _by_pieces(data, lambda part: codes_of(part.float(), self.element), torch.uint8)
         if isinstance(self.format, BlockFormat) and scale is not None:
             if self.format.scale == E8M0FNU:
                 scale = power_of_two_code(scale).view(torch.float8_e8m0fnu)
@@ -224,8 +211,9 @@ class Codec:
         """The values of what `grid` or `pack` gave.
 
         The scale is applied in float32, for float64 in float64; the product is then cast to
-        `dtype`. It is Inf where it lies beyond that: of an amax just below 2**128, a rule other
-        than "floor" may round up to it.
+        `dtype`. Data of 8 bits and fewer saturates at the largest value of float16 or bfloat16.
+        Elsewhere a product beyond `dtype` is Inf: of an amax just below 2**128, a rule other than
+        "floor" may round up to 2**128.
 
         Raises:
             TypeError: dtype is none of float64, float32, bfloat16 and float16.
@@ -233,7 +221,8 @@ class Codec:
         carrier(dtype, "Codec.decode")
         work = torch.float64 if dtype == torch.float64 else torch.float32
         data, scale = e.data, e.scale
-        data = values_of(data, self.element) if data.dtype == torch.uint8 else data
+        if data.dtype == torch.uint8:
+            data = _by_pieces(data, lambda part: values_of(part, self.element), torch.float32)
         data = data if data.dtype == work else widen(data, work)
         if scale is None:
             return data.to(dtype)
@@ -241,10 +230,10 @@ class Codec:
             scale = power_of_two_value(scale.view(torch.uint8))
         scale = scale.float() if e.tensor_scale is None else scale.float() * e.tensor_scale
         groups = grouping(tuple(data.shape), self.groups)
-        values = groups.split(data) * groups.spread(scale)
+        values = self._values(groups.split(data), groups.spread(scale), dtype)
         if is_traced(data):
             values = groups.keep_whole(values)
-        return groups.join(values.to(dtype))
+        return groups.join(values)
 
     def round(
         self,
@@ -255,7 +244,8 @@ class Codec:
         seed: int | Tensor | None = None,
     ) -> Tensor:
         """`decode(grid(x), x.dtype)`, with the arguments of `grid`."""
-        return self.decode(self.grid(x, scale=scale, tensor_scale=tensor_scale, seed=seed), x.dtype)
+        values, _, _ = self._run(x, scale, tensor_scale, seed, x.dtype)
+        return values
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of this shape as `pack` would hold it, its scales included.
@@ -287,58 +277,98 @@ class Codec:
                 f"{fmt.scale}; leave it out"
             )
 
-    def _computed(
-        self, blocks: Tensor, groups: Grouping, outer: Tensor | None
+    def _run(
+        self,
+        x: Tensor,
+        scale: float | Tensor | None,
+        tensor_scale: float | Tensor | None,
+        seed: int | Tensor | None,
+        dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Data, or values in `dtype`; scale; tensor scale."""
+        carrier(x.dtype, "Codec")
+        x = x if is_batched(x) else x.detach()
+        groups = grouping(tuple(x.shape), self.groups)
+        outer = None
+        if tensor_scale is not None:
+            outer = given_tensor_scale(tensor_scale, x, self.format)
+        elif isinstance(self.format, BlockFormat) and self.format.has_tensor_scale:
+            outer = measured_tensor_scale(x, self.format) * 2.0**self.margin
+        stored = None if scale is None else given_scale(scale, x, groups, self.format)
+        given = None if stored is None else groups.spread(stored)
+
+        def part(blocks: Tensor, given: Tensor | None, axes: tuple[int, ...]) -> list[Tensor]:
+            steps, scale = self._steps(blocks, given, outer, axes)
+            data = round_to(steps, self.element, self.rounding, self._saturates(given), seed=seed)
+            if dtype is not None:
+                data = self._values(data, scale if outer is None else scale * outer, dtype)
+            return [data] if given is not None else [data, scale]
+
+        blocks = groups.split(x)
+        if self.rounding == "nearest" and not is_traced(x) and is_large(x, None):
+            results = pieces(part, blocks, given, groups.within)
+        else:
+            results = part(blocks, given, groups.within)
+        data = results[0]
+        if is_traced(x):
+            data = groups.keep_whole(data)
+        if stored is None:
+            stored = groups.unspread(results[1])
+        return groups.join(data), stored, outer
+
+    def _steps(
+        self, blocks: Tensor, given: Tensor | None, outer: Tensor | None, axes: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        """Scales from the amax of each group, in axes of one element, and the scaled elements."""
-        if isinstance(self.format, FloatFormat) and self.format.max_exponent >= FP32.max_exponent:
-            shape = list(groups.spread(blocks.new_empty(groups.scale_shape)).shape)
-            scale = torch.full(shape, 2.0**self.margin, device=blocks.device)
-            return scale, blocks * 2.0**-self.margin if self.margin else blocks
-        amax = groups.amax(blocks).float()
+        """Elements in units of the scale, and the scale; of groups along `axes`."""
+        amax = None
+        if given is None and not self._is_wide:
+            amax = amax_within(blocks, axes).float()
+        blocks = blocks if blocks.dtype == torch.float64 else blocks.float()
+        if given is not None:
+            return blocks / divisor(given if outer is None else given * outer), given
+        if amax is None:
+            kept = [1 if axis in axes else size for axis, size in enumerate(blocks.shape)]
+            shape = kept if axes else ()
+            scale = blocks.new_full(shape, 2.0**self.margin, dtype=torch.float32)
+            return blocks * 2.0**-self.margin, scale
         if self.rule is not None:
-            is_block = isinstance(self.format, BlockFormat)
-            least = 0.0 if is_block else SMALLEST_AMAX
-            scale, inverse = power_of_two_scale(
-                amax if is_block else amax.clamp(min=least), self.element, self.rule, self.margin
-            )
-            scale = torch.where(scale.isinf(), torch.nan, scale) if is_block else scale
-            return scale, blocks * inverse
+            if isinstance(self.format, BlockFormat):
+                amax = torch.where(amax.isinf(), torch.nan, amax)
+            else:
+                amax = amax.clamp(min=SMALLEST_AMAX)
+            scale, inverse = power_of_two_scale(amax, self.element, self.rule, self.margin)
+            return blocks * inverse, scale
         if outer is None:
             scale = exact_scale(amax, self.element, self.margin)
-            return scale, blocks / scale
+            return blocks / scale, scale
         ratio = amax / (self.element.max * outer) * 2.0**self.margin
         scale = round_to(torch.where(amax.isfinite(), ratio, torch.nan), E4M3FN)
-        return scale, blocks / _divisor(scale * outer)
+        return blocks / divisor(scale * outer), scale
 
-    def _tensor_scale(self, x: Tensor, given: float | Tensor | None) -> Tensor | None:
-        if not (isinstance(self.format, BlockFormat) and self.format.has_tensor_scale):
-            if given is not None:
-                raise ValueError(f"Codec: {self.format} has no tensor_scale; leave it out")
-            return None
-        if given is None:
-            measured = measured_tensor_scale(x, self.format)
-            return measured * 2.0**self.margin
-        outer = _positive("tensor_scale", given, x)
-        if outer.numel() != 1:
-            raise ValueError(
-                f"Codec: tensor_scale has shape {tuple(outer.shape)}; expected one element"
-            )
-        return outer.reshape(())
+    def _values(self, data: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """`data * scale` in `dtype`, of data and scales that broadcast."""
+        values = data * scale
+        if values.dtype == dtype:
+            return values
+        if self.element.bits <= 8 and dtype in (torch.float16, torch.bfloat16):
+            limit = torch.finfo(dtype).max
+            values = values.clamp(-limit, limit)
+        return values.to(dtype)
 
-    def _given(self, scale: float | Tensor, x: Tensor, groups: Grouping) -> Tensor:
-        given = _positive("scale", scale, x)
-        target = groups.scale_shape if groups.runs else tuple(x.shape)
-        offset = len(target) - given.dim()
-        fits = offset >= 0 and all(
-            size in (1, wanted) for size, wanted in zip(given.shape, target[offset:], strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"Codec: scale has shape {tuple(given.shape)}; expected one that broadcasts to "
-                f"{target}, for x of shape {tuple(x.shape)} by {self.groups}"
-            )
-        return given.expand(target) if groups.runs else given
+    @property
+    def _is_wide(self) -> bool:
+        """Whether the format reaches as far as float32, where nothing is to be scaled."""
+        return self.element.max_exponent >= FP32.max_exponent
+
+    def _saturates(self, given: Tensor | None) -> bool:
+        return self.element.bits <= 8 or (given is None and not self._is_wide)
+
+
+def _by_pieces(x: Tensor, write: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
+    """What an element-wise function makes of x, piece by piece where x is large."""
+    if is_traced(x) or not is_large(x, None):
+        return write(x)
+    return in_pieces(x, Bits(), lambda part, _: write(part), torch.empty_like(x, dtype=dtype))
 
 
 def _positive(name: str, given: float | Tensor, x: Tensor) -> Tensor:
@@ -346,8 +376,3 @@ def _positive(name: str, given: float | Tensor, x: Tensor) -> Tensor:
     if not isinstance(given, Tensor) and not (given > 0 and math.isfinite(given)):
         raise ValueError(f"Codec: {name} is {given}; expected a positive number")
     return torch.as_tensor(given, dtype=torch.float32, device=x.device).detach()
-
-
-def _divisor(scale: Tensor) -> Tensor:
-    """A scale to divide by: one that rounded to zero makes zeros."""
-    return torch.where(scale == 0, torch.inf, scale)

@@ -9,12 +9,14 @@ Powers of two are found by arithmetic on the exponents of float32. With
     rceil    e - emax + (f > g)    2**ceil(log2(amax / max)): the smallest at which none saturates.
                                    Transformer Engine, cuBLAS.
     ceil     e - emax + (f > 0)    2**(ceil(log2 amax) - emax).
-    even     e' - emax             e' is the exponent of amax rounded to nearest even at the mantissa
-                                   bits of the format: floor, but one more where amax rounds up to
-                                   the next power of two. torchao's EVEN.
+    even     e' - emax             e' is the exponent of amax rounded to nearest even, to the
+                                   mantissa bits of the format: floor, but one more where amax
+                                   rounds up to a power of two. torchao's EVEN.
 
-`floor(log2 amax)` computed in floating point is wrong just below powers of two, where the logarithm
-rounds up to the integer.
+`log2` in floating point rounds to an integer next to powers of two. So microxcaling's floor takes
+one more there, and torchao 0.18's rceil one less just above `max` times a power of two, where the
+block then saturates; the standard means the exact exponent. `benchmarks/block_oracle.py` compares
+with both.
 """
 
 from typing import Literal
@@ -22,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unitscale.formats.batched import is_batched, over_lanes
 from unitscale.formats.catalogue import FP32
 from unitscale.formats.format import FloatFormat
 from unitscale.formats.kernel import EXPONENT, float32_bits
@@ -52,6 +55,10 @@ def power_of_two_scale(
     It is `2**margin` larger, within [2**-127, 2**127]. The amax of Inf or NaN is its own scale,
     with the inverse 0 or NaN.
     """
+    if is_batched(amax):  # which cannot be viewed as integers
+        scale = over_lanes(lambda lanes: power_of_two_scale(lanes, fmt, rule, margin)[0], amax)
+        inverse = over_lanes(lambda lanes: power_of_two_scale(lanes, fmt, rule, margin)[1], amax)
+        return scale, inverse
     pattern = amax.view(torch.int32)
     mantissa = pattern & ~EXPONENT
     if rule == "even":
