@@ -27,7 +27,7 @@ def compare(
         str,
         typer.Option(
             help="Recipes, with commas between them; `rivals` stands for one of each kind that "
-            "people train with, `all` for every one. fp32-units is added where fp32 alone would not "
+            "people train with, `all` for every one. fp32-units is added where fp32 alone does not "
             "say what the format costs.",
             rich_help_panel="Run",
         ),

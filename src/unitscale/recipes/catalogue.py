@@ -1,5 +1,6 @@
 """The recipes by name. A suffix says where the scale comes from: none = unit-scaled."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -319,6 +320,8 @@ def without_loss_scale(recipe: Recipe) -> Recipe:
 def parse(recipe: str | Recipe) -> Recipe:
     """The recipe of that name; a `Recipe` is returned as it is.
 
+    `fp8-cscale(3)` is `fp8-cscale` with another constant.
+
     Raises:
         ValueError: no recipe has that name; lists the legal names and suggests the nearest.
     """
@@ -326,6 +329,8 @@ def parse(recipe: str | Recipe) -> Recipe:
         return recipe
     if recipe in RECIPES:
         return RECIPES[recipe]
+    if match := re.fullmatch(r"fp8-cscale\((-?\d{1,2})\)", recipe):
+        return cscale(int(match[1]))
     near = get_close_matches(recipe, RECIPES, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown recipe {recipe!r}; the recipes are {', '.join(RECIPES)}.{hint}")
