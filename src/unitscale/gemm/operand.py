@@ -12,7 +12,6 @@ gets a copy of its own, rounded from the tensor and not from the first copy.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from unitscale.formats import BlockFormat, Codec, Encoded, FloatFormat, round_to, widen
 from unitscale.formats.rounding import is_traced
-from unitscale.gemm.formats import ProductFormats, has_scale
+from unitscale.gemm.formats import Parsed, ProductFormats, has_scale, operand_of
 from unitscale.gemm.hadamard import turned
 from unitscale.recipes import Constant, Current, Delayed, Operand, Unit, parse_operand
 
@@ -58,7 +57,7 @@ class Use(NamedTuple):
     @property
     def operand(self) -> Operand:
         """What the text says."""
-        return parse_operand(self.text or "as is")
+        return operand_of(self.text or "as is")
 
     @property
     def is_turned(self) -> bool:
@@ -113,22 +112,35 @@ def amax_of(x: Tensor) -> Tensor:
     return x.detach().abs().amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
 
 
-@cache
+CODECS = Parsed()
+
+
 def codec_of(text: str) -> Codec:
     """The codec of an operand with a scale."""
+    make_codec(text)
+    codec: Codec = getattr(CODECS, text)
+    return codec
+
+
+@torch.compiler.assume_constant_result
+def make_codec(text: str) -> None:
+    """Have the codec of an operand's text among those that are known."""
+    if hasattr(CODECS, text):
+        return
     operand = parse_operand(text)
     assert operand.format is not None
     scale = operand.scale if isinstance(operand.scale, Current) else Current()
     rule = scale.power_of_two
     if isinstance(operand.format, BlockFormat) and not operand.format.has_tensor_scale:
         rule = rule or "floor"
-    return Codec(
+    codec = Codec(
         format=operand.format,
         granularity=operand.granularity,
         power_of_two=rule,
         margin=scale.margin,
         rounding=operand.rounding,
     )
+    setattr(CODECS, text, codec)
 
 
 def encode(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
