@@ -19,6 +19,7 @@ from torch import Tensor
 
 from unitscale.formats import BlockFormat, Codec, Encoded, FloatFormat, round_to, widen
 from unitscale.formats.rounding import is_traced
+from unitscale.formats.scale_rule import exact_scale
 from unitscale.gemm.formats import Parsed, ProductFormats, has_scale, operand_of
 from unitscale.gemm.hadamard import turned
 from unitscale.recipes import Constant, Current, Delayed, Operand, Unit, parse_operand
@@ -38,9 +39,6 @@ __all__ = [
     "wide",
     "working_dtype",
 ]
-
-SMALLEST_AMAX = 1e-12
-"""An all-zero tensor has no scale of its own; this keeps `amax / max` away from zero."""
 
 
 class Use(NamedTuple):
@@ -169,7 +167,7 @@ def encode(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
         return codec.grid(x, scale=2.0**scale.log2)
     if isinstance(scale, Delayed):
         amax = amax_of(x) if given is None else given.amax
-        now = amax.clamp(min=SMALLEST_AMAX) * (2.0**scale.margin / operand.format.max)
+        now = exact_scale(amax, operand.format, scale.margin)
         return codec.grid(
             x, scale=now if given is None else torch.where(given.scale > 0, given.scale, now)
         )
