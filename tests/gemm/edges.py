@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unitscale.formats import FORMATS, round_to
+from unitscale.formats import FORMATS, Encoded, round_to
 from unitscale.gemm import ProductFormats, rounded
+from unitscale.gemm.operand import Use, encode, pack
 
 PRODUCT_FORMATS = {
     "fp8": ProductFormats.of("E4M3FN", "E5M2"),
@@ -27,6 +28,11 @@ PRODUCT_FORMATS = {
 }
 
 Product = Callable[..., Tensor]
+
+
+def held(x: Tensor, text: str | None) -> Encoded:
+    """A tensor as a product keeps it for backward, by the text of its operand."""
+    return pack(encode(x, Use(text)), Use(text))
 
 
 def product_at_edges(op: Product, formats: ProductFormats, *operands: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Chain(nn.Module):
         heads = hidden.unsqueeze(1)
         attended = gemm.scaled_dot_product_attention(heads, heads, heads, formats=formats)
         convolved = gemm.conv1d(hidden, kernel, formats=formats)
-        total = rounded(attended.squeeze(1) + convolved, formats.forward, formats.backward)
+        total = rounded(attended.squeeze(1) + convolved, formats.x_output, formats.g_grad_input)
         return (mixed @ total).float()
 
 

@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 from gemm.edges import PRODUCT_FORMATS, assert_same_bits, saved_bytes, values_and_gradients
 from unitscale import gemm
 from unitscale.gemm.kernel import scaled_mm
-from unitscale.gemm.product import NO_FACTORS, ScaledProduct
+from unitscale.gemm.scaled_product import NO_FACTORS, ScaledProduct
 
 E4M3FN, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 FP8 = PRODUCT_FORMATS["fp8 by scaled_mm"]
@@ -64,15 +64,15 @@ def test_three_products_keep_the_rules_of_cuda(m, n, k, name, weight_in_columns)
     kept.save_for_backward = lambda *tensors: setattr(kept, "saved_tensors", tensors)
     with FakeTensorMode():
         weight = on_cuda(k, n).t() if weight_in_columns else on_cuda(n, k)
-        x, bias = on_cuda(2, m, k), on_cuda(n)
+        x, bias = on_cuda(m, k), on_cuda(n)
         formats = PRODUCT_FORMATS[name]
-        output = ScaledProduct.forward(kept, x, weight, bias, NO_FACTORS, formats)
+        output = ScaledProduct.forward(kept, x, weight, bias, NO_FACTORS, formats, None)
         saved = [x.dtype for x in kept.saved_tensors if x is not None and x.dim() == 2]
-        grads = ScaledProduct.backward(kept, on_cuda(2, m, n))
-    assert (output.shape, output.dtype) == ((2, m, n), torch.bfloat16)
+        grads = ScaledProduct.backward(kept, on_cuda(m, n))
+    assert (output.shape, output.dtype) == ((m, n), torch.bfloat16)
     assert saved == [E4M3FN, E4M3FN]
     assert [(tuple(g.shape), g.dtype) for g in grads[:3]] == [
-        ((2, m, k), torch.bfloat16),
+        ((m, k), torch.bfloat16),
         ((n, k), torch.bfloat16),
         ((n,), torch.bfloat16),
     ]

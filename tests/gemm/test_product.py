@@ -11,12 +11,13 @@ from gemm.edges import (
     PRODUCT_FORMATS,
     assert_on_grid,
     assert_same_bits,
+    held,
     product_at_edges,
     saved_bytes,
     values_and_gradients,
 )
 from unitscale import gemm
-from unitscale.gemm import ProductFormats, quantize
+from unitscale.gemm import ProductFormats, round_value
 
 LINEAR_SHAPES = [((5, 16), (8, 16)), ((3, 5, 16), (8, 16)), ((16,), (8, 16))]
 MATMUL_SHAPES = [
@@ -56,7 +57,7 @@ def assert_rounds_at_edges(product, op, formats, shapes, dtype) -> None:
         grad = draw_exact(op(*operands).shape, bits[2], dtype)
         got = values_and_gradients(lambda *x: product(*x, formats=formats), operands, grad)
         # With scales of their own, sums over copies are in float32 as well.
-        work = torch.float32 if formats.current else dtype
+        work = torch.float32 if formats.is_scaled else dtype
         operands, grad = [x.to(work) for x in operands], grad.to(work)
         want = values_and_gradients(lambda *x: product_at_edges(op, formats, *x), operands, grad)
         assert_same_bits(got, [x.to(dtype) for x in want])
@@ -82,12 +83,8 @@ def test_bias_is_added_unrounded_and_its_gradient_is_the_sum_of_the_true_one(nam
     formats = PRODUCT_FORMATS[name]
     bias.requires_grad_()
     output = gemm.linear(x, weight, bias, formats=formats)
-    want = F.linear(
-        quantize(x, formats.forward).dequantize(x.dtype),
-        quantize(weight, formats.forward).dequantize(x.dtype),
-        bias,
-    )
-    assert torch.equal(output, quantize(want, formats.result).dequantize(x.dtype))
+    want = F.linear(round_value(x, formats.x_output), round_value(weight, formats.w_output), bias)
+    assert torch.equal(output, round_value(want, formats.result))
     grad = torch.randn_like(output)
     output.backward(grad)
     assert torch.equal(bias.grad, grad.reshape(-1, 8).sum(0))
@@ -116,7 +113,7 @@ def assert_same_product(got, want, left, right):
 def test_product_is_that_of_scaled_mm(left, right, scales):
     """Kernels multiply by the scales before the sum or after it: CPUs differ (torch 2.13)."""
     a, b = draw((64, 512), (64, 512))
-    (a_data, _), (b_data, _) = quantize(a, left), quantize(b, right)
+    a_data, b_data = held(a, left).data, held(b, right).data
     a_scale, b_scale = (torch.tensor(scale) for scale in scales)
     kernel = torch._scaled_mm(a_data, b_data.T, a_scale, b_scale, out_dtype=torch.float32)
     formats = ProductFormats()  # the operands are on their grids already
@@ -125,13 +122,13 @@ def test_product_is_that_of_scaled_mm(left, right, scales):
 
 
 @pytest.mark.parametrize("product", ["linear", "matmul"])
-@pytest.mark.parametrize("current", [False, True])
-def test_output_is_that_of_scaled_mm(product, current):
+@pytest.mark.parametrize("source", ["", " current"])
+def test_output_is_that_of_scaled_mm(product, source):
     x, weight = draw((64, 512), (32, 512))
-    (x_q, x_scale), (w_q, w_scale) = (quantize(t, "E4M3FN", current=current) for t in (x, weight))
+    (x_q, x_scale, _), (w_q, w_scale, _) = (held(t, f"E4M3FN{source}") for t in (x, weight))
     scales = [torch.tensor(1.0) if scale is None else scale for scale in (x_scale, w_scale)]
     kernel = torch._scaled_mm(x_q, w_q.T, *scales, out_dtype=torch.float32)
-    formats = ProductFormats.of("E4M3FN", "E5M2", current=current)
+    formats = ProductFormats.of(f"E4M3FN{source}", f"E5M2{source}")
     other = weight if product == "linear" else weight.T
     operands = (q.float() * scale for q, scale in zip((x_q, w_q), scales, strict=True))
     assert_same_product(getattr(gemm, product)(x, other, formats=formats), kernel, *operands)
@@ -139,7 +136,7 @@ def test_output_is_that_of_scaled_mm(product, current):
 
 def test_assert_same_product_tells_another_format():
     a, b = draw((64, 512), (64, 512))
-    operands = [[quantize(t, name)[0].float() for t in (a, b)] for name in ("E4M3FN", "E5M2")]
+    operands = [[held(t, name).data.float() for t in (a, b)] for name in ("E4M3FN", "E5M2")]
     products = [left @ right.T for left, right in operands]
     with pytest.raises(AssertionError):
         assert_same_product(products[0], products[1], *operands[0])
@@ -172,6 +169,12 @@ def test_errors_are_those_of_the_formats(product, name):
     assert gradient[0] < errors[2] < gradient[1]
 
 
+def size_of(formats: ProductFormats) -> int:
+    """Bytes of a value of an operand."""
+    name = (formats.x_output or "as is").split()[0]
+    return {"E4M3FN": 1, "FP16": 2, "BF16": 2, "as": 4}[name]
+
+
 @pytest.mark.parametrize("formats", PRODUCT_FORMATS.values(), ids=PRODUCT_FORMATS)
 @pytest.mark.parametrize("product", ["linear", "matmul"])
 def test_saved_for_backward_is_in_the_formats_own_bytes(product, formats):
@@ -180,20 +183,18 @@ def test_saved_for_backward_is_in_the_formats_own_bytes(product, formats):
     x.requires_grad_()
     other.requires_grad_()
     saved = saved_bytes(lambda: getattr(gemm, product)(x, other, formats=formats))
-    size = {"E4M3FN": 1, "FP16": 2, "BF16": 2, None: 4}[formats.forward]
-    assert saved == size * (32 * 64 + 64 * 64) + 8 * formats.current
+    assert saved == size_of(formats) * (32 * 64 + 64 * 64) + 8 * formats.is_scaled
 
 
 @pytest.mark.parametrize("name", PRODUCT_FORMATS)
 @pytest.mark.parametrize("which", [0, 1])
 def test_an_operand_is_kept_for_the_gradient_of_the_other_alone(name, which):
     formats = PRODUCT_FORMATS[name]
-    size = {"E4M3FN": 1, "FP16": 2, "BF16": 2, None: 4}[formats.forward]
     for product, shapes in (("linear", ((5, 16), (8, 16))), ("matmul", ((2, 5, 16), (2, 16, 8)))):
         operands = draw(*shapes)
         operands[which].requires_grad_()
         saved = saved_bytes(partial(getattr(gemm, product), *operands, formats=formats))
-        assert saved == size * operands[1 - which].numel() + 4 * formats.current
+        assert saved == size_of(formats) * operands[1 - which].numel() + 4 * formats.is_scaled
 
 
 @pytest.mark.parametrize("name", ["fp8", "fp16"])

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from gemm.edges import assert_on_grid, assert_same_bits
+from gemm.edges import assert_on_grid, assert_same_bits, held
 from unitscale.formats import E4M3FN, E5M2, round_to
-from unitscale.gemm import ProductFormats, quantize, round_value, rounded
+from unitscale.gemm import ProductFormats, round_value, rounded
+from unitscale.gemm.operand import Use, take
 
 
 def test_rounded_rounds_the_value_and_the_gradient_to_formats_of_their_own():
@@ -56,10 +57,10 @@ def test_bf16_overflows_to_infinity():
     assert round_value(x, "BF16").tolist() == [largest, float("inf")]
 
 
-@pytest.mark.parametrize("current", [False, True])
-def test_zeros_stay_zeros(current):
+@pytest.mark.parametrize("text", ["E4M3FN", "E4M3FN current", "E4M3FN delayed", "NVFP4 current"])
+def test_zeros_stay_zeros(text):
     x = torch.zeros(4, 4)
-    assert torch.equal(round_value(x, "E4M3FN", current=current), x)
+    assert torch.equal(round_value(x, text), x)
 
 
 @pytest.mark.parametrize("name", ["E4M3FN", "E5M2", "FP16"])
@@ -78,7 +79,7 @@ def test_nan_leaves_no_current_scale():
 @pytest.mark.parametrize("magnitude", [1e-6, 1.0, 1e6])
 def test_current_scale_takes_amax_to_the_maximum(name, magnitude):
     x = torch.randn(1000) * magnitude
-    data, scale = quantize(x, name, current=True)
+    data, scale, _ = held(x, f"{name} current")
     largest = {"E4M3FN": 448.0, "E5M2": 57344.0}[name]
     assert data.float().abs().max() == largest
     torch.testing.assert_close(scale, x.abs().max() / largest, rtol=1e-6, atol=0)
@@ -103,18 +104,18 @@ def test_without_a_scale_small_values_are_lost_that_a_current_scale_keeps():
         ("TF32", torch.float32, 4),
     ],
 )
-def test_quantized_data_is_in_the_formats_own_dtype(name, dtype, size):
+def test_held_data_is_in_the_formats_own_dtype(name, dtype, size):
     x = torch.randn(8)
-    quantized = quantize(x, name)
-    assert quantized.data.dtype == dtype
-    assert quantized.data.element_size() == size
-    assert quantized.scale is None
-    assert_same_bits([quantized.dequantize(torch.float32)], [round_value(x, name)])
+    kept = held(x, name)
+    assert kept.data.dtype == dtype
+    assert kept.data.element_size() == size
+    assert kept.scale is None
+    assert_same_bits([take(kept, Use(name), torch.float32)], [round_value(x, name)])
 
 
-def test_quantize_to_no_format_keeps_the_tensor():
+def test_no_format_keeps_the_tensor():
     x = torch.randn(8)
-    assert quantize(x, None).data is x
+    assert held(x, None).data is x
 
 
 @pytest.mark.parametrize("current", [False, True])
@@ -133,7 +134,7 @@ def test_rounding_from_float64_rounds_once():
     """A hair above the midpoint of 1 and 1.125; by way of float32 it would be the midpoint."""
     x = torch.tensor([1.0625 + 2.0**-40], dtype=torch.float64)
     assert round_value(x, "E4M3FN").item() == 1.125
-    assert quantize(x, "E4M3FN").data.double().item() == 1.125
+    assert held(x, "E4M3FN").data.double().item() == 1.125
 
 
 def test_non_contiguous_is_as_contiguous():
@@ -148,5 +149,8 @@ def test_rounding_twice_is_rounding_once():
     assert torch.equal(round_value(once, "E5M2"), once)
 
 
-def test_product_formats_read_as_a_row():
-    assert ProductFormats.of("E4M3FN", "E5M2") == ("E4M3FN", "E5M2", None, False, False, "emulated")
+def test_product_formats_are_six_operands_a_result_and_an_executor():
+    assert ProductFormats.of("E4M3FN", "E5M2 current", "BF16") == (
+        *("E4M3FN", "E4M3FN", "E5M2 current", "E4M3FN", "E5M2 current", "E4M3FN"),
+        *("BF16", "emulated"),
+    )

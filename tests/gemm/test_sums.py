@@ -8,14 +8,15 @@ from unitscale.gemm import ProductFormats, conv1d, linear, matmul
 
 ROWS = 5000  # of equal rows, whose gradients add up instead of averaging out
 VALUE = 16.0  # 5000 * 16 is beyond FP16's 65504
+each_source = pytest.mark.parametrize("source", [" unit", ""], ids=["unit", "cast"])
 
 
-@pytest.mark.parametrize("unit", [True, False])
-def test_sum_over_rows_overflows_only_without_unit_scale(unit):
+@each_source
+def test_sum_over_rows_overflows_only_without_unit_scale(source):
     x, weight = torch.ones(ROWS, 2), torch.zeros(3, 2, requires_grad=True)
-    formats = ProductFormats.of("FP16", "FP16", "FP16", unit=unit)
+    formats = ProductFormats.of(f"FP16{source}", f"FP16{source}", "FP16")
     linear(x, weight, formats=formats).backward(torch.full((ROWS, 3), VALUE))
-    wanted = ROWS * VALUE if unit else torch.inf
+    wanted = ROWS * VALUE if source else torch.inf
     assert torch.equal(weight.grad, torch.full((3, 2), wanted))
 
 
@@ -30,16 +31,16 @@ FEATURES = 64
 LARGE = 3000.0  # 64 * 3000 is beyond FP16's 65504, and so is a gradient of a Llama at step 112
 
 
-@pytest.mark.parametrize("unit", [True, False])
+@each_source
 @pytest.mark.parametrize(
     ("op", "shape"),
     [(linear, (FEATURES, FEATURES)), (matmul, (2, FEATURES, FEATURES)), (conv1d, (64, 64, 1))],
 )
-def test_sum_over_features_overflows_only_without_unit_scale(op, shape, unit):
-    formats = ProductFormats.of("FP16", "FP16", "FP16", unit=unit)
+def test_sum_over_features_overflows_only_without_unit_scale(op, shape, source):
+    formats = ProductFormats.of(f"FP16{source}", f"FP16{source}", "FP16")
     x, weight = torch.ones(2, FEATURES, FEATURES, requires_grad=True), torch.ones(shape)
     output = op(x * LARGE, weight, formats=formats)
-    wanted = FEATURES * LARGE if unit else torch.inf
+    wanted = FEATURES * LARGE if source else torch.inf
     assert torch.equal(output, torch.full_like(output, wanted))
     op(x, weight, formats=formats).backward(torch.full_like(output, LARGE))
     assert torch.equal(x.grad, torch.full_like(x, wanted))

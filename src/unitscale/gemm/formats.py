@@ -3,6 +3,8 @@
 from functools import cache
 from typing import NamedTuple
 
+import torch
+
 from unitscale.formats import BlockFormat
 from unitscale.recipes import Cast, Gemm, Operand, Unit, parse_operand
 
@@ -61,7 +63,7 @@ class ProductFormats(NamedTuple):
     @property
     def operands(self) -> tuple[Operand, ...]:
         """Those that are rounded."""
-        return tuple(parse_operand(text) for text in self.texts if text is not None)
+        return tuple(operand_of(text) for text in self.texts if text is not None)
 
     @property
     def is_scaled(self) -> bool:
@@ -87,9 +89,40 @@ class ProductFormats(NamedTuple):
         return "; ".join(parts) + result
 
 
-@cache
+class Parsed:
+    """What texts mean, each an attribute named by its text.
+
+    Dynamo warns of `functools.cache`, and loses what a function returns that it does not trace;
+    an attribute of an object it reads as it is. Seen in torch 2.13.
+    """
+
+
+OPERANDS = Parsed()
+
+
+def operand_of(text: str) -> Operand:
+    """The operand of a text, also where Dynamo traces a product."""
+    parse_into(text)
+    operand: Operand = getattr(OPERANDS, text)
+    return operand
+
+
+@torch.compiler.assume_constant_result
+def parse_into(text: str) -> None:
+    """Have the operand of a text among those that are known."""
+    if not hasattr(OPERANDS, text):
+        setattr(OPERANDS, text, parse_operand(text))
+
+
+@torch.compiler.assume_constant_result
 def is_scaled(texts: tuple[str | None, ...]) -> bool:
     """Whether one of some operands has a scale of its own."""
+    return any_scaled(texts)
+
+
+@cache
+def any_scaled(texts: tuple[str | None, ...]) -> bool:
+    """`is_scaled`, found once."""
     return any(has_scale(parse_operand(text)) for text in texts if text is not None)
 
 

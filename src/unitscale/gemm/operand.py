@@ -12,7 +12,6 @@ gets a copy of its own, rounded from the tensor and not from the first copy.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from unitscale.formats import BlockFormat, Codec, Encoded, FloatFormat, round_to, widen
 from unitscale.formats.rounding import is_traced
+from unitscale.formats.scale_rule import exact_scale
 from unitscale.gemm import passes
-from unitscale.gemm.formats import ProductFormats, has_scale
+from unitscale.gemm.formats import Parsed, ProductFormats, has_scale, operand_of
 from unitscale.gemm.hadamard import turned
 from unitscale.recipes import Constant, Current, Delayed, Operand, PerTensor, Unit, parse_operand
 
@@ -42,9 +42,6 @@ __all__ = [
     "working_dtype",
 ]
 
-SMALLEST_AMAX = 1e-12
-"""An all-zero tensor has no scale of its own; this keeps `amax / max` away from zero."""
-
 
 class Use(NamedTuple):
     """How a product takes a tensor.
@@ -60,7 +57,7 @@ class Use(NamedTuple):
     @property
     def operand(self) -> Operand:
         """What the text says."""
-        return parse_operand(self.text or "as is")
+        return operand_of(self.text or "as is")
 
     @property
     def is_turned(self) -> bool:
@@ -115,22 +112,35 @@ def amax_of(x: Tensor) -> Tensor:
     return x.detach().abs().amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
 
 
-@cache
+CODECS = Parsed()
+
+
 def codec_of(text: str) -> Codec:
     """The codec of an operand with a scale."""
+    make_codec(text)
+    codec: Codec = getattr(CODECS, text)
+    return codec
+
+
+@torch.compiler.assume_constant_result
+def make_codec(text: str) -> None:
+    """Have the codec of an operand's text among those that are known."""
+    if hasattr(CODECS, text):
+        return
     operand = parse_operand(text)
     assert operand.format is not None
     scale = operand.scale if isinstance(operand.scale, Current) else Current()
     rule = scale.power_of_two
     if isinstance(operand.format, BlockFormat) and not operand.format.has_tensor_scale:
         rule = rule or "floor"
-    return Codec(
+    codec = Codec(
         format=operand.format,
         granularity=operand.granularity,
         power_of_two=rule,
         margin=scale.margin,
         rounding=operand.rounding,
     )
+    setattr(CODECS, text, codec)
 
 
 def encode(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
@@ -166,7 +176,7 @@ def on_grid(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
         return codec.grid(x, scale=2.0**scale.log2)
     if isinstance(scale, Delayed):
         amax = amax_of(x) if given is None else given.amax
-        now = amax.clamp(min=SMALLEST_AMAX) * (2.0**scale.margin / operand.format.max)
+        now = exact_scale(amax, operand.format, scale.margin)
         return codec.grid(
             x, scale=now if given is None else torch.where(given.scale > 0, given.scale, now)
         )

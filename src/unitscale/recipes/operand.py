@@ -38,6 +38,16 @@ PowerOfTwo = Literal["floor", "rceil", "ceil", "even"]
 Engine, whose largest element never saturates; see `unitscale.formats.Codec`."""
 
 RULES: tuple[str, ...] = ("floor", "rceil", "ceil", "even")
+LARGEST_MARGIN = 64
+
+
+def check_count(caller: str, name: str, value: object, low: int, high: int | None = None) -> None:
+    """Refuse what is no whole number in a range."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if is_whole and low <= value and (high is None or value <= high):  # type: ignore[operator]
+        return
+    wanted = f"{low} or more" if high is None else f"a whole number from {low} to {high}"
+    raise ValueError(f"{caller}: {name} is {value!r}; expected {wanted}")
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,16 @@ class Unit:
 
 @dataclass(frozen=True)
 class Constant:
-    """The scale `2**log2` for good: data is `x * 2**-log2`. Perez et al. call `-log2` the bias."""
+    """The scale `2**log2` for good: data is `x * 2**-log2`. Perez et al. call `-log2` the bias.
+
+    Raises:
+        ValueError: a power that float32 does not hold.
+    """
 
     log2: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("Constant", "log2", self.log2, -126, 127)
 
 
 @dataclass(frozen=True)
@@ -69,7 +86,7 @@ class Delayed:
         margin: binades left free.
         reduce: "max" of the history, or "most_recent".
     Raises:
-        ValueError: history below 1, or another reduce.
+        ValueError: history below 1, a margin that is negative or above 64, another reduce.
     Source: Transformer Engine's DelayedScaling.
     """
 
@@ -78,8 +95,8 @@ class Delayed:
     reduce: Literal["max", "most_recent"] = "max"
 
     def __post_init__(self) -> None:
-        if self.history < 1:
-            raise ValueError(f"Delayed: history is {self.history}; expected 1 or more")
+        check_count("Delayed", "history", self.history, 1)
+        check_count("Delayed", "margin", self.margin, 0, LARGEST_MARGIN)
         if self.reduce not in ("max", "most_recent"):
             raise ValueError(f"Delayed: reduce is {self.reduce!r}; expected max or most_recent")
 
@@ -92,7 +109,7 @@ class Current:
         power_of_two: the rule that makes the scale a power of two; None keeps it as it is.
         margin: binades left free.
     Raises:
-        ValueError: an unknown rule.
+        ValueError: an unknown rule; a margin that is negative or above 64.
     """
 
     power_of_two: PowerOfTwo | None = None
@@ -104,6 +121,7 @@ class Current:
                 f"Current: power_of_two is {self.power_of_two!r}; expected None or one of "
                 f"{', '.join(RULES)}"
             )
+        check_count("Current", "margin", self.margin, 0, LARGEST_MARGIN)
 
 
 Scale = Cast | Unit | Constant | Delayed | Current
@@ -131,7 +149,8 @@ class RandomHadamard:
     size: int = 16
 
     def __post_init__(self) -> None:
-        if self.size < 2 or self.size & (self.size - 1):
+        check_count("RandomHadamard", "size", self.size, 2)
+        if self.size & (self.size - 1):
             raise ValueError(f"RandomHadamard: size is {self.size}; expected a power of two")
 
 
@@ -148,7 +167,8 @@ class Operand:
         rounding: "nearest", or "stochastic", which is right on average.
         transform: what both operands are turned by before they are rounded.
     Raises:
-        ValueError: parts that do not go together.
+        TypeError: a part of another type. ValueError: parts that do not go together, or a format
+            that `unitscale.formats` does not know by its name.
     """
 
     format: FloatFormat | BlockFormat | None = None
@@ -158,10 +178,13 @@ class Operand:
     transform: RandomHadamard | None = None
 
     def __post_init__(self) -> None:
+        self.check_types()
         if self.rounding not in ("nearest", "stochastic"):
             raise ValueError(
                 f"Operand: rounding is {self.rounding!r}; expected nearest or stochastic"
             )
+        if isinstance(self.granularity, PerTile) and self.granularity.rows == 1:
+            object.__setattr__(self, "granularity", PerBlock(self.granularity.columns))
         if isinstance(self.format, BlockFormat):
             self.settle_blocks(self.format)
         elif self.granularity != PerTensor() and not isinstance(self.scale, Current):
@@ -173,11 +196,41 @@ class Operand:
             raise ValueError(
                 "Operand: the axis of a granularity is that of the contraction; leave it out"
             )
-        plain = self.format is None and isinstance(self.scale, Cast | Unit)
-        if self.format is None and not (plain and self.rounding == "nearest"):
+        plain = isinstance(self.scale, Cast | Unit) and self.rounding == "nearest"
+        if self.format is None and not (plain and self.transform is None):
+            turned = "" if self.transform is None else f" and transform {self.transform}"
             raise ValueError(
                 f"Operand: without a format nothing is rounded, but scale is {word(self.scale)} "
-                f"and rounding {self.rounding}; name a format"
+                f"and rounding {self.rounding}{turned}; name a format"
+            )
+        if self.transform is not None and isinstance(self.scale, Delayed):
+            raise ValueError(
+                f"Operand: a delayed scale follows the amax of the tensor, and {self.transform} "
+                "changes it; use Current()"
+            )
+
+    def check_types(self) -> None:
+        """Refuse parts of another type, and formats that a text could not name."""
+        fmt = self.format
+        if not isinstance(fmt, FloatFormat | BlockFormat | None):
+            raise TypeError(
+                f"Operand: format is {fmt!r}; expected a FloatFormat or a BlockFormat, such as "
+                "unitscale.formats.E4M3FN, or None"
+            )
+        expected: tuple[tuple[str, Any, str], ...] = (
+            ("scale", Scale, "Cast(), Unit(), Constant(), Delayed() or Current()"),
+            ("granularity", Granularity, "PerTensor(), PerAxis(), PerBlock() or PerTile()"),
+            ("transform", RandomHadamard | None, "RandomHadamard() or None"),
+        )
+        for name, kind, wanted in expected:
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"Operand: {name} is {getattr(self, name)!r}; expected {wanted}")
+        if isinstance(fmt, FloatFormat) and not (fmt.is_signed and fmt.has_zero):
+            raise ValueError(f"Operand: {fmt} has no sign or no zero; expected one with both")
+        if fmt is not None and named(fmt.name) != fmt:
+            raise ValueError(
+                f"Operand: unitscale.formats has no format {fmt.name!r} with these fields; use "
+                "one that it has, because products are told of formats by name"
             )
 
     def settle_blocks(self, fmt: BlockFormat) -> None:
@@ -242,6 +295,14 @@ AS_IS = Operand()
 def word(scale: Scale) -> str:
     """The name of a scale source in a text."""
     return type(scale).__name__.lower()
+
+
+def named(name: str) -> FloatFormat | BlockFormat | None:
+    """The format of a name; None if there is none."""
+    try:
+        return BLOCK_FORMATS.get(name) or parse_format(name)
+    except ValueError:
+        return None
 
 
 @cache

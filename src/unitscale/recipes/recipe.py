@@ -3,18 +3,24 @@
 The module imports no torch: a recipe is data, and printing it needs nothing else.
 """
 
+import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from unitscale.formats import FloatFormat
-from unitscale.recipes.operand import AS_IS, Cast, Constant, Current, Delayed, Operand, Unit
+from unitscale.recipes.operand import AS_IS, Cast, Constant, Current, Delayed, Operand, Scale, Unit
 from unitscale.recipes.rule import Gemm, Rule
 
 __all__ = ["Executor", "Recipe", "uniform"]
 
 Executor = Literal["auto", "emulated", "bf16", "scaled_mm"]
-OLD_SOURCES = {"none": Cast(), "loss": Cast(), "unit": Unit(), "current": Current()}
+OLD_SOURCES: dict[str, Scale] = {
+    "none": Cast(),
+    "loss": Cast(),
+    "unit": Unit(),
+    "current": Current(),
+}
 
 
 @dataclass(frozen=True, kw_only=True, init=False)
@@ -44,6 +50,7 @@ class Recipe:
     are taken with a warning: one format for values, one for gradients, one for results.
 
     Raises:
+        TypeError: rules or skip is no tuple of rules, of patterns.
         ValueError: a loss scale together with units; no such executor; two rules for the same
             path and op.
     """
@@ -86,6 +93,16 @@ class Recipe:
 
     def check(self) -> None:
         """Refuse what contradicts itself."""
+        for name, kind in (("rules", Rule), ("skip", str)):
+            values = getattr(self, name)
+            if isinstance(values, list):
+                values = tuple(values)
+                object.__setattr__(self, name, values)
+            if not (isinstance(values, tuple) and all(isinstance(x, kind) for x in values)):
+                raise TypeError(
+                    f"Recipe {self.name!r}: {name} is {values!r}; expected a tuple of "
+                    f"{'Rule' if kind is Rule else 'patterns of module paths'}."
+                )
         if self.loss_scale is not None and self.unit_scaled:
             raise ValueError(
                 f"Recipe {self.name!r}: it has units and a loss scale of {self.loss_scale!r}; with "
@@ -96,14 +113,14 @@ class Recipe:
                 f"Recipe {self.name!r}: executor is {self.executor!r}; expected one of "
                 f"{', '.join(get_args(Executor))}."
             )
-        seen: dict[tuple[str, str], Rule] = {}
+        seen: set[tuple[str, str]] = set()
         for rule in self.rules:
-            other = seen.setdefault((rule.path, rule.op), rule)
-            if other is not rule:
+            if (rule.path, rule.op) in seen:
                 raise ValueError(
                     f"Recipe {self.name!r}: two rules for path {rule.path!r} and op {rule.op!r}; "
                     "the second would never be used, leave one of them out."
                 )
+            seen.add((rule.path, rule.op))
 
     @property
     def gemms(self) -> tuple[Gemm, ...]:
@@ -216,11 +233,8 @@ def uniform(
     `scale` is `Cast()` unless it is given. Without a format there is none to compute.
     """
     scale = Cast() if scale is None else scale
-
-    def operand(fmt: FloatFormat | None) -> Operand:
-        return AS_IS if fmt is None and not isinstance(scale, Unit) else Operand(fmt, scale)
-
-    return (Rule(gemm=Gemm.of(operand(value), operand(gradient), results=results)),)
+    value_operand, gradient_operand = (per_tensor(fmt, scale) for fmt in (value, gradient))
+    return (Rule(gemm=Gemm.of(value_operand, gradient_operand, results=results)),)
 
 
 def rules_of_old(
@@ -246,13 +260,40 @@ def rules_of_old(
         f"Recipe {name!r}: forward, backward, result and source are of a version before rules; "
         "write rules=unitscale.recipes.uniform(value, gradient, results, scale).",
         DeprecationWarning,
-        stacklevel=4,
+        stacklevel=frames_to_caller(),
     )
-    gemm = (rules[0].gemm if rules else None) or Gemm()
-    value, gradient = gemm.output[0], gemm.grad_input[0]
-    return uniform(
-        old.get("forward", value.format),
-        old.get("backward", gradient.format),
-        old.get("result", gemm.results),
-        OLD_SOURCES.get(source, value.scale),
+    rule = rules[0] if rules else Rule(gemm=Gemm())
+    gemm = rule.gemm or Gemm()
+    results = old.pop("result", gemm.results)
+    if not old and source not in OLD_SOURCES:
+        return (replace(rule, gemm=replace(gemm, results=results)),)
+    if not gemm.is_per_tensor:
+        raise ValueError(
+            f"Recipe {name!r}: forward, backward and source are for one scale a tensor, and its "
+            f"products are {'; '.join(f'{left} @ {right}' for _, left, right, _ in gemm.rows())}; "
+            "write its rules."
+        )
+    (value, gradient), scale = (gemm.output[0], gemm.grad_input[0]), OLD_SOURCES.get(source)
+    changed = Gemm.of(
+        per_tensor(old.get("forward", value.format), scale or value.scale),
+        per_tensor(old.get("backward", gradient.format), scale or gradient.scale),
+        results=results,
     )
+    return (replace(rule, gemm=changed),)
+
+
+def per_tensor(fmt: FloatFormat | None, scale: Scale) -> Operand:
+    """An operand with one scale; without a format there is none to compute."""
+    return AS_IS if fmt is None and not isinstance(scale, Unit) else Operand(fmt, scale)
+
+
+def frames_to_caller() -> int:
+    """How far up the first frame is that is neither of this file nor of `dataclasses.replace`.
+
+    For a function that asks it: as `stacklevel` of its warning.
+    """
+    inside = (__name__, "dataclasses", "copy")
+    depth, frame = 0, sys._getframe(1)
+    while frame.f_globals.get("__name__") in inside and frame.f_back is not None:
+        depth, frame = depth + 1, frame.f_back
+    return depth + 1

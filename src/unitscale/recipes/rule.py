@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from unitscale.formats import FloatFormat
 from unitscale.formats.granularity import PerTile
-from unitscale.recipes.operand import AS_IS, Operand, Unit
+from unitscale.recipes.operand import AS_IS, Delayed, Operand, Unit
 
 __all__ = ["OPS", "PRODUCTS", "Gemm", "Op", "Rule"]
 
@@ -46,7 +46,9 @@ class Gemm:
         grad_weight: gradient of the output, and input.
         results: what each result is rounded to; None leaves it in the model's dtype.
     Raises:
-        ValueError: one operand of a product is turned by a Hadamard matrix and the other is not.
+        TypeError: a product is no pair of operands, or results no FloatFormat.
+        ValueError: one operand of a product is turned by a Hadamard matrix and the other is not; a
+            tensor with a delayed scale is taken in two ways, of which it has one history.
     """
 
     output: Pair = (AS_IS, AS_IS)
@@ -55,6 +57,22 @@ class Gemm:
     results: FloatFormat | None = None
 
     def __post_init__(self) -> None:
+        for name, pair in self.pairs():
+            is_pair = isinstance(pair, tuple) and len(pair) == len(PRODUCTS[name])
+            if not (is_pair and all(isinstance(operand, Operand) for operand in pair)):
+                raise TypeError(
+                    f"Gemm: {name} is {pair!r}; expected a pair of operands, "
+                    f"({', '.join(PRODUCTS[name])})"
+                )
+        if not isinstance(self.results, FloatFormat | None):
+            raise TypeError(f"Gemm: results is {self.results!r}; expected a FloatFormat or None")
+        for tensor, (one, other) in self.taken_twice():
+            delayed = any(isinstance(operand.scale, Delayed) for operand in (one, other))
+            if delayed and one != other:
+                raise ValueError(
+                    f"Gemm: the {tensor} is taken as {one} and as {other}; a delayed scale has one "
+                    "history for each tensor, so take it alike in both products"
+                )
         for name, (left, right) in self.pairs():
             if left.transform != right.transform:
                 raise ValueError(
@@ -87,6 +105,12 @@ class Gemm:
         yield "grad_input", self.grad_input
         yield "grad_weight", self.grad_weight
 
+    def taken_twice(self) -> Iterator[tuple[str, Pair]]:
+        """The tensors by name, with the operands that they are in their two products."""
+        yield "input", (self.output[0], self.grad_weight[1])
+        yield "weight", (self.output[1], self.grad_input[1])
+        yield "gradient of the output", (self.grad_input[0], self.grad_weight[0])
+
     @property
     def operands(self) -> tuple[Operand, ...]:
         """All six, in the order of the products."""
@@ -103,8 +127,7 @@ class Gemm:
         return (
             all(operand.is_shared for operand in self.operands)
             and not any(isinstance(operand.granularity, PerTile) for operand in self.operands)
-            and self.output == (self.grad_weight[1], self.grad_input[1])
-            and self.grad_input[0] == self.grad_weight[0]
+            and all(one == other for _, (one, other) in self.taken_twice())
         )
 
     @property
@@ -127,7 +150,7 @@ class Rule:
         op: the kind of product, see `OPS`.
         gemm: None keeps these products in full precision.
     Raises:
-        ValueError: an unknown op, or an empty path.
+        TypeError: path is no string, or gemm no Gemm. ValueError: an unknown op, an empty path.
     """
 
     path: str = "*"
@@ -137,6 +160,12 @@ class Rule:
     def __post_init__(self) -> None:
         if self.op not in OPS:
             raise ValueError(f"Rule: op is {self.op!r}; expected one of {', '.join(OPS)}")
+        if not isinstance(self.path, str):
+            raise TypeError(f"Rule: path is {self.path!r}; expected a pattern, as '*.mlp'")
+        if not isinstance(self.gemm, Gemm | None):
+            raise TypeError(
+                f"Rule: gemm is {self.gemm!r}; expected a Gemm, or None for full precision"
+            )
         if not self.path:
             raise ValueError("Rule: path is empty; expected a pattern of module paths, as '*.mlp'")
 
