@@ -111,7 +111,7 @@ class Terms:
             self.collect()
             self.agree()
         self.calls += 1
-        is_due = torch.is_grad_enabled() and self.store.is_due()
+        is_due = self.store.is_due()
         call = self.call = Call(number=self.calls, is_due=is_due, is_replay=is_replay)
         try:
             yield call
