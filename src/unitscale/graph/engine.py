@@ -5,9 +5,10 @@ on which it was last seen to hold; each has a test in `tests/graph/test_engine.p
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ __all__ = [
     "active_ddp",
     "address",
     "break_reasons",
+    "calling_module",
     "captures_recurrent",
     "compiler",
     "compiler_is_disabled",
@@ -220,6 +222,17 @@ def global_hooks() -> tuple[int, ...]:
 def in_forward_mode() -> bool:
     """Whether derivatives are taken forward. Assumed: `forward_ad._current_level` is -1 if not."""
     return forward_ad._current_level >= 0
+
+
+def calling_module() -> nn.Module | None:
+    """The module whose call is the innermost that runs, or None: what `forward` is called on.
+
+    Assumed: `Module._call_impl` is on the stack, with the module as its `self`. Seen on torch 2.13.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not nn.Module._call_impl.__code__:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
 
 
 def compiled_call(module: nn.Module) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from unitscale.graph.capture import BOUNDARY, TensorNode
+from unitscale.graph.place import Places
 from unitscale.recipes import Recipe
 from unitscale.units.assign import ONE, reason
 from unitscale.units.call import Terms
@@ -106,17 +107,29 @@ class Session:
         if groups := groups_of(model):
             agree(self.store, groups)
 
+    def take(self, model: nn.Module) -> None:
+        """Go on with a shallow copy of the model, if that is gone."""
+        if self.model is None:
+            self.terms.places = Places(model)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Session | None":
         """A session for a copy of the model, with the same recipe, units and schedule."""
         model = self.model
         if model is None or id(model) not in memo:
             return None
+        return self.copied_for(memo[id(model)], memo)
+
+    def copied_for(self, model: nn.Module, memo: dict[int, Any]) -> "Session":
+        """The session of a copy of the model, or of a shallow copy of it: one for each."""
+        known = memo.get(id(self))
+        if isinstance(known, Session) and known.model is model:
+            return known
         self.terms.collect()
         copied = memo[id(self)] = Session(
             self.recipe,
             scale=self.scale,
             inner=self.inner,
-            model=memo[id(model)],
+            model=model,
             store=copy.deepcopy(self.store, memo),
         )
         return copied
