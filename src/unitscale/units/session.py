@@ -62,7 +62,7 @@ class Session:
         self.given: weakref.WeakSet[Given] = weakref.WeakSet()
         weakref.finalize(self, forget, self.given)
         this = weakref.ref(self)
-        self.terms.agree = lambda: agree_of(this())
+        self.terms.agree = lambda is_ahead: agree_of(this(), is_ahead=is_ahead)
         self.executables: list[Executable] = []
         self.covered: set[int] = set()
         self.plain: dict[str, str] = {}
@@ -99,13 +99,21 @@ class Session:
         finally:
             self.suspended -= 1
 
-    def agree(self) -> None:
-        """Before a training call: exchange with data-parallel copies what was measured."""
+    def agree(self, *, is_ahead: bool) -> bool:
+        """Before a training call: exchange with data-parallel copies what was measured.
+
+        Args:
+            is_ahead: they have exchanged for this call already, and it failed here.
+        Returns:
+            Whether there are such copies, so that each process has to take part.
+        """
         model = self.model
         if model is None or not self.scale or not torch.is_grad_enabled():
-            return
-        if groups := groups_of(model):
+            return False
+        groups = groups_of(model)
+        if groups and not is_ahead:
             agree(self.store, groups)
+        return bool(groups)
 
     def take(self, model: nn.Module) -> None:
         """Go on with a shallow copy of the model, if that is gone."""
@@ -232,10 +240,9 @@ class Session:
         return UnitRow.of(name, tensor.op, unit, reading, why, product)
 
 
-def agree_of(session: Session | None) -> None:
+def agree_of(session: Session | None, *, is_ahead: bool) -> bool:
     """`Session.agree`, which terms know of without keeping the session alive."""
-    if session is not None:
-        session.agree()
+    return session is not None and session.agree(is_ahead=is_ahead)
 
 
 class Given:
