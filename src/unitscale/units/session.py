@@ -3,14 +3,17 @@
 import copy
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from unitscale.graph.capture import BOUNDARY, TensorNode
+from unitscale.graph.engine import in_backward
 from unitscale.graph.place import Places
 from unitscale.recipes import Recipe
 from unitscale.units.assign import ONE, reason
@@ -69,7 +72,7 @@ class Session:
         self.plain_macs: dict[str, int] = {}
         self.unwarned: list[str] = []
         self.reasons: dict[str, None] = {}
-        self.suspended = 0
+        self.aside_in: Counter[int] = Counter()
         self.lacking = f"recipe {recipe.name!r} is not in force in"
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Executable:
@@ -92,12 +95,25 @@ class Session:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """A context in which the model runs as the plain one."""
-        self.suspended += 1
+        """A context in which the model runs as the plain one, in this thread."""
+        thread = get_ident()
+        self.aside_in[thread] += 1
         try:
             yield
         finally:
-            self.suspended -= 1
+            self.aside_in[thread] -= 1
+            if not self.aside_in[thread]:
+                del self.aside_in[thread]
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the model runs as the plain one now.
+
+        A backward pass may compute a checkpoint again in a thread of autograd's own: there it does
+        if it does in any thread.
+        """
+        aside = self.aside_in
+        return bool(aside) and (get_ident() in aside or in_backward())
 
     def agree(self, *, is_ahead: bool) -> bool:
         """Before a training call: exchange with data-parallel copies what was measured.
