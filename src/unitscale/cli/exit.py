@@ -47,14 +47,16 @@ def checking_arguments() -> Iterator[None]:
 def running() -> Iterator[None]:
     """Turn what no program can help into exit code 1, and Ctrl-C into 130.
 
-    That is a damaged run folder, a full disk, too little memory, or a factory that fails. Anything
-    else is a bug, and keeps its traceback.
+    That is a damaged run folder, a full disk, too little memory, or a factory that fails. One whose
+    model gives no loss is a wrong argument. Anything else is a bug, and keeps its traceback.
     """
     from unitscale.train import CheckpointError
-    from unitscale.train.initial import ModelError
+    from unitscale.train.initial import ModelError, OutputError
 
     try:
         yield
+    except OutputError as error:
+        fail(str(error), code=WRONG_ARGUMENTS)
     except (CheckpointError, ModelError, OSError) as error:
         fail(str(error), code=FAILED)
     except (MemoryError, RuntimeError) as error:
