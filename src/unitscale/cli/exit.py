@@ -98,7 +98,9 @@ def stopping_at_once() -> Iterator[None]:
     written. The training loop puts its own handler in place of this one.
     """
     own_thread = threading.current_thread() is threading.main_thread()
-    if not own_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    # As Python has it, or as `cli.silence_interrupt` left it; another handler is left alone.
+    is_free = signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL)
+    if not own_thread or not is_free:
         yield
         return
 
