@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo import config, lookup_backend
-from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchRuntimeError
 from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import (
 
 __all__ = [
     "FailOnRecompileLimitHit",
+    "TorchRuntimeError",
     "active_ddp",
     "address",
     "break_reasons",

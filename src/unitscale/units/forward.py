@@ -18,7 +18,13 @@ from torch import nn
 
 from unitscale.graph import engine
 from unitscale.units.call import Call
-from unitscale.units.capturing import capturing, copies_of_a_layer, is_watched, with_own_code
+from unitscale.units.capturing import (
+    capturing,
+    copies_of_a_layer,
+    failing_as_plain,
+    is_watched,
+    with_own_code,
+)
 from unitscale.units.layer import Layer, give_layer, owners, weighed
 from unitscale.units.part import give_parts, take_parts, warn_of_pickle
 from unitscale.units.session import Session
@@ -186,7 +192,11 @@ class ScaledForward:
                 return self.__wrapped__(*args, **kwargs)
         self.give_layers(model)
         with session.terms.calling() as call:
-            with capturing(session, model, self, copies=self.copies):
+            plain = partial(self.__wrapped__, *args, **kwargs)
+            with (
+                failing_as_plain(session, call, plain),
+                capturing(session, model, self, copies=self.copies),
+            ):
                 result = self.compiled(model, *args, **kwargs)
             self.notice(model, call, (*args, *kwargs.values()))
         return result

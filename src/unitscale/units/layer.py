@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from unitscale.graph import engine
-from unitscale.units.capturing import capturing, is_watched, with_own_code
+from unitscale.units.capturing import capturing, failing_as_plain, is_watched, with_own_code
 from unitscale.units.session import Session
 
 __all__ = ["Layer", "give_layer", "owners", "weighed"]
@@ -98,7 +98,8 @@ class Layer:
             )
             return module._call_impl(*args, **kwargs)
         with session.terms.calling() as call:
-            with capturing(session, module, self):
+            plain = partial(module._call_impl, *args, **kwargs)
+            with failing_as_plain(session, call, plain), capturing(session, module, self):
                 result = self.run(module, args, kwargs)
             owned = {id(p) for p in module._parameters.values() if p is not None}
             if not owned & (call.parameters | session.covered):
