@@ -80,7 +80,9 @@ def capturing(
         raise
     finally:
         now = engine.break_reasons()
-        session.reasons |= dict.fromkeys(why for why in now if now[why] > before.get(why, 0))
+        found = dict.fromkeys(why for why in now if now[why] > before.get(why, 0))
+        session.reasons |= found
+        session.breaks |= found
 
 
 @contextmanager

@@ -45,6 +45,7 @@ class Session:
     Attributes:
         plain: modules, by path, that ran without a graph of the session, and why.
         reasons: why torch.compile gave up on something in calls since the last warning.
+        breaks: the same of all calls: code between two graphs is not seen.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Session:
         self.plain_macs: dict[str, int] = {}
         self.unwarned: list[str] = []
         self.reasons: dict[str, None] = {}
+        self.breaks: dict[str, None] = {}
         self.aside_in: Counter[int] = Counter()
         self.lacking = f"recipe {recipe.name!r} is not in force in"
 
