@@ -41,6 +41,7 @@ __all__ = [
     "forget",
     "fsdp_mesh",
     "global_hooks",
+    "has_uncaptured_hooks",
     "in_backward",
     "in_forward_mode",
     "in_transform",
@@ -234,6 +235,15 @@ def calling_module() -> nn.Module | None:
     while frame is not None and frame.f_code is not nn.Module._call_impl.__code__:
         frame = frame.f_back
     return None if frame is None else frame.f_locals["self"]
+
+
+def has_uncaptured_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks that Dynamo does not capture: on its backward pass, or FSDP2's.
+
+    Assumed: `fully_shard` gives a module's class the method `_get_fsdp_state`. Seen on torch 2.13.
+    """
+    on_backward = bool(module._backward_hooks or module._backward_pre_hooks)
+    return on_backward or hasattr(type(module), "_get_fsdp_state")
 
 
 def compiled_call(module: nn.Module) -> Any:

@@ -121,9 +121,18 @@ def summarize(session: Session) -> Summary:
             macs = multiply_adds(node) * runs
             found[name] = Product(name=name, by=product.by, why=product.why, macs=macs)
     unseen = []
+    # FSDP2 gives a graph other parameters than the model has afterwards, by the same names.
+    given = {
+        prefix + name
+        for executable in session.executables
+        for prefix in executable.places
+        for _, name in executable.slots
+    }
     for path, module in model.named_modules() if model is not None else ():
-        owned = {id(p) for p in module._parameters.values() if p is not None}
-        if owned and not owned & session.covered and path not in session.plain:
+        own = {name: id(p) for name, p in module._parameters.items() if p is not None}
+        names = {f"{path}.{name}" if path else name for name in own}
+        is_seen = names & given or session.covered.intersection(own.values())
+        if own and not is_seen and path not in session.plain:
             unseen.append(path or "the model itself")
     return Summary(
         model=type(model).__name__,
