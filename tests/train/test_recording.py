@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from train.tiny import text_corpus, tiny_config
 from unitscale.report import read_recording
 from unitscale.train import CheckpointError, train
+from unitscale.train.run_log import check_recording
 
 
 def test_recorded_run_leaves_a_recording_and_the_same_bits(tmp_path: Path) -> None:
@@ -56,6 +57,37 @@ def test_resumed_run_ends_with_the_same_recording(tmp_path: Path) -> None:
     assert len(rows[0]) == len(rows[1])
     for mine, other in zip(a.series, b.series, strict=True):
         assert [r["rms"] for r in mine.rows] == [r["rms"] for r in other.rows]
+
+
+@pytest.mark.parametrize("damage", ["edited", "lost", "moved", "without"])
+def test_recording_that_was_changed_is_refused_before_anything_changes(
+    tmp_path: Path, damage: str
+) -> None:
+    corpus = text_corpus(tmp_path)
+    config = tiny_config(record_every=2, checkpoint_every=3)
+
+    def stop(record: dict) -> None:
+        if record["step"] == 5:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, corpus, tmp_path / "a", on_record=stop)
+    path = tmp_path / "a" / "numerics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    changed = {
+        "edited": [lines[0], lines[1].replace(b'"rms":', b'"rms":1'), *lines[2:]],
+        "lost": [lines[0], *lines[2:]],
+        "moved": [lines[0], lines[2], lines[1], *lines[3:]],
+        "without": [lines[0], lines[1].partition(b', "crc"')[0] + b"}\n", *lines[2:]],
+    }[damage]
+    path.write_bytes(b"".join(changed))
+    before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    with pytest.raises(CheckpointError, match=r"numerics\.jsonl is damaged in line 2.*checksum"):
+        train(config, corpus, tmp_path / "a", resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+    path.write_bytes(b"".join(lines))
+    train(config, corpus, tmp_path / "a", resume=True)
+    check_recording(path)
 
 
 def test_damaged_recording_is_refused_before_anything_changes(tmp_path: Path) -> None:

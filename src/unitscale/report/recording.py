@@ -167,7 +167,9 @@ def unfold(given: Any) -> Iterator[Row]:
 
 
 def read_rows(path: Path, fields: Mapping[str, Field] = MappingProxyType({})) -> Iterator[Row]:
-    """The objects in the whole lines of a JSONL file, one at a time.
+    """The objects in the whole lines of a JSONL file, one at a time, without their checksums.
+
+    Those are for whoever goes on with the file; a part of it can be read too.
 
     Raises:
         ValueError: a line is not JSON, no object, or lacks one of the fields.
@@ -179,6 +181,7 @@ def read_rows(path: Path, fields: Mapping[str, Field] = MappingProxyType({})) ->
             where = f"{path}: line {number}"
             row = parse(line, where)
             check(row, fields, where)
+            row.pop("crc", None)
             yield row
 
 
