@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import ScalingType, SwizzleType
 
-E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def scaled_mm(
@@ -61,7 +61,7 @@ def unpacked(x: Tensor) -> Tensor:
     """float4_e2m1fn_x2 [r, k / 2] -> float64 [r, k]: the low half of a byte is the first of two."""
     codes = x.view(torch.uint8).long()
     codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1)
-    magnitude = E2M1.double()[codes & 7]
+    magnitude = torch.tensor(E2M1, dtype=torch.float64)[codes & 7]
     return torch.where(codes >= 8, -magnitude, magnitude)
 
 

@@ -122,6 +122,21 @@ def test_products_are_those_that_are_emulated(has_every_kernel, name, m, n, k):
             assert (one - other).norm() <= 1e-5 * other.norm()
 
 
+@pytest.mark.parametrize("shapes", [((33, 60), (3, 60, 40)), ((3, 33, 60), (60, 40))])
+def test_matmul_with_a_matrix_on_either_side(has_every_kernel, shapes):
+    """Turned around, the tiles of a weight come first."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) for shape in shapes)
+    for name in (*BLOCKWISE, *ROWWISE):
+        found = []
+        for by in ("scaled_mm", "emulated"):
+            torch.manual_seed(3)
+            product = partial(gemm.matmul, formats=formats_of(name)._replace(executor=by))
+            found.append(values_and_gradients(product, [a, b]))
+        for one, other in zip(*found, strict=True):
+            assert (one - other).norm() <= 1e-5 * other.norm(), name
+
+
 def test_factors_multiply_each_result(has_every_kernel):
     """In the scales of a kernel, or after it where those are powers of two."""
     factors = tuple(torch.tensor(2.0**power) for power in (3, -2, 5))
@@ -135,6 +150,25 @@ def test_factors_multiply_each_result(has_every_kernel):
             found.append(values_and_gradients(product, [x, weight], g))
         for one, plain, factor in zip(found[1], found[0], factors, strict=True):
             torch.testing.assert_close(one, plain * factor, rtol=1e-6, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("name", [*BLOCKWISE, *ROWWISE])
+def test_autocast_is_a_model_in_bf16(has_every_kernel, name):
+    """Results in BF16 and gradients in the dtype of the parameters; no value is rounded twice."""
+    x, weight, g = operands(8, 16, 32)
+    found = []
+    for by in ("scaled_mm", "emulated"):
+        formats = formats_of(name)._replace(executor=by)
+        torch.manual_seed(3)
+        leaves = [t.clone().requires_grad_() for t in (x, weight)]
+        with torch.autocast("cpu", torch.bfloat16):
+            output = gemm.linear(*leaves, formats=formats)
+        assert output.dtype == torch.bfloat16
+        output.backward(g.bfloat16())
+        found.append([output.detach().float(), *(leaf.grad for leaf in leaves)])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() <= 2.0**-7 * other.norm()
 
 
 @pytest.mark.parametrize("name", ROWWISE)
@@ -160,9 +194,9 @@ def contiguous(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", [*BLOCKWISE, *ROWWISE, "fp8-current", "fp8-delayed"])
 @pytest.mark.parametrize(
-    ("m", "n", "k"), [(31, 40, 60), (32, 48, 64), (1, 16, 16), (16, 1, 40), (130, 300, 257)]
+    ("m", "n", "k", "weight_in_columns"),
+    [(31, 40, 60, True), (1, 16, 16, False), (16, 1, 40, True), (130, 300, 257, False)],
 )
-@pytest.mark.parametrize("weight_in_columns", [False, True])
 def test_three_products_keep_the_rules_of_cuda(monkeypatch, name, m, n, k, weight_in_columns):
     """Called by hand: without a GPU no autograd engine takes a CUDA tensor."""
     monkeypatch.setattr(torch.Tensor, "contiguous", contiguous)

@@ -42,6 +42,7 @@ LONG = "1x128 @ 128x128"
         (H100, "1x16", FN, BF16, "NVFP4 products need 10.0"),
         (B200, "1x32", FN, FP32, None),
         (B200, "1x16", ("E2M1FN", "E2M1FN"), BF16, None),
+        (B200._replace(cuda=(12, 6)), "1x16", FN, BF16, "need CUDA 12.8; torch is built with 12.6"),
         (H100, "tensor", FNUZ, BF16, "no FNUZ formats; MI300 has"),
         (MI300, "tensor", FNUZ, BF16, None),
         (MI300, "tensor", FN, BF16, "gfx942; E4M3FN need gfx95 or gfx12"),
@@ -176,6 +177,17 @@ def test_machine_is_read_from_the_driver(monkeypatch, hip):
         assert found == Machine("some GPU", "rocm", chip="gfx950")
     else:
         assert found == Machine("some GPU", "cuda", (9, 0), cuda=(12, 9))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"), [("fp8", "in BF16 as it is"), ("fp8-current", "not exact in BF16")]
+)
+def test_model_in_bf16_without_fp8(recipe, words):
+    """Operands with scales of their own are multiplied in float32 there, which is not BF16."""
+    formats = ProductFormats.from_gemm(RECIPES[recipe].main, "auto")
+    found = explain(formats, BF16, torch.device("cpu"))
+    assert not found.has
+    assert words in found.why
 
 
 def test_every_recipe_has_a_kernel_or_a_reason():

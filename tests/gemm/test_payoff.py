@@ -1,5 +1,8 @@
 """Whether FP8 can pay for a shape: the arithmetic, and what others published."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from unitscale.gemm.accelerator import ACCELERATORS, find_accelerator, recognized
@@ -120,6 +123,23 @@ def test_what_was_measured_is_about_eight_tenths_of_it():
     found = speedups("65536x1664x6656")
     assert 1.18 / found["tensorwise"] == pytest.approx(0.8, abs=0.03)
     assert 1.05 / found["rowwise"] == pytest.approx(0.8, abs=0.03)
+
+
+def test_documentation_shows_these_figures():
+    """The table of shapes, its verdicts, and the bytes and kernels of each way."""
+    page = (Path(__file__).parents[2] / "docs" / "speed.md").read_text()
+    section = page.split("## Can FP8 pay for my shapes?")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+x\d+x\d+) \| (.*) \| (\w+)[^|]* \|$", section, re.MULTILINE)
+    assert len(rows) == 6
+    for shape, figures, verdict in rows:
+        assert [float(text) for text in figures.split(" | ")] == list(speedups(shape).values())
+        assert judge(parse_shape(shape), H100).verdict == verdict
+    for way in WAYS:
+        total = way.amax_bytes + way.cast_bytes
+        assert re.search(rf"^\| {way.name} \|.*\| {total}: .*\| {way.launches} \|$", section, re.M)
+        assert all(f"`{name}`" in section for name in way.recipes.split(", "))
+    for words in ("130 of 150", "1.3 is where", "1.1 where", "1.51 and 1.30"):
+        assert words in section
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@
     1x16              NVFP4                       E4M3FN, and one a tensor   CUDA 10.0
     1x128, 128x128    8 bits, not tile by tile    float32, 128 terms or tile CUDA 9.x alone
 
-A CPU has the first two, in software; the last needs CUDA 12.9. One operand with a scale for its
-tensor beside one with a scale for each row counts as rows: each row has the tensor's scale.
+A CPU has the first two, in software; the last needs CUDA 12.9, the two before it 12.8. One
+operand with a scale for its tensor beside one with a scale for each row counts as rows: each row
+has the tensor's scale.
 
 Sources: torch 2.13, aten/src/ATen/native/cuda/ScaledBlas.cpp and ScaledBlasDeviceUtils.cpp, and
 test/test_matmul_cuda.py (rows from compute capability 8.9, by CUTLASS with BF16 results; float32
@@ -34,7 +35,7 @@ ROWS: tuple[Kernel, ...] = ("tensor", "row")
 """The kernels that a CPU has, too."""
 
 ADA, HOPPER, BLACKWELL = (8, 9), (9, 0), (10, 0)
-CUBLAS_WITH_ROWS = (12, 9)
+CUDA_WITH_BLOCKS, CUDA_WITH_ROWS = (12, 8), (12, 9)
 FNUZ = ("E4M3FNUZ", "E5M2FNUZ")
 
 
@@ -172,14 +173,16 @@ def shortfall(
     has = f"{machine.name} has compute capability {dotted(machine.capability)}"
     if machine.capability < least:
         return f"{has}; {described(kernel)} need {dotted(least)}"
+    if least == BLACKWELL and machine.cuda < CUDA_WITH_BLOCKS:
+        return f"{described(kernel)} need CUDA 12.8; torch is built with {dotted(machine.cuda)}"
     is_hopper = machine.capability[0] == HOPPER[0]
-    has_cublas = machine.cuda >= CUBLAS_WITH_ROWS
+    has_rows = machine.cuda >= CUDA_WITH_ROWS
     if kernel.count("128"):
         if not is_hopper:
             return f"{has}; {described(kernel)} are for 9.x alone"
-        if not has_cublas:
+        if not has_rows:
             return f"{described(kernel)} need CUDA 12.9; torch is built with {dotted(machine.cuda)}"
-    if kernel == "row" and out != torch.bfloat16 and not (is_hopper and has_cublas):
+    if kernel == "row" and out != torch.bfloat16 and not (is_hopper and has_rows):
         return f"with scales for rows its results are BF16 here, and the recipe's are {out}"
     return None
 

@@ -272,7 +272,7 @@ def explain(formats: ProductFormats, dtype: torch.dtype, device: torch.device) -
         return Ability(True, "; ".join([why, *rest]))
     if settled.executor == "bf16":
         return Ability(True, quick_bf16_products(device).why)
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and not formats.is_scaled:
         return Ability(False, "a BF16 model multiplies in BF16 as it is")
     real = obstacle("scaled_mm", formats, dtype, device) or fp8_products(device).why
     bf16 = obstacle("bf16", formats, dtype, device) or quick_bf16_products(device).why
