@@ -127,10 +127,16 @@ def conv():
 """
 
 
-def test_layers_of_a_model_are_judged(capsys, monkeypatch, tmp_path):
-    file = tmp_path / "my_own_model.py"
-    file.write_text(MODEL)
-    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
+@pytest.mark.parametrize("name", ["my_own_model", "random"])
+def test_layers_of_a_model_in_a_file_are_judged(capsys, monkeypatch, tmp_path, name):
+    """Also where the file's name is that of a module that is imported already."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for module in ("my_own_model", "model_in_random", "its_neighbour"):
+        monkeypatch.setitem(sys.modules, module, None)  # so that it is removed again
+        monkeypatch.delitem(sys.modules, module)
+    file = tmp_path / f"{name}.py"
+    file.write_text("import its_neighbour\n" + MODEL)
+    (tmp_path / "its_neighbour.py").touch()
     arguments = ["--model", f"{file}:build", "--set", "model.width=8192", "--tokens", "4096"]
     found = json.loads(run(capsys, monkeypatch, *arguments, "--json"))
     assert [row["shape"] for row in found["shapes"]] == ["4096x8192x32768", "4096x32768x8192"]
@@ -164,13 +170,17 @@ def test_layers_of_a_known_model_are_judged(capsys, monkeypatch, model):
         (["--model", "lama"], "expected gpt2, llama, MODULE:FACTORY"),
         (["--model", "no_such_module_here:f"], "no module 'no_such_module_here'"),
         (["--model", "no/such/file.py:f"], "there is no file no/such/file.py"),
+        (["--model", "BROKEN:f"], "broken.py failed: KeyError: 'broken'"),
         (["--model", "torch.nn:Flatten"], "has no linear layer"),
         (["--model", "torch.nn:Linear"], "cannot be called with {}"),
         (["--model", "torch.nn:Linear", "--set", "width=4"], "expected model.NAME=VALUE"),
         (["--model", "torch.nn:Flatten", "--tokens", "0"], "--tokens is 0"),
     ],
 )
-def test_bad_input_is_one_line(capsys, monkeypatch, arguments, message):
+def test_bad_input_is_one_line(capsys, monkeypatch, tmp_path, arguments, message):
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise KeyError('broken')")
+    arguments = [text.replace("BROKEN", str(broken)) for text in arguments]
     monkeypatch.setattr(sys, "argv", ["unitscale", "doctor", *arguments])
     with pytest.raises(SystemExit) as stopped:
         main()

@@ -3,6 +3,7 @@
 import json as json_module
 import sys
 from functools import partial
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -170,9 +171,33 @@ def factory_of(model: str, options: dict[str, Any]) -> Any:
         file = Path(path)
         if not file.is_file():
             raise ValueError(f"--model {model}: there is no file {path}")
-        sys.path.insert(0, str(file.resolve().parent))
-        model = f"{file.stem}:{name}"
+        model = f"{imported(file.resolve())}:{name}"
     return find_factory(model, options)
+
+
+def imported(file: Path) -> str:
+    """Import a file, which may import its neighbours, and return the name of its module.
+
+    That is the file's own name, unless it hides another module: `random.py`, say.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    name = file.stem
+    if name in sys.modules or find_spec(name) is not None:
+        name = f"model_in_{name}"
+    sys.path.insert(0, str(file.parent))
+    spec = spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"importing {file} failed: {type(error).__name__}: {error}") from error
+    return name
 
 
 def show_weighed(found: dict[str, Any]) -> None:
