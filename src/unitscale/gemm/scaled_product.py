@@ -193,13 +193,15 @@ def multiplied_scale(x: Encoded, factor: Tensor) -> Encoded:
 
 
 def as_rows(x: Encoded, use: Use) -> Encoded:
-    """The same with the contraction last. An operand that `encode` turned has it there already."""
-    if use.along == -1 or use.is_turned:
-        return x
-    scale = x.scale
-    if scale is not None and isinstance(use.operand.granularity, PerTile):
-        scale = scale.t()
-    return x._replace(data=x.data.t(), scale=scale)
+    """The same with the contraction last. An operand that `encode` turned has it there already.
+
+    It is a view: where its last stride is not 1, the kernel's layout copies it.
+    """
+    if use.along == -2 and not use.is_turned:
+        is_tile = isinstance(use.operand.granularity, PerTile)
+        scale = x.scale.t() if is_tile and x.scale is not None else x.scale
+        x = x._replace(data=x.data.t(), scale=scale)
+    return x
 
 
 def without_kernel(
