@@ -96,7 +96,7 @@ def open_log(path: Path, header: Row, first_step: int, first_rms: FirstRms) -> I
                     row = json.loads(line) if line.endswith("\n") else {}
                     if row.get("step", first_step) < first_step:
                         file.write(line)
-                        if row["rms"]:
+                        if row.get("rms"):
                             first_rms.setdefault((row["name"], row["direction"]), row["rms"])
     temporary.replace(path)
     return path.open("a", encoding="utf-8")
