@@ -47,13 +47,13 @@ def lost_by(x: Tensor, rounded: Tensor, is_largest: Tensor) -> Tensor:
     """Norms of x and of the error, and how many elements become zero and how many saturate.
 
     Args:
-        rounded: of the shape of x.
-        is_largest: where an element is held as the largest value of the format.
+        rounded: of the shape of x; a zero of x is zero in it.
+        is_largest: where an element is held as the largest value of the format, or as infinity.
     """
+    flushed = x.count_nonzero() - rounded.count_nonzero()
     magnitude, found = x.abs(), rounded.abs()
-    flushed = ((found == 0) & (magnitude != 0)).sum()
-    beyond = (is_largest & (found < magnitude * EDGE)) | (found.isinf() & ~magnitude.isinf())
-    return sizes(x, x - rounded, flushed, beyond.sum())
+    beyond = is_largest & ((found < magnitude * EDGE) | (found > 2 * magnitude))
+    return sizes(x, x - rounded, flushed, beyond.count_nonzero())
 
 
 def sizes(x: Tensor, error: Tensor, *more: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unitscale.formats import FloatFormat
 from unitscale.gemm.hadamard import turned
 from unitscale.gemm.operand import Given, Use, encode, take, wide
 from unitscale.numerics.digest import look
@@ -98,8 +99,8 @@ class Subject:
             return None
         amax = torch.tensor(self.amax * 2.0**-log2, dtype=torch.float32, device=self.x.device)
         earlier = 0.0
-        if self.earlier_amax is not None and operand.format is not None:
-            top: float = operand.format.max  # type: ignore[union-attr]
+        if self.earlier_amax is not None and isinstance(operand.format, FloatFormat):
+            top = operand.format.max
             earlier = self.earlier_amax * 2.0**-log2 / top * 2.0**operand.scale.margin
         return Given(amax, torch.full_like(amax, earlier))
 

@@ -9,7 +9,7 @@ side, are compared: the same in every recipe and at every step. What is rounded 
 tensor. Any other op (attention, convolutions, einsum) runs as it is on rounded operands.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -23,10 +23,10 @@ from unitscale.gemm.operand import Use
 from unitscale.gemm.rounded import SUM_OVER_FEATURES, SUM_OVER_ROWS, round_sum
 from unitscale.numerics.rounding_error import sizes
 from unitscale.record.operand import Rounded, Subject
-from unitscale.units.ops import GEMM, rule_of
+from unitscale.units.ops import GEMM, argument, rule_of
 from unitscale.units.products import fits_gemm, is_weight
 
-__all__ = ["Layer", "Numbers", "Other", "Product", "layer_of", "roles_of"]
+__all__ = ["Layer", "Numbers", "Other", "Product", "layer_names", "layer_of", "roles_of", "runner"]
 
 ROWS = 256
 """Rows, and features on either side, in which the results of a product are compared."""
@@ -55,7 +55,9 @@ class Numbers:
 class Product(Protocol):
     """A product of one step."""
 
-    sampled: list[int] | None
+    @property
+    def sampled(self) -> list[int] | None:
+        """Matrices, rows and features on either side that are compared; None is all."""
 
     def measure(self, formats: ProductFormats, loss_log2: int) -> Numbers:
         """What a recipe makes of it."""
@@ -65,13 +67,13 @@ class Part(NamedTuple):
     """The part of a factor that is compared: of its batch, and of one of its axes."""
 
     batch: Tensor | None
-    index: Tensor | None
+    kept: Tensor | None
     axis: int
 
     def of(self, x: Tensor) -> Tensor:
         """That part of a tensor."""
         x = x if self.batch is None else x.index_select(0, self.batch)
-        return x if self.index is None else x.index_select(self.axis, self.index)
+        return x if self.kept is None else x.index_select(self.axis, self.kept)
 
 
 @cache
@@ -314,3 +316,41 @@ def at_unit(result: Tensor, formats: ProductFormats) -> Tensor:
     size = float(result.square().mean().sqrt()) if result.numel() else 0.0
     unit = 2.0 ** round(torch.tensor(size).log2().item()) if formats.at_units and size else 1.0
     return round_sum(result / unit, formats) * unit
+
+
+def runner(node: fx.Node, taken: Sequence[fx.Node], called: Any) -> Callable[..., Tensor]:
+    """A node as a function of its operands, the other arguments as they were in the step.
+
+    What it adds to the product is zero, and nothing is dropped out.
+    """
+    args, kwargs = called
+    rule = rule_of(node)
+    added = argument(node, rule.additive) if rule.additive else None
+
+    def run(*values: Tensor) -> Tensor:
+        given = dict(zip(taken, values, strict=True))
+
+        def resolve(own: Any, actual: Any) -> Any:
+            if isinstance(own, fx.Node):
+                if own in given:
+                    return given[own]
+                is_float = isinstance(actual, Tensor) and actual.is_floating_point()
+                actual = actual.detach().to(values[0].dtype) if is_float else actual
+                return torch.zeros_like(actual) if own is added else actual
+            if isinstance(own, list | tuple) and not isinstance(own, torch.Size):
+                return type(own)(map(resolve, own, actual))
+            return own
+
+        own_kwargs = {k: resolve(v, kwargs.get(k)) for k, v in node.kwargs.items()}
+        own_args = [resolve(a, b) for a, b in zip(node.args, args, strict=False)]
+        if rule.kind == "attention" and len(own_args) > 4:
+            own_args[4] = 0.0
+        elif "dropout_p" in own_kwargs:
+            own_kwargs["dropout_p"] = 0.0
+        if node.op == "call_method":
+            found: Tensor = getattr(own_args[0], str(node.target))(*own_args[1:], **own_kwargs)
+            return found
+        result: Tensor = node.target(*own_args, **own_kwargs)  # type: ignore[operator]
+        return result
+
+    return run

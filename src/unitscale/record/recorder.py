@@ -26,7 +26,8 @@ from unitscale.graph.example import storage_id
 from unitscale.numerics.digest import SAMPLE, Digest, digest, read
 from unitscale.recipes import Recipe, parse
 from unitscale.record.sink import Row, Sink
-from unitscale.record.what_if import ProductReader, WhatIf, recipes_of
+from unitscale.record.terms import complaints, recipes_of
+from unitscale.record.what_if import ProductReader, WhatIf
 from unitscale.report.parquet import SUFFIX
 from unitscale.units.forward import ScaledForward, forward_of
 from unitscale.units.ops import operands, rule_of
@@ -122,7 +123,7 @@ class Recorder:
         self.session, self.is_own = self.forward.session, forward_of(self.plain) is None
         self.optimizer: torch.optim.Optimizer | None = None
         self.step, self.sample = 0, SAMPLE
-        self.is_late, self.has_warned = False, False
+        self.is_late, self.has_warned, self.has_complained = False, False, False
         self.current: Sampled | None = None
         self.waiting: list[Sampled] = []
         self.outputs: list[weakref.ref[Tensor]] = []
@@ -222,8 +223,7 @@ class Recorder:
             self.latest = found
             self.sink.write(found)
             if self.what_if is not None and done[-1].returned:
-                name = type(self.plain).__name__
-                self.sink.write(self.what_if.collect(name, done[-1].step))
+                self.write_what_if(self.what_if, done[-1].step)
         if done and done[-1].returned and not found and not self.has_warned:
             self.has_warned = True
             warnings.warn(
@@ -232,6 +232,16 @@ class Recorder:
                 stacklevel=3,
             )
         return found
+
+    def write_what_if(self, what_if: WhatIf, step: int) -> None:
+        """Write the rows of other recipes, and warn once of those that have nothing to say."""
+        rows = what_if.collect()
+        self.sink.write(rows)
+        names = [recipe.name for recipe in what_if.recipes]
+        if not self.has_complained:
+            self.has_complained = True
+            for text in complaints(rows, names, type(self.plain).__name__, step):
+                warnings.warn(f"record: {text}", stacklevel=4)
 
     def digest_moments(self, optimizer: torch.optim.Optimizer, sampled: "Sampled") -> None:
         """Take the statistics of Adam's moments."""

@@ -7,11 +7,10 @@ numbers.
 """
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -22,60 +21,29 @@ from unitscale.graph.dynamo import example
 from unitscale.graph.engine import modes_set_aside
 from unitscale.numerics.digest import short
 from unitscale.numerics.rounding_error import Lost, relative_error
-from unitscale.recipes import RECIPES, Recipe, parse
+from unitscale.recipes import Recipe
 from unitscale.record.operand import Subject, subject_of
-from unitscale.record.product import Layer, Other, Product, layer_names, layer_of, roles_of
+from unitscale.record.product import (
+    Layer,
+    Other,
+    Product,
+    layer_names,
+    layer_of,
+    roles_of,
+    runner,
+)
+from unitscale.record.terms import Terms, terms_of
 from unitscale.units.assign import limit_for
 from unitscale.units.count import multiply_adds
-from unitscale.units.ops import argument, operands, rule_of
-from unitscale.units.products import (
-    FULL_PRECISION,
-    formats_at,
-    gemm_at,
-    kind_of,
-    multiplied,
-    operands_at,
-    places_around,
-)
+from unitscale.units.ops import operands, rule_of
+from unitscale.units.products import kind_of, places_around
 
-__all__ = ["ProductReader", "WhatIf", "recipes_of"]
+__all__ = ["ProductReader", "WhatIf"]
 
 Row = dict[str, Any]
 
-DYNAMIC_LOSS_LOG2 = 16
-"""Of a dynamic loss scale: where torch.amp.GradScaler begins."""
-
 SEED = 0
 """Of stochastic rounding, at every product of every step."""
-
-
-def recipes_of(what_if: str | Iterable[str | Recipe]) -> list[Recipe]:
-    """The recipes that are asked for, each once; "all" are those that round something.
-
-    A text may name several, with commas between them.
-
-    Raises:
-        ValueError: an unknown name, two recipes of one name, or none at all.
-    """
-    if what_if == "all":
-        return [recipe for recipe in RECIPES.values() if recipe.rounds]
-    asked = what_if.split(",") if isinstance(what_if, str) else list(what_if)
-    found = [parse(one.strip() if isinstance(one, str) else one) for one in asked]
-    if not found:
-        raise ValueError('what_if is empty; name at least one recipe, or "all", or leave it out')
-    for index, recipe in enumerate(found):
-        if recipe.name in [other.name for other in found[:index]]:
-            raise ValueError(f"what_if names {recipe.name!r} twice; name each recipe once")
-    return found
-
-
-class Terms(NamedTuple):
-    """What one recipe does to one product: the texts of its operands, or why it rounds nothing."""
-
-    recipe: Recipe
-    formats: ProductFormats | None
-    why: str
-    loss_log2: int
 
 
 @dataclass
@@ -118,7 +86,7 @@ class WhatIf:
     """The recipes that are asked about, and what was found of the steps so far.
 
     Args:
-        recipes: see `recipes_of`.
+        recipes: see `terms.recipes_of`.
         formats: the first line of the recording, which every row repeats: a reader of a version
             before these rows takes one for that line again, and passes over it.
     """
@@ -128,7 +96,6 @@ class WhatIf:
     rows: list[Row] = field(default_factory=list)
     earlier: dict[str, float] = field(default_factory=dict)
     now: dict[str, float] = field(default_factory=dict)
-    has_told: bool = False
     known: dict[tuple[fx.Node, str], list[Terms]] = field(default_factory=dict)
     macs: dict[fx.Node, int] = field(default_factory=dict)
     pending: dict[str, Pending] = field(default_factory=dict)
@@ -146,17 +113,13 @@ class WhatIf:
         found = self.earlier.get(name)
         return found if found is not None and 0 < found < math.inf else None
 
-    def collect(self, model: str, step: int) -> list[Row]:
-        """The rows of a step that is done, and a warning if it said nothing of some recipe."""
+    def collect(self) -> list[Row]:
+        """The rows of a step that is done."""
         for pending in list(self.pending.values()):
             self.look(pending, None)  # no gradient came: a part that is frozen, or not used
         self.pending = {}
         found, self.rows = self.rows, []
         self.earlier, self.now = self.earlier | self.now, {}
-        if not self.has_told:
-            self.has_told = True
-            for text in complaints(found, [recipe.name for recipe in self.recipes], model, step):
-                warnings.warn(f"record: {text}", stacklevel=4)
         return found
 
     def look(self, pending: Pending, grad: Value | None) -> None:
@@ -237,23 +200,6 @@ class WhatIf:
         return Layer(subjects, layer_names([roles[i] for i in pair]), wanted)
 
 
-def terms_of(node: fx.Node, recipe: Recipe, prefix: str) -> Terms:
-    """What a recipe does to a product, by its own rules."""
-    found = gemm_at(node, recipe, prefix)
-    loss = recipe.loss_scale
-    log2 = DYNAMIC_LOSS_LOG2 if loss == "dynamic" else round(math.log2(float(loss or 1)))
-    if found is None:
-        by = multiplied(node, recipe, None, prefix=prefix)
-        return Terms(recipe, None, FULL_PRECISION if by is None else str(by), log2)
-    formats = formats_at(node, found, "emulated")
-    taken = operands(node, rule_of(node))
-    form = layer_of(node, *map(example, taken)) if len(taken) == 2 else None
-    if form is not None:
-        return Terms(recipe, formats.crossed() if form.is_crossed else formats, "", log2)
-    texts = [str(operand) if operand.rounds else None for operand in operands_at(node, found)]
-    return Terms(recipe, formats._replace(x_output=texts[0], w_output=texts[-1]), "", log2)
-
-
 def numbers_of(product: Product, formats: ProductFormats, loss_log2: int) -> Row:
     """What a recipe makes of a product, as JSON holds it."""
     found = product.measure(formats, loss_log2)
@@ -278,25 +224,6 @@ def short4(x: float) -> float | None:
     return None if found is None else float(f"{found:.4g}")
 
 
-def complaints(
-    rows: Sequence[Mapping[str, Any]], recipes: Sequence[str], model: str, step: int
-) -> Iterator[str]:
-    """What a step has nothing to say about, in words: no product, or none that a recipe rounds."""
-    if not rows:
-        yield (
-            f"what_if: no product of this {model} was seen at step {step}, so nothing is known of "
-            f"{', '.join(recipes)}"
-        )
-        return
-    for name in recipes:
-        whys = [row["recipes"][name].get("why") for row in rows]
-        if all(why is not None for why in whys):
-            yield (
-                f"what_if: recipe {name!r} rounds none of the {len(rows)} products of this "
-                f"{model}; of {rows[0]['what_if']!r}: {whys[0]}"
-            )
-
-
 def limit_of(node: fx.Node) -> int:
     """The largest exponent of a unit in the dtype of a tensor."""
     least = torch.finfo(example(node).dtype).smallest_normal
@@ -316,44 +243,6 @@ def on_the_side(x: Tensor) -> Iterator[None]:
     ):
         torch.manual_seed(SEED)
         yield
-
-
-def runner(node: fx.Node, taken: Sequence[fx.Node], called: Any) -> Callable[..., Tensor]:
-    """A node as a function of its operands, the other arguments as they were in the step.
-
-    What it adds to the product is zero, and nothing is dropped out.
-    """
-    args, kwargs = called
-    rule = rule_of(node)
-    added = argument(node, rule.additive) if rule.additive else None
-
-    def run(*values: Tensor) -> Tensor:
-        given = dict(zip(taken, values, strict=True))
-
-        def resolve(own: Any, actual: Any) -> Any:
-            if isinstance(own, fx.Node):
-                if own in given:
-                    return given[own]
-                is_float = isinstance(actual, Tensor) and actual.is_floating_point()
-                actual = actual.detach().to(values[0].dtype) if is_float else actual
-                return torch.zeros_like(actual) if own is added else actual
-            if isinstance(own, list | tuple) and not isinstance(own, torch.Size):
-                return type(own)(map(resolve, own, actual))
-            return own
-
-        own_kwargs = {k: resolve(v, kwargs.get(k)) for k, v in node.kwargs.items()}
-        own_args = [resolve(a, b) for a, b in zip(node.args, args, strict=False)]
-        if rule.kind == "attention" and len(own_args) > 4:
-            own_args[4] = 0.0
-        elif "dropout_p" in own_kwargs:
-            own_kwargs["dropout_p"] = 0.0
-        if node.op == "call_method":
-            found: Tensor = getattr(own_args[0], str(node.target))(*own_args[1:], **own_kwargs)
-            return found
-        result: Tensor = node.target(*own_args, **own_kwargs)  # type: ignore[operator]
-        return result
-
-    return run
 
 
 class ProductReader:
