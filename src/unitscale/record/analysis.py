@@ -63,12 +63,16 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model, the inputs of one step, and what makes a loss of its output (None: it is one)."""
+    """A model, the inputs of one step, and what makes a loss of its output (None: it is one).
+
+    `inside` is where the user's own model lies in it: "model" if it was made a model of the loss.
+    """
 
     model: nn.Module
     arguments: tuple[Any, ...] = ()
     keywords: dict[str, Any] = field(default_factory=dict)
     loss_fn: Callable[[Any], Any] | None = None
+    inside: str = ""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Subject":
         """The same on a device, what is float32 in another dtype; the model itself is moved."""
@@ -117,7 +121,8 @@ def subject_of(made: Any, inputs_of: Callable[[Any], tuple[Any, Any]]) -> Subjec
     """
     if isinstance(made, nn.Module):
         model, arguments = inputs_of(made)
-        return Subject(model=model, arguments=arguments)
+        inside = next((path for path, part in model.named_modules() if part is made), "")
+        return Subject(model=model, arguments=arguments, inside=inside)
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], nn.Module):
         got = type(made).__name__
         if isinstance(made, tuple):
@@ -167,6 +172,8 @@ def analyse(subject: Subject, what_if: Sequence[Recipe] = ()) -> dict[str, Any]:
     more: dict[str, Any] = {}
     if asked is not None:
         answers = asked.collect()
+        for row in answers:  # a pattern of `skip` is for the user's model
+            row["module"] = row["module"].removeprefix(f"{subject.inside}.")
         names = [recipe.name for recipe in what_if]
         said = list(complaints(answers, names, type(model).__name__, 0))
         more = {"what_if": answers, "what_if_notes": said}

@@ -208,7 +208,8 @@ def sentence(recipe: str, known: Sequence[Answer]) -> str:
         having = [one for one in known if name in one.decibels]
         usual = middle([one.decibels[name] for one in having])
         far = [one for one in having if gap(usual, one.decibels[name]) >= WORTH_NAMING_DB]
-        most = max((gap(usual, one.decibels[name]) for one in far), default=0.0)
+        far = furthest(far, name, usual)
+        most = gap(usual, far[0].decibels[name]) if far else 0.0
         if far and (worst is None or most > worst[0]):
             worst = (most, name, far, usual)
     if worst is None:
@@ -227,28 +228,48 @@ def sentence(recipe: str, known: Sequence[Answer]) -> str:
     )
 
 
+def furthest(found: Sequence[Answer], name: str, usual: float | None) -> list[Answer]:
+    """Answers by how far one of their results is below the usual, the furthest first."""
+    return sorted(found, key=lambda one: -gap(usual, one.decibels[name]))
+
+
 def places(found: Sequence[Answer]) -> str:
     """The modules of some products: those of one name in several layers together."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[int]] = {}
     for one in found:
         layer, name = split(one)
         groups.setdefault(name, [])
-        if layer and layer not in groups[name]:
+        if layer is not None and layer not in groups[name]:
             groups[name].append(layer)
-    texts = []
-    for name, layers in groups.items():
-        ordered = sorted(layers, key=int)
-        where = f"layer{'s' if len(ordered) > 1 else ''} {listed(ordered)}'s " if ordered else ""
-        texts.append(f"{where}{name}")
+    texts = [
+        f"layer{'s' if len(layers) > 1 else ''} {ranges(layers)}'s {name}" if layers else name
+        for name, layers in groups.items()
+    ]
     return listed(texts)
 
 
-def split(one: Answer) -> tuple[str, str]:
+def ranges(numbers: Sequence[int]) -> str:
+    """`0`, `10 and 11`, `0 to 3 and 7`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = [
+        part
+        for run in runs
+        for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
+    ]
+    return listed(parts)
+
+
+def split(one: Answer) -> tuple[int | None, str]:
     """The number of the layer in a product's path, if there is one, and what it is called there."""
     parts = (one.module or one.product).split(".")
     at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     name = parts[-1] if at is None or at < len(parts) - 1 else one.product.rpartition(".")[2]
-    return ("" if at is None else parts[at]), name
+    return (None if at is None else int(parts[at])), name
 
 
 def listed(names: Sequence[str]) -> str:
