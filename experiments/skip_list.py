@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     args = parser.parse_args()
     points = [
@@ -61,7 +62,7 @@ def main() -> None:
         )
         for seed in range(args.seeds)
         for recipe in args.recipe
-        for arm in ARMS
+        for arm in args.arms
     ]
     found = run_all(dict.fromkeys(points), run, args.out / "runs.jsonl", workers=args.workers)
     text = report(args.recipe, found)
@@ -126,6 +127,8 @@ def report(recipes: list[str], found: dict[Point, Result]) -> str:
     for recipe in recipes:
         for arm in ARMS[1:]:
             runs = {p.seed: r for p, r in found.items() if (p.recipe, p.arm) == (recipe, arm)}
+            if not runs:
+                continue
             gaps = [r["valid_loss"] - plain[seed] for seed, r in runs.items()]
             share = mean(r["share"] for r in runs.values())
             each = ", ".join(f"{gap:+.4f}" for gap in gaps)

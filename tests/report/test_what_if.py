@@ -1,11 +1,23 @@
 """What other recipes would do, in words and tables; and rows that are damaged or from elsewhere."""
 
+import json
+import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from unitscale.report import group
-from unitscale.report.what_if import answers_of, decibels, ranges, recipe_rows, sentences, worst_rows
+from unitscale.report import group, write_html
+from unitscale.report.html import pack
+from unitscale.report.page import what_if_data
+from unitscale.report.what_if import (
+    answers_of,
+    decibels,
+    ranges,
+    recipe_rows,
+    sentences,
+    worst_rows,
+)
 
 FULL = {"why": "full precision: skip='x'"}
 
@@ -47,9 +59,9 @@ def test_verdict_names_layers_and_decibels() -> None:
     assert sentences(model_rows()) == [
         "Of 2 recipes mxfp8 would be the closest to FP32 (the worst result of the median product "
         "has 20 dB) and nvfp4 the furthest (20 dB).",
-        "In mxfp8 no result of 24 products would lose 3 dB more than the median.",
         "In nvfp4 the output of layers 10 and 11's down_proj would lose 6 dB more than the median "
         "(20 dB).",
+        "In mxfp8 no result of 24 products would lose 3 dB more than the median.",
     ]
 
 
@@ -119,3 +131,42 @@ def test_recording_keeps_them_apart_from_tensors() -> None:
 def test_damaged_row_is_one_line(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         group([row("a", r=numbers(0.1)) | change])
+
+
+def test_page_of_many_products_stays_small(tmp_path: Path) -> None:
+    """500 products by 8 recipes; their history is thinned, so that more steps add nothing to it."""
+    names = [f"r{i}" for i in range(8)]
+    draw = random.Random(0).random
+    rows = [
+        row(f"layers.{i}.up", step, **{name: numbers(draw(), draw()) for name in names})
+        for step in range(14)
+        for i in range(500)
+    ]
+    data = what_if_data(rows, 50_000)
+    assert len(data["steps"]) == 50_000 // (500 * 8)
+    assert (data["steps"][0], data["steps"][-1], data["stepCount"]) == (0, 13, 14)
+    packed = pack(json.dumps(data, separators=(",", ":")))
+    # Twice the history is 0.1 MB more, and Plotly 2 MB: the whole page is under 5.
+    assert len(packed) < 0.6e6
+
+
+def test_page_has_the_verdict_and_the_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    tensor = {"step": 0, "name": "x", "op": "add", "direction": "value", "rms": 1.0}
+    write_html([tensor, *model_rows()], path)
+    page = path.read_text()
+    assert "In nvfp4 the output of layers 10 and 11&#x27;s down_proj would lose 6 dB more" in page
+    assert "<h2>What other recipes would do</h2>" in page
+    data = what_if_data(model_rows(), 1000)
+    assert data["recipes"] == ["mxfp8", "nvfp4"]
+    at = [name for name, _ in data["products"]].index("layers.11.mlp.down_proj.linear")
+    assert data["values"]["output"][at] == [28.0, 14.0]
+    assert data["values"]["flushed"][at] == [25.0, 25.0]
+    assert data["history"][at] == [[20], [14]]
+    assert what_if_data([row("a", r=FULL)], 1000)["whys"] == [["full"]]
+
+
+def test_page_without_what_if_says_nothing_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_html([{"step": 0, "name": "x", "op": "add", "direction": "value", "rms": 1.0}], path)
+    assert "What other recipes would do" not in path.read_text()

@@ -46,6 +46,7 @@ async function start() {
   }
   if (packed && data.curves.length) { show("losses"); drawLosses(); }
   if (packed && data.recordings.length) setUpTensors();
+  if (data.recordings.some((r) => r.whatIf)) setUpWhatIf();
   document.documentElement.dataset.ready = "yes";
 }
 
@@ -105,6 +106,7 @@ function plot(id, traces, extra) {
 function redraw() {
   if (window.Plotly && data?.curves.length) drawLosses();
   if (run) drawTensors();
+  if (data?.recordings.some((r) => r.whatIf)) drawWhatIf();
 }
 
 // --- losses --------------------------------------------------------------------------------------

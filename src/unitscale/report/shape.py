@@ -118,7 +118,6 @@ ROW = {
 }
 
 
-
 def is_answers(value: Any) -> bool:
     """Whether it holds what each recipe would make of a product."""
     return isinstance(value, Mapping) and all(

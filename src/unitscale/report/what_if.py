@@ -179,8 +179,15 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     found = by_recipe(answers)
     measured = {recipe: known for recipe, known in found.items() if known}
     lines = [ranking(measured)] if len(measured) > 1 else []
-    lines += [sentence(recipe, known) for recipe, known in measured.items()]
-    for recipe in found.keys() - measured.keys():
+    said = {recipe: sentence(recipe, known) for recipe, known in measured.items()}
+    lines += [text for text in said.values() if text is not None]
+    if even := [recipe for recipe, text in said.items() if text is None]:
+        count = plural(max(len(measured[recipe]) for recipe in even), "product")
+        lines.append(
+            f"In {listed(even)} no result of {count} would lose {WORTH_NAMING_DB:.0f} dB more than "
+            "the median."
+        )
+    for recipe in (recipe for recipe in found if recipe not in measured):
         why = next(one.why for one in answers if one.recipe == recipe)
         lines.append(f"In {recipe} no product of this model is rounded ({why}).")
     return lines
@@ -201,8 +208,11 @@ def ranking(measured: Mapping[str, Sequence[Answer]]) -> str:
     )
 
 
-def sentence(recipe: str, known: Sequence[Answer]) -> str:
-    """What one recipe loses more of than usual: one kind of result, and the layers."""
+def sentence(recipe: str, known: Sequence[Answer]) -> str | None:
+    """What one recipe loses more of than usual: one kind of result, and the layers.
+
+    None if it loses nowhere much more than at its median.
+    """
     worst: tuple[float, str, list[Answer], float | None] | None = None
     for name in dict.fromkeys(name for one in known for name in one.decibels):
         having = [one for one in known if name in one.decibels]
@@ -213,10 +223,7 @@ def sentence(recipe: str, known: Sequence[Answer]) -> str:
         if far and (worst is None or most > worst[0]):
             worst = (most, name, far, usual)
     if worst is None:
-        return (
-            f"In {recipe} no result of {plural(len(known), 'product')} would lose "
-            f"{WORTH_NAMING_DB:.0f} dB more than the median."
-        )
+        return None
     most, name, far, usual = worst
     what = WORDS.get(name, f"the {name.replace('grad_', 'gradient of the ')}")
     if math.isinf(most):
