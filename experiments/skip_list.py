@@ -16,10 +16,10 @@ from statistics import mean
 from typing import Any
 
 import torch
-from pool import Result, mean_and_spread, run_all, setting
-from small_run import give, small_model, train, valid_loss
 
 import unitscale as us
+from pool import Result, mean_and_spread, run_all, setting
+from small_run import give, small_model, train, valid_loss
 from unitscale.record.skip import candidates
 
 READOUT = "model.lm_head"

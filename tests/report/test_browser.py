@@ -262,7 +262,8 @@ def test_recipes_are_columns_that_sort(browser: Any, tmp_path: Path) -> None:
     write_html([*recording_rows(steps=[0, 50]), *model_rows()], path)
     browser.get(path.as_uri())
     WebDriverWait(browser, 60).until(lambda b: ready(b))
-    cells = "return [...document.querySelectorAll('#answers tbody tr')].map((r) => r.cells[3].textContent)"
+    rows = "[...document.querySelectorAll('#answers tbody tr')]"
+    cells = f"return {rows}.map((row) => row.cells[3].textContent)"
     assert browser.execute_script(cells)[-1] == "14"  # the last product of the model
     head = browser.find_elements("css selector", "#answers thead button")
     assert [button.text for button in head] == ["Product", "Work, %", "mxfp8", "nvfp4"]

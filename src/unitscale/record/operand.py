@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unitscale.formats import FloatFormat
+from unitscale.formats import BlockFormat, FloatFormat
 from unitscale.gemm.hadamard import turned
 from unitscale.gemm.operand import Given, Use, encode, take, wide
 from unitscale.numerics.digest import look
@@ -88,8 +88,9 @@ class Subject:
         if operand.transform is not None:
             held = turned(held.mT if swapped else held, operand.transform.size)
             held = held.mT if swapped else held
-        element = getattr(operand.format, "element", operand.format)
-        is_largest = encoded.data.abs() >= element.max
+        fmt = operand.format
+        top = fmt.element.max if isinstance(fmt, BlockFormat) else fmt.max
+        is_largest = encoded.data.abs() >= top
         lost = lost_by(held, values, is_largest.mT if swapped else is_largest)
         return Rounded(values, lost, log2)
 

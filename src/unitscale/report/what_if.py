@@ -1,4 +1,4 @@
-"""What other recipes would make of a run, in words and tables: from the what-if rows of a recording.
+"""What other recipes would make of a run, in words and tables: from its what-if rows.
 
 How far a result is from FP32's is said in decibels, `-20 log10(error)`: an error of 3.2 % is 30 dB,
 and one of 100 %, where nothing is left, 0 dB. Several steps count by the mean of their squares.
