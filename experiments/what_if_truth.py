@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+
 from pool import Result, run_all, setting
 from small_run import Row, give, small_model, train
 
