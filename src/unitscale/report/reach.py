@@ -23,9 +23,8 @@ from unitscale.report.recording import Recording, Series
 __all__ = ["Outgrown", "outgrown", "reach_sentences"]
 
 BEYOND = 4.0
-"""Reach from which on a sample counts, and the growth since the first sample that it needs. Between
-two measuring steps a tensor that had a reach of 1/2 may pass 1 for a while; it was not seen to pass
-2 in healthy runs."""
+"""Reach from which on a sample counts, and the growth since the first sample that it needs. The
+largest of healthy runs of a small Llama, one each, was 0.9 (`fp32`) and 0.13 (`fp8`)."""
 
 IN_A_ROW = 3
 
