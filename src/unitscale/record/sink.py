@@ -108,7 +108,7 @@ def open_log(
                 if row.get("step", first_step) < first_step:
                     line, crc = sealed(body, crc)
                     file.write(line)
-                    if row["rms"]:
+                    if row.get("rms"):  # a row of what-if has none
                         first_rms.setdefault((row["name"], row["direction"]), row["rms"])
         temporary.replace(path)
     finally:
