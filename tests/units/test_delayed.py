@@ -191,12 +191,7 @@ def test_two_calls_before_one_backward_pass_count_in_any_order():
     "how",
     [
         False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True, reason="what a reentrant checkpoint runs first has no gradients"
-            ),
-        ),
+        True,
     ],
     ids=["recomputed", "reentrant"],
 )

@@ -32,13 +32,7 @@ def trained(model: nn.Module, start: int, stop: int) -> list[Tensor]:
 @pytest.mark.parametrize(
     "how",
     [
-        pytest.param(
-            apply_recipe,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="save_units asks for units, of which a recipe with a history alone has none",
-            ),
-        ),
+        apply_recipe,
         unit_scale,
     ],
 )

@@ -173,7 +173,6 @@ def test_one_module_by_two_paths_has_the_rule_of_either():
     assert of(E4) in {found[name] for name in found if name.endswith("linear")}
 
 
-@pytest.mark.xfail(strict=True, reason="each rule is copied to the other path of its module")
 def test_rules_for_both_paths_of_a_module_are_taken():
     model = Model()
     model.alias = model.head

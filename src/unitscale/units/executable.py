@@ -173,13 +173,13 @@ class Executable:
         vector = numbers([*scales, *factors], self.device, self.terms.factor_dtype)
         return vector.requires_grad_(bool(scales) and self.training)
 
-    def vector(self, call: Call, place: Place) -> Tensor:
+    def vector(self, place: Place) -> Tensor:
         """The numbers for one run: with slots, of this step, and its amaxes are waited for."""
         slots = place.program.slots
         if not slots:
             return place.vector
         vector = self.numbers(place.program, self.units(place.prefix), place.prefix)
-        if vector.requires_grad and not call.is_replay:
+        if vector.requires_grad:
             names = [(place.prefix + name, operand) for name, operand in slots]
             vector.register_hook(partial(self.terms.note_amaxes, names))
         return vector
@@ -222,7 +222,7 @@ class Executable:
                 return MeasuringStep(program.measured, how, ()).run(how.vector, *args)
             return program.run(how, *args)
         call.trained |= self.training
-        vector = self.vector(call, place)
+        vector = self.vector(place)
         measures = (call.is_due and self.training) or (
             terms.store.sets_units and not place.is_known
         )
