@@ -17,6 +17,7 @@ from unitscale.train.cost import cost_of, passes_of
         ("fp8-delayed", 0, 3, 3),
         # Every operand is cast from its tensor, along its own contraction.
         ("mxfp8", 0, 6, 0),
+        ("fp8-rowwise", 0, 6, 0),
         # The weight's tiles serve both products.
         ("nvfp4", 5, 5, 0),
         ("nvfp4-units", 0, 5, 0),

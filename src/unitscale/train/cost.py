@@ -20,11 +20,13 @@ ROWS, FEATURES = 32, 64
 def passes_of(gemm: Gemm) -> dict[str, int]:
     """The passes that a recipe adds to one linear layer, forward and backward, by kind.
 
-    Counted while the layer runs: by the kernels of FP8 hardware where the CPU has them too, which
-    need transposed copies, and by the emulated products else.
+    Counted while the layer runs. With one scale for each tensor it runs by the kernels of FP8
+    hardware, which a CPU has too and which need transposed copies; else by the emulated products:
+    what follows the contraction is cast twice and written as the kernel wants it.
     """
     formats = ProductFormats.from_gemm(gemm, "scaled_mm")
-    if obstacle("scaled_mm", formats, torch.float32, torch.device("cpu")):
+    device = torch.device("cpu")
+    if not gemm.is_per_tensor or obstacle("scaled_mm", formats, torch.float32, device):
         formats = formats._replace(executor="emulated")
     x = torch.ones(ROWS, FEATURES, requires_grad=True)
     weight = torch.ones(FEATURES, FEATURES, requires_grad=True)
