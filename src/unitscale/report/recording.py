@@ -91,8 +91,8 @@ class Recording:
         is_gradient = direction == "gradient"
         if self.recipe is not None:
             operand = self.recipe.gradient if is_gradient else self.recipe.value
-            if operand.format is not None and operand.format.name in self.formats:
-                return operand.format.name
+            if operand.element is not None and operand.element.name in self.formats:
+                return operand.element.name
         return list(self.formats)[-1 if is_gradient else 0]
 
 

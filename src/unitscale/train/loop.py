@@ -223,7 +223,7 @@ class Run:
             return nullcontext()
         return record(
             state.model,
-            (config.numerics.forward or E4M3FN, config.numerics.backward or E5M2),
+            (config.numerics.value.element or E4M3FN, config.numerics.gradient.element or E5M2),
             every=config.record_every,
             path=self.folder / RECORDING,
             optimizer=state.optimizer,
