@@ -29,13 +29,22 @@ def test_recorded_run_leaves_a_recording_and_the_same_bits(tmp_path: Path) -> No
     assert not (tmp_path / "b" / "numerics.jsonl").exists()
 
 
-@pytest.mark.parametrize("recipe", ["fp8", "fp8-none", "fp16-loss-dynamic"])
+FORMATS = {
+    "fp8": ["E4M3FN", "E5M2"],
+    "fp8-none": ["E4M3FN", "E5M2"],
+    "fp8-delayed": ["E4M3FN", "E5M2"],
+    "fp16-loss-dynamic": ["FP16"],
+    "mxfp8": ["E4M3FN"],  # of a block, the format of its elements
+    "nvfp4": ["E2M1FN"],
+}
+
+
+@pytest.mark.parametrize("recipe", FORMATS)
 def test_every_kind_of_recipe_is_recorded_in_its_formats(tmp_path: Path, recipe: str) -> None:
     config = tiny_config(recipe=recipe, steps=4, record_every=2)
     train(config, text_corpus(tmp_path), tmp_path / "run")
     recording = read_recording(tmp_path / "run" / "numerics.jsonl")
-    expected = ["E4M3FN", "E5M2"] if "fp8" in recipe else ["FP16"]
-    assert list(recording.formats) == expected
+    assert list(recording.formats) == FORMATS[recipe]
     assert recording.steps == [2, 4]
 
 
