@@ -1,17 +1,16 @@
 """The history of delayed scales: saved, resumed, refused, shared by processes, recorded."""
 
-import faulthandler
 import json
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import unitscale as us
+from processes import work_together
 from units.delayed import Layer, amaxes, assert_close, drawn, recipe, scaled, step
 from unitscale.units import apply_recipe, unit_scale
 from unitscale.units.forward import session_of
@@ -135,16 +134,8 @@ def test_recorded_steps_are_steps_of_the_recipe():
     assert recorder.latest
 
 
-PROCESSES = 2
-
-
 def run(rank: int, folder: Path, wrapper: str) -> None:
     """Steps of two processes; one has larger values, and NaN in one of them."""
-    faulthandler.dump_traceback_later(300, exit=True)  # the parent waits for as long as it takes
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=PROCESSES
-    )
     model = apply_recipe(Layer(), recipe(history=4), inner="eager")
     wrapped = fully_shard(model) if wrapper == "fsdp" else DistributedDataParallel(model)
     for index in range(6):
@@ -159,13 +150,12 @@ def run(rank: int, folder: Path, wrapper: str) -> None:
         model.zero_grad()
     wrapped(drawn())  # here the last step is shared
     torch.save(amaxes(model), folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
 def test_processes_end_with_the_same_history(tmp_path: Path, wrapper: str) -> None:
-    torch.multiprocessing.spawn(run, (tmp_path, wrapper), nprocs=PROCESSES)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
+    work_together(run, tmp_path, wrapper)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first == second
     largest = [drawn(11.0 + index, index).abs().max().item() for index in (5, 4, 2, 1)]
     assert first["layer.linear:0"] == largest  # step 3 is not kept by either

@@ -1,6 +1,5 @@
 """Data-parallel processes agree on units, although each sees a share of the batch."""
 
-import faulthandler
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +11,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from processes import work_together
 from unitscale.units import rows, unit_scale
 from unitscale.units.forward import require_session
 from unitscale.units.reading import Reading, merged
 from unitscale.units.replicas import agree, groups_of
 from unitscale.units.store import UnitStore
-
-PROCESSES = 2
 
 
 class Model(nn.Module):
@@ -32,11 +30,6 @@ class Model(nn.Module):
 
 def run(rank: int, folder: Path, wrapper: str) -> None:
     """Three steps; the processes differ in the scale of their data, and in when they recompile."""
-    faulthandler.dump_traceback_later(300, exit=True)  # the parent waits for as long as it takes
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=PROCESSES
-    )
     torch.manual_seed(0)
     model = unit_scale(Model(), "fp8", inner="eager", remeasure="once")
     wrapped = fully_shard(model) if wrapper == "fsdp" else DistributedDataParallel(model)
@@ -51,13 +44,12 @@ def run(rank: int, folder: Path, wrapper: str) -> None:
                 model(x)  # one process evaluates, and waits for nobody
     found = [(row.name, row.s, row.phi, row.rms) for row in rows(model)]
     torch.save({"alone": alone, "together": found}, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
 def test_processes_end_with_the_same_units(tmp_path: Path, wrapper: str) -> None:
-    torch.multiprocessing.spawn(run, (tmp_path, wrapper), nprocs=PROCESSES)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
+    work_together(run, tmp_path, wrapper)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["together"] == second["together"]
     own = [dict(found["alone"])["x"] for found in (first, second)]
     assert own[1] > 100 * own[0]
@@ -81,11 +73,6 @@ class Refusing(Model):
 
 def run_with_failure(rank: int, folder: Path) -> None:
     """In the second process every second call fails at first, and is made again."""
-    faulthandler.dump_traceback_later(300, exit=True)
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=PROCESSES
-    )
     torch.manual_seed(0)
     model = unit_scale(Refusing(), "fp8", inner="eager", remeasure=[0, 2])
     wrapped = DistributedDataParallel(model)
@@ -98,13 +85,12 @@ def run_with_failure(rank: int, folder: Path) -> None:
     found = {(row.name, row.s, row.phi, row.rms) for row in rows(model)}
     step = require_session(model, "test").store.step
     torch.save((step, found), folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 def test_a_call_that_fails_in_one_process_leaves_the_others_in_step(tmp_path: Path) -> None:
     """As with DDP alone, where only a backward pass waits for the others."""
-    torch.multiprocessing.spawn(run_with_failure, (tmp_path,), nprocs=PROCESSES)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
+    work_together(run_with_failure, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert (first[0], second[0]) == (5, 5)
     assert first[1] <= second[1]  # which captured more: Dynamo looks anew after an exception
 

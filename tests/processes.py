@@ -1,0 +1,40 @@
+"""Processes of a test that work together over gloo."""
+
+import faulthandler
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["work_together"]
+
+
+def work_together(work: Callable[..., None], folder: Path, *args: Any, count: int = 2) -> None:
+    """Run `work(rank, folder, *args)` in `count` new processes of one group; fails if one does."""
+    torch.multiprocessing.spawn(one_of, (count, work, folder, *args), nprocs=count)
+
+
+def one_of(rank: int, count: int, work: Callable[..., None], folder: Path, *args: Any) -> None:
+    """One of the processes."""
+    faulthandler.dump_traceback_later(300, exit=True)  # the parent waits for as long as it takes
+    torch.set_num_threads(1)
+    with group(rank, count, folder):
+        # A call of its own: what `work` made, above all a DistributedDataParallel, is gone before
+        # the group is. The other way round, the end of the wrapper ends the group's threads while
+        # it holds the interpreter, and one that has yet to drop a tensor of Python's waits for it.
+        work(rank, folder, *args)
+
+
+@contextmanager
+def group(rank: int, count: int, folder: Path) -> Iterator[None]:
+    """The process group."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=count
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
