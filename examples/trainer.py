@@ -17,7 +17,9 @@ class KeepUnits(TrainerCallback):
 
     def on_save(self, args, state, control, *, model, **other):
         """A checkpoint was just written."""
-        us.units.save_units(model, self.path(args, state))
+        us.share_units(model)  # of several processes each has measured its own batch
+        if state.is_world_process_zero:
+            us.save_units(model, self.path(args, state))
 
     def on_train_begin(self, args, state, control, *, model, **other):
         """The Trainer is about to start, with the state of a checkpoint if it resumes."""

@@ -48,7 +48,9 @@ def step(model: nn.Module, x: Tensor, g: Tensor, how=None) -> list[Tensor]:
 def amaxes(model: nn.Module) -> dict[str, list[float]]:
     session = session_of(model)
     session.terms.collect()
-    return copy.deepcopy(session.store.amaxes.state())
+    history = copy.deepcopy(session.store.amaxes)
+    history.settle()
+    return history.state()
 
 
 def assert_close(got: list[Tensor], want: list[Tensor]) -> None:

@@ -68,12 +68,13 @@ def damaged(path: Path, change) -> Path:
 
 
 def without_amaxes(content: dict) -> None:
-    content["amaxes"] = {}
+    content |= {"amaxes": {}, "pending_amaxes": [], "delayed": False}
 
 
 def as_version_2(content: dict) -> None:
     content["version"] = 2
-    del content["amaxes"]
+    for key in ("amaxes", "pending_amaxes", "delayed", "unshared"):
+        del content[key]
 
 
 REFUSED = {
@@ -113,14 +114,20 @@ def test_a_state_of_version_2_is_taken_by_a_recipe_without_a_history(tmp_path: P
     assert session_of(model).store.step == 2
 
 
-def test_a_switch_to_another_recipe_and_back_keeps_the_history():
+def test_a_switch_to_another_recipe_and_back_keeps_the_history_if_nothing_was_trained():
+    """After steps of the other recipe the amaxes are of another time: a fresh start is right."""
     model = scaled(unit_scale)
     step(model, drawn(50.0), drawn())
     before = amaxes(model)
     us.set_recipe(model, "fp8")
-    step(model, drawn(), drawn())
+    with torch.no_grad():
+        model(drawn())
     us.set_recipe(model, recipe())
     assert amaxes(model) == before
+    us.set_recipe(model, "fp8")
+    step(model, drawn(), drawn())
+    us.set_recipe(model, recipe())
+    assert amaxes(model) == {}
 
 
 def test_recorded_steps_are_steps_of_the_recipe():

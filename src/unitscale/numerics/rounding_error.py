@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unitscale.numerics.digest import norm_of
 
-__all__ = ["Lost", "lost_by", "relative_error", "sizes"]
+__all__ = ["Lost", "lost_by", "norm", "relative_error", "sizes"]
 
 EDGE = 1 - 2.0**-20
 """A magnitude is past the largest value only if it is so by more than the error of its scale."""

@@ -9,6 +9,7 @@ side, are compared: the same in every recipe and at every step. What is rounded 
 tensor. Any other op (attention, convolutions, einsum) runs as it is on rounded operands.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,6 +24,7 @@ from unitscale.gemm.operand import Use
 from unitscale.gemm.rounded import SUM_OVER_FEATURES, SUM_OVER_ROWS, round_sum
 from unitscale.numerics.rounding_error import sizes
 from unitscale.record.operand import Rounded, Subject
+from unitscale.record.stake import stake
 from unitscale.units.ops import GEMM, argument, rule_of
 from unitscale.units.products import fits_gemm, is_weight
 
@@ -58,6 +60,10 @@ class Product(Protocol):
     @property
     def sampled(self) -> list[int] | None:
         """Matrices, rows and features on either side that are compared; None is all."""
+
+    @property
+    def stakes(self) -> Mapping[str, Tensor]:
+        """By result, how far the loss moves if it is off by as much as it is large."""
 
     def measure(self, formats: ProductFormats, loss_log2: int) -> Numbers:
         """What a recipe makes of it."""
@@ -130,6 +136,20 @@ class Layer:
             p: multiplied(p, *(self.factor(p, which, as_is, 0).values for which in FACTORS[p]))
             for p in self.products
         }
+
+    @property
+    def stakes(self) -> Mapping[str, Tensor]:
+        """By result, how far the loss moves if it is off by as much as it is large."""
+        found: dict[str, Tensor] = {}
+        for product, result in self.references.items():
+            other = {"output": "g", "grad_x": "x", "grad_w": "w"}[product]
+            if other in self.subjects:
+                left, right = (self.subjects[which].x for which in FACTORS[product])
+                rows = left.shape[-1 if product == "grad_w" else -2]
+                columns = right.shape[-2 if product == "output" else -1]
+                count = rows * columns * math.prod(left.shape[:-2])
+                found[self.names[product]] = stake(result, count, self.subjects[other])
+        return found
 
     def factor(self, product: str, which: str, use: Use, loss_log2: int) -> Rounded:
         """The part of a factor that is compared, rounded as `use` says."""
@@ -266,6 +286,17 @@ class Other:
         self.wanted = [role for role in wanted if "grad_output" in subjects]
         self.measured: dict[Any, Numbers] = {}
         self.references = self.results({role: subjects[role].x for role in subjects})
+
+    @property
+    def stakes(self) -> Mapping[str, Tensor]:
+        """By result, how far the loss moves if it is off by as much as it is large."""
+        others = {name: name.removeprefix("grad_") for name in self.references}
+        others["output"] = "grad_output"
+        return {
+            name: stake(result, result.numel(), self.subjects[others[name]])
+            for name, result in self.references.items()
+            if others[name] in self.subjects
+        }
 
     def results(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The output and the gradients that are wanted."""

@@ -147,6 +147,9 @@ class WhatIf:
         product = None if why or not rounding else self.product(pending, grad)
         if product is not None and product.sampled is not None:
             row["sampled"] = product.sampled
+        if product is not None and (stakes := product.stakes):
+            numbers = torch.stack(list(stakes.values())).tolist()
+            row["stakes"] = {n: short4(x) for n, x in zip(stakes, numbers, strict=True)}
         row["recipes"] = {
             term.recipe.name: {"why": term.why}
             if term.formats is None

@@ -1,32 +1,34 @@
 """The calls a person makes: scale a model, read its units, measure again, keep them in a file."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
-from glob import escape
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import fx, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from unitscale.formats import FloatFormat
-from unitscale.gemm import ProductFormats, choose
 from unitscale.graph.engine import compiled_call
-from unitscale.graph.place import alias_patterns
-from unitscale.recipes import Recipe, Rule, parse
+from unitscale.recipes import Recipe, parse
 from unitscale.units.forward import attach, detach, require_session, session_of
 from unitscale.units.overview import Summary, summarize
+from unitscale.units.placing import (
+    NOTHING,
+    Beside,
+    Skip,
+    placed,
+    skipped_by,
+    warn_of_what_is_missing,
+)
+from unitscale.units.replicas import agree, groups_of
 from unitscale.units.row import UnitRow
 from unitscale.units.schedule import Remeasure
 from unitscale.units.session import Session
 
 M = TypeVar("M", bound=nn.Module)
-
-Skip = Sequence[str] | Callable[[str, nn.Module], bool]
-"""Which modules keep full precision: patterns of paths, or a function of a path and its module."""
 
 
 def unit_scale(
@@ -66,11 +68,10 @@ def unit_scale(
             that matches no module, an executor that the device does not have.
     Source: unit scaling after Blake, Orr, Luschi 2023; units as potentials, see docs/units.md.
     """
-    recipe = parse(recipe)
-    recipe = replace(
-        recipe, activations=activations or recipe.activations, saved=saved or recipe.saved
+    beside = Beside((), activations, saved)
+    return compile_with(
+        model, recipe, scale=True, inner=inner, remeasure=remeasure, skip=skip, beside=beside
     )
-    return compile_with(model, recipe, scale=True, inner=inner, remeasure=remeasure, skip=skip)
 
 
 def apply_recipe(
@@ -101,15 +102,18 @@ def compile_with(
     inner: str | Callable[..., Any],
     remeasure: Remeasure,
     skip: Skip,
+    beside: Beside = NOTHING,
 ) -> M:
     """Check the arguments, then compile the model with a session as its backend."""
     recipe = parse(recipe)
     caller = "unit_scale" if scale else "apply_recipe"
     check_model(model, caller)
-    recipe = placed(recipe, model, skip, caller)
-    check_executor(model, recipe, caller)
-    warn_of_loss_scale(recipe, caller)
-    session = Session(recipe, scale=scale, remeasure=remeasure, inner=inner, model=model)
+    beside = replace(beside, skips=skipped_by(skip, model, caller))
+    recipe = placed(recipe, model, beside, caller)
+    warn_of_what_is_missing(recipe, model, scale=scale, caller=caller)
+    session = Session(
+        recipe, scale=scale, remeasure=remeasure, inner=inner, model=model, beside=beside
+    )
     attach(model, session)
     return model
 
@@ -124,12 +128,15 @@ def unscale(model: M) -> M:
     return model
 
 
-def set_recipe(model: M, recipe: str | Recipe) -> M:
+def set_recipe(model: M, recipe: str | Recipe, *, skip: Skip | None = None) -> M:
     """Go on with a scaled model under another recipe, with the units and schedule that it has.
 
+    What was asked for beside the recipe stays: `skip`, `activations` and `saved`.
+
     Args:
-        recipe: as for `unit_scale`; its own patterns of modules to skip take the place of the
-            earlier ones.
+        recipe: as for `unit_scale`; its own patterns of modules to skip take the place of those of
+            the earlier recipe.
+        skip: as for `unit_scale`, in the place of what was given there; None keeps that.
     Raises:
         ValueError: the model is not scaled, or inside of `full_precision`; else as `unit_scale`.
             Nothing was changed.
@@ -140,10 +147,15 @@ def set_recipe(model: M, recipe: str | Recipe) -> M:
             "set_recipe: the model runs in full precision now; switch before or after the context"
         )
     recipe = parse(recipe)
-    recipe = placed(recipe, model, (), "set_recipe")
-    check_executor(model, recipe, "set_recipe")
+    beside = old.beside
+    if skip is not None:
+        beside = replace(beside, skips=skipped_by(skip, model, "set_recipe"))
+    recipe = placed(recipe, model, beside, "set_recipe")
+    warn_of_what_is_missing(recipe, model, scale=old.scale, caller="set_recipe", stacklevel=3)
     old.terms.collect()
-    session = Session(recipe, scale=old.scale, inner=old.inner, model=model, store=old.store)
+    session = Session(
+        recipe, scale=old.scale, inner=old.inner, model=model, store=old.store, beside=beside
+    )
     detach(model)
     attach(model, session)
     return model
@@ -187,74 +199,33 @@ def check_model(model: Any, caller: str) -> None:
         )
 
 
-def warn_of_loss_scale(recipe: Recipe, caller: str) -> None:
-    """Say that a recipe's loss scale is not applied by a model."""
-    if recipe.loss_scale is not None:
-        factor = "a factor" if recipe.loss_scale == "dynamic" else f"{recipe.loss_scale:g}"
-        warnings.warn(
-            f"{caller}: recipe {recipe.name!r} expects the loss times {factor} and the gradients "
-            "divided by it, which a model cannot do; do both in the training loop "
-            "(torch.amp.GradScaler does) and pass unitscale.recipes.without_loss_scale(recipe), or "
-            "take 'fp16', which needs neither.",
-            stacklevel=4,
-        )
-
-
-def placed(recipe: Recipe, model: nn.Module, skip: Skip, caller: str) -> Recipe:
-    """A recipe whose patterns are known to match modules of the model, by all their paths.
-
-    Raises:
-        TypeError: skip is neither a list nor a function. ValueError: a pattern matches nothing.
-    """
-    if isinstance(skip, str):
-        raise TypeError(f"{caller}: skip is the string {skip!r}; expected a list, [{skip!r}]")
-    if callable(skip):
-        paths = model.named_modules(remove_duplicate=False)
-        skip = [escape(path) for path, module in paths if path and skip(path, module)]
-    patterns = (*recipe.skip, *skip)
-    check_patterns(model, patterns, caller, "skip")
-    check_patterns(model, [rule.path for rule in recipe.rules if rule.path != "*"], caller, "path")
-    rules: dict[tuple[str, str], Rule] = {}
-    for rule in recipe.rules:
-        aliases = alias_patterns(model, [rule.path]) if rule.path != "*" else ()
-        for path in (rule.path, *aliases):
-            # Of two rules for the two paths of one module the first counts, as always.
-            rules.setdefault((path, rule.op), replace(rule, path=path))
-    return replace(
-        recipe, rules=tuple(rules.values()), skip=(*patterns, *alias_patterns(model, patterns))
-    )
-
-
-def check_patterns(model: nn.Module, patterns: Sequence[str], caller: str, word: str) -> None:
-    """Every pattern must match a module."""
-    paths = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    for pattern in patterns:
-        if not any(fnmatchcase(path, pattern) for path in paths):
-            near = get_close_matches(pattern, paths, n=1, cutoff=0.0)
-            raise ValueError(
-                f"{caller}: {word}={pattern!r} matches no module of {type(model).__name__}; "
-                f"nearest path: {near[0] if near else '(none)'!r}."
-            )
-
-
-def check_executor(model: nn.Module, recipe: Recipe, caller: str) -> None:
-    """Refuse FP8 products that the device of the model does not have, before it is compiled."""
-    first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if not recipe.rounds or first is None:
-        return
-    try:
-        for gemm in recipe.gemms:
-            choose(ProductFormats.from_gemm(gemm, recipe.executor), first.dtype, first.device)
-    except ValueError as error:
-        raise ValueError(f"{caller}, recipe {recipe.name!r}: {error}") from None
-
-
 def recalibrate(model: nn.Module) -> None:
     """Make the next training call of a scaled model a measuring step, whatever the schedule.
 
     Data-parallel copies measure too, if one of them is told to.
     """
     require_session(model, "recalibrate").store.requested = True
+
+
+def share_units(model: nn.Module) -> None:
+    """Give all processes of a run the units and amaxes of the last step now.
+
+    They are exchanged at the next training call, else. Each process has to call it; do so before
+    one of them writes a checkpoint for all. Without several processes it does nothing.
+
+    Args:
+        model: the scaled model, or the DistributedDataParallel around it.
+    Raises:
+        ValueError: the model is not scaled. RuntimeError: another process did not call it.
+    """
+    wrapper = model if isinstance(model, DistributedDataParallel) else None
+    inner: nn.Module = model if wrapper is None else wrapper.module
+    session = require_session(inner, "share_units")
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    session.terms.collect()
+    groups = [wrapper.process_group] if wrapper else groups_of(inner) or [dist.group.WORLD]
+    agree(session.store, groups)
 
 
 def rows(model: nn.Module) -> list[UnitRow]:
@@ -340,6 +311,10 @@ def backend(
             f"backend 'unitscale': unknown options {sorted(unknown)}; expected {list(given)}."
         )
     given |= options or {}
+    if isinstance(given["skip"], str) or callable(given["skip"]):
+        raise TypeError(
+            f"backend 'unitscale': skip is {given['skip']!r}; expected a list of patterns"
+        )
     recipe = parse(given["recipe"])
     recipe = replace(recipe, skip=(*recipe.skip, *given["skip"]))
     default: Remeasure = "geometric" if recipe.unit_scaled else "never"

@@ -1,5 +1,6 @@
 """What the graphs of one model share: the terms they run under, and one call of the model."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from unitscale.graph.engine import in_backward
 from unitscale.graph.place import Places, argument_names
-from unitscale.recipes import Operand, Recipe, Rule
+from unitscale.recipes import Recipe, Rule
+from unitscale.units.amax import DelayedRun
 from unitscale.units.measurement import Measurement
 from unitscale.units.observe import Reader, UnitsInForce
 from unitscale.units.store import UnitStore
@@ -86,8 +88,11 @@ class Terms:
         self.call: Call | None = None
         self.observer: Observer | None = None
         self.arrived: list[Measurement] = []
-        self.arrived_amaxes: list[tuple[list[tuple[str, Operand]], Tensor]] = []
+        self.arrived_amaxes: dict[DelayedRun, Tensor] = {}
+        self.begun: dict[DelayedRun, None] = {}
+        self.warned_of_lost = False
         self.used_rules: set[Rule | None] = set()
+        self.used_skips: set[str] = set()
         self.remembered: OrderedDict[Hashable, Any] = OrderedDict()
         self.inside_graph = False
         self.measured = False  # in the last call, a training graph
@@ -127,23 +132,51 @@ class Terms:
             self.is_ahead &= not is_shared
             if call.trained:
                 self.store.step += 1
+                if not self.store.amaxes.needed:
+                    self.store.amaxes.forget()
                 self.store.requested = self.store.requested and not call.is_due
         finally:
             self.call = None
             self.measured = call.measured
 
-    def note_amaxes(self, slots: list[tuple[str, Operand]], grad: Tensor) -> None:
-        """A hook: the gradient of a vector with slots begins with the amaxes of a step."""
-        self.arrived_amaxes.append((slots, grad.detach()[: len(slots)]))
+    def note_amaxes(self, run: DelayedRun, grad: Tensor) -> None:
+        """A hook: the gradient of a vector with slots begins with the amaxes of a step.
+
+        Of two backward passes through one run each operand has the larger amax.
+        """
+        run.arrived = True
+        # A copy: what autograd hands out it may add to afterwards.
+        amaxes = grad.detach()[: len(run.slots)].clone()
+        earlier = self.arrived_amaxes.get(run)
+        self.arrived_amaxes[run] = amaxes if earlier is None else torch.maximum(amaxes, earlier)
+
+    def note_backward(self, run: DelayedRun, grad: Tensor) -> None:
+        """A hook on a result of a run with slots: its backward pass has begun."""
+        self.begun[run] = None
+
+    def warn_of_lost_amaxes(self) -> None:
+        """Say once that a backward pass brought no amaxes: it was asked for some tensors alone."""
+        lost = any(not run.arrived for run in self.begun)
+        self.begun.clear()
+        if lost and not self.warned_of_lost:
+            self.warned_of_lost = True
+            warnings.warn(
+                f"recipe {self.recipe.name!r} makes its scales of the amaxes of earlier steps, and "
+                "a backward pass brought none: torch.autograd.grad and backward(inputs=...) leave "
+                "them out. The scales stay those of the steps before (of the tensor itself, if "
+                "there are none); call loss.backward() to have them.",
+                stacklevel=4,
+            )
 
     def collect(self) -> None:
         """Take over the measuring steps whose backward pass came, in the order of their calls.
 
         And the amaxes of steps with delayed scales.
         """
-        amaxes, self.arrived_amaxes = self.arrived_amaxes, []
-        for slots, values in amaxes:
-            self.store.amaxes.note(slots, values.tolist())
+        amaxes, self.arrived_amaxes = self.arrived_amaxes, {}
+        for run, values in amaxes.items():
+            self.store.amaxes.note(run.slots, run.true(values.tolist()))
+        self.warn_of_lost_amaxes()
         arrived, self.arrived = sorted(self.arrived, key=lambda m: m.call), []
         for found in arrived:
             self.store.adopt(

@@ -5,6 +5,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -114,12 +115,40 @@ def without_fused_encoders(rounds: bool) -> Iterator[None]:
     call would then have other numerics in evaluation than in training. Where a recipe rounds
     nothing, torch's op is left, whose bits those of the plain model are.
     """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(before and not rounds)
-    try:
+    if not rounds:
         yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        return
+    with FUSED_ENCODERS.off():
+        yield
+
+
+class Switch:
+    """Torch's switch of fused encoders, which is one for all threads.
+
+    The first of the contexts that overlap turns it off, and the last one gives back what was.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = Lock(), 0, True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """A context in which it is off."""
+        with self.lock:
+            if not self.inside:
+                self.before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self.inside += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if not self.inside:
+                    torch.backends.mha.set_fastpath_enabled(self.before)
+
+
+FUSED_ENCODERS = Switch()
 
 
 def copies_of_a_layer(model: nn.Module) -> int:

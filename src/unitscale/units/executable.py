@@ -17,12 +17,13 @@ from unitscale.graph.place import parameter_slots
 from unitscale.graph.recording import record_results, records_anywhere
 from unitscale.graph.tensor import transformed
 from unitscale.recipes import Gemm
+from unitscale.units.amax import DelayedRun
 from unitscale.units.assign import Unit
 from unitscale.units.call import Call, Terms
 from unitscale.units.measurement import Measurement
 from unitscale.units.observe import MeasuringStep, UnitsInForce
 from unitscale.units.ops import rule_of
-from unitscale.units.products import gemm_at, rule_at
+from unitscale.units.products import gemm_at, rule_at, skips_at
 from unitscale.units.program import Program, numbers
 
 __all__ = ["Executable", "Place"]
@@ -131,6 +132,7 @@ class Executable:
         seen = (n for n in self.tensors if n not in self.hidden)
         products = [n for n in seen if rule_of(n).product]
         self.terms.used_rules |= {rule_at(n, recipe, prefix) for n in products}
+        self.terms.used_skips.update(p for n in products for p in skips_at(n, recipe, prefix))
         found = {n: gemm for n in products if (gemm := gemm_at(n, recipe, prefix)) is not None}
         key = frozenset(found.items())
         if key not in self.programs:
@@ -168,21 +170,30 @@ class Executable:
         Of a program with slots it is a leaf of autograd: its gradient is the amaxes of the
         operands, of which the scales of later steps are made.
         """
-        scales = [self.terms.store.amaxes.scale_of(prefix + name, o) for name, o in program.slots]
+        amaxes = self.terms.store.amaxes
+        scales = [
+            amaxes.scale_of(prefix + slot.name, slot.operand) * 2.0 ** -slot.unit.log2(units)
+            for slot in program.slots
+        ]
         factors = [2.0 ** factor.log2(units) for factor in program.factors]
         vector = numbers([*scales, *factors], self.device, self.terms.factor_dtype)
         return vector.requires_grad_(bool(scales) and self.training)
 
-    def vector(self, place: Place) -> Tensor:
+    def vector(self, place: Place) -> tuple[Tensor, DelayedRun | None]:
         """The numbers for one run: with slots, of this step, and its amaxes are waited for."""
-        slots = place.program.slots
+        slots, units = place.program.slots, self.units(place.prefix)
         if not slots:
-            return place.vector
-        vector = self.numbers(place.program, self.units(place.prefix), place.prefix)
-        if vector.requires_grad:
-            names = [(place.prefix + name, operand) for name, operand in slots]
-            vector.register_hook(partial(self.terms.note_amaxes, names))
-        return vector
+            return place.vector, None
+        vector = self.numbers(place.program, units, place.prefix)
+        if not vector.requires_grad:
+            return vector, None
+        run = DelayedRun(
+            slots=[(place.prefix + slot.name, slot.operand) for slot in slots],
+            units=[slot.unit for slot in slots],
+            log2=lambda unit: unit.log2(units),
+        )
+        vector.register_hook(partial(self.terms.note_amaxes, run))
+        return vector, run
 
     def units(self, prefix: str) -> Mapping[str, Unit]:
         """The units of the graph's tensors by the names that the graph has for them."""
@@ -222,7 +233,7 @@ class Executable:
                 return MeasuringStep(program.measured, how, ()).run(how.vector, *args)
             return program.run(how, *args)
         call.trained |= self.training
-        vector = self.vector(place)
+        vector, waiting = self.vector(place)
         measures = (call.is_due and self.training) or (
             terms.store.sets_units and not place.is_known
         )
@@ -230,10 +241,17 @@ class Executable:
             units, result = self.measure(call, place, vector, args, measures=measures)
             if remembers:
                 terms.remember(call.graph_runs, key, self.identity(args), units)
-            return result
-        if remembers:
-            terms.remember(call.graph_runs, key, self.identity(args), vector)
-        return program.run(vector, *args)
+            if waiting is not None:
+                waiting.log2 = units.log2
+        else:
+            if remembers:
+                terms.remember(call.graph_runs, key, self.identity(args), vector)
+            result = program.run(vector, *args)
+        if waiting is not None:
+            for x in result:
+                if isinstance(x, Tensor) and x.requires_grad:
+                    x.register_hook(partial(terms.note_backward, waiting))
+        return result
 
     def replayed(self, call: Call, key: Hashable, args: Sequence[Any]) -> Any:
         """How the graph ran when the call was made that is computed again now; None: it was not.

@@ -15,13 +15,19 @@ __all__ = ["load_units", "save_units"]
 def save_units(model: nn.Module, path: str | Path) -> None:
     """Write a scaled model's units to a JSON file, to resume with (`load_units`).
 
+    Of several processes each writes what it measured in the last step, which the next one shares:
+    write a file in each, or call `share_units` in all and write one.
+
     Raises:
-        ValueError: the model is not scaled, or has no units yet.
+        ValueError: the model is not scaled, or has no units yet. Of a recipe that has none the
+            file says where its schedule stood.
     """
     session = require_session(model, "save_units")
     session.terms.collect()
     store = session.store
-    if not store.units and not store.amaxes.state():
+    lacks = session.scale and not store.units
+    lacks |= store.amaxes.needed and not store.step  # of another recipe's steps there are none
+    if lacks:
         raise ValueError(
             f"save_units: this {type(model).__name__} has no units yet; they are set by its first "
             "training step (forward and backward) or evaluation."

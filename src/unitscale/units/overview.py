@@ -50,6 +50,7 @@ class Summary:
         plain: modules, by path, that ran without the recipe, and why.
         plain_macs: their multiply-adds.
         unseen: modules that own parameters and have not run in any graph, nor beside one.
+        suspended: whether the model runs in full precision now, inside of `full_precision`.
         breaks: why torch.compile broke the graph; products that plain code between two graphs makes
             of tensors alone are not known, and not counted.
     """
@@ -64,10 +65,13 @@ class Summary:
     plain_macs: int
     unseen: tuple[str, ...]
     breaks: tuple[str, ...] = ()
+    suspended: bool = False
 
     @property
     def coverage(self) -> float:
         """Share of the multiply-adds whose operands are rounded; 0 before anything has run.
+
+        Inside of `full_precision` it is that of the calls before.
 
         Those of modules that ran without the recipe count too, by their matrices: exact for linear
         and recurrent layers, an estimate for others.
@@ -81,6 +85,8 @@ class Summary:
             f"{self.model}, recipe {self.recipe}: {self.coverage:.1%} of multiply-adds rounded, "
             f"{self.units} tensors with a unit, {self.steps} training steps"
         ]
+        if self.suspended:
+            lines.append("  now in full precision (us.full_precision); what follows is of before")
         if not self.products and not self.plain:
             since = "" if self.steps == 0 else " under this recipe"
             lines.append(f"  nothing has run{since} yet: call the model first")
@@ -145,6 +151,7 @@ def summarize(session: Session) -> Summary:
         plain_macs=sum(session.plain_macs.values()),
         unseen=tuple(unseen),
         breaks=tuple(map(shorten, session.breaks)),
+        suspended=session.suspended,
     )
 
 

@@ -1,6 +1,7 @@
 """Which ops of a graph are products that the recipe rounds, and what multiplies them."""
 
 import operator
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -100,7 +101,9 @@ def gemm_at(node: fx.Node, recipe: Recipe, prefix: str = "") -> Gemm | None:
 
     `prefix` is what its module path lacks, see `graph.place`.
     """
-    if not recipe.rounds or not rule_of(node).product or skipping(node, recipe, prefix):
+    if not recipe.rounds or not rule_of(node).product:
+        return None
+    if skipping(node, recipe, prefix) is not None:
         return None
     rule = rule_at(node, recipe, prefix)
     found = None if rule is None else rule.gemm
@@ -129,10 +132,14 @@ def places_around(node: fx.Node, prefix: str) -> list[str]:
 
 
 def skipping(node: fx.Node, recipe: Recipe, prefix: str = "") -> str | None:
-    """The pattern of `recipe.skip` that a node's module, or a module around that, matches."""
+    """The first pattern of `recipe.skip` that a node's module, or one around that, matches."""
+    return next(skips_at(node, recipe, prefix), None)
+
+
+def skips_at(node: fx.Node, recipe: Recipe, prefix: str = "") -> Iterator[str]:
+    """The patterns of `recipe.skip` that a node's module, or a module around that, matches."""
     around = places_around(node, prefix)
-    matches = (pattern for pattern in recipe.skip for x in around if fnmatchcase(x, pattern))
-    return next(matches, None)
+    return (pattern for pattern in recipe.skip for x in around if fnmatchcase(x, pattern))
 
 
 def fits_gemm(node: fx.Node) -> bool:
@@ -199,7 +206,7 @@ def multiplied(
         return Multiplied(f"{formats} ({executor})", None)
     if not recipe.rounds:
         return Multiplied(FULL_PRECISION, f"recipe {recipe.name} rounds nothing")
-    if pattern := skipping(node, recipe, prefix):
+    if (pattern := skipping(node, recipe, prefix)) is not None:
         return Multiplied(FULL_PRECISION, f"skip={pattern!r}")
     return Multiplied(FULL_PRECISION, unrounded_reason(node) or why_unruled(node, recipe, prefix))
 

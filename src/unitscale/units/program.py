@@ -14,9 +14,10 @@ from unitscale.graph.dynamo import example
 from unitscale.graph.engine import compiler
 from unitscale.graph.recompute import recomputing
 from unitscale.recipes import Cast, Delayed, Gemm, Operand, Recipe, Unit
-from unitscale.units.assign import limit_for
+from unitscale.units.assign import Monomial, limit_for
 from unitscale.units.measurement import Limits, Watch
 from unitscale.units.ops import operands, rule_of
+from unitscale.units.plan import Symbols
 from unitscale.units.products import operands_at
 from unitscale.units.rewrite import rewrite
 
@@ -31,10 +32,12 @@ class Slot(NamedTuple):
     Args:
         name: of the result of the product, and the position of the operand in it.
         operand: how it is rounded.
+        unit: what it is held at; a gradient at `1 / phi`.
     """
 
     name: str
     operand: Operand
+    unit: Monomial
 
 
 class Program:
@@ -69,14 +72,17 @@ class Program:
 
     def find_slots(self) -> None:
         """A slot for each operand, and for the gradient, of the products with delayed scales."""
+        symbols = Symbols(self.tensors, scale=self.scale)
         for node, gemm in self.rounded.items():
             if not any(isinstance(operand.scale, Delayed) for operand in gemm.operands):
                 continue
             start, name = len(self.slots), self.tensors[node].name
-            taken = operands_at(node, gemm)
-            for index, operand in enumerate((*taken, gemm.grad_input[0])):
-                label = "gradient" if index == len(taken) else str(index)
-                self.slots.append(Slot(f"{name}:{label}", operand))
+            taken = zip(operands(node, rule_of(node)), operands_at(node, gemm), strict=True)
+            for index, (x, operand) in enumerate(taken):
+                unit = symbols.operand(x) if x in self.tensors else Monomial()
+                self.slots.append(Slot(f"{name}:{index}", operand, unit))
+            unit = Monomial() / symbols.gradient(node)
+            self.slots.append(Slot(f"{name}:gradient", gemm.grad_input[0], unit))
             self.slots_of[node] = range(start, len(self.slots))
 
     def rewritten(self, *, is_measured: bool = False) -> Any:

@@ -1,7 +1,7 @@
 """What a measuring step saw of each tensor, as numbers; of several processes, as one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -85,6 +85,27 @@ def merge(readings: Sequence[dict[str, float | None]]) -> Reading:
         else:
             result[field] = max(values, default=None)
     return Reading(**result)
+
+
+def readings_of(numbers: Any) -> dict[str, Reading]:
+    """Readings from what `as_numbers` made of them.
+
+    Raises:
+        ValueError: it is nothing of the kind.
+    """
+    known = {field.name for field in fields(Reading)}
+    fits = isinstance(numbers, Mapping) and all(
+        isinstance(reading, Mapping)
+        and reading.keys() == known
+        and all(x is None or isinstance(x, int | float) for x in reading.values())
+        for reading in numbers.values()
+    )
+    if not fits:
+        raise ValueError(
+            f"units: 'unshared' is {str(numbers)[:60]}; expected an object with what was read of "
+            "each tensor"
+        )
+    return {name: Reading(**reading) for name, reading in numbers.items()}
 
 
 def as_numbers(readings: dict[str, Reading]) -> dict[str, dict[str, float | None]]:

@@ -47,6 +47,7 @@ def agree(store: UnitStore, groups: Iterable[Any]) -> None:
     last time, by the schedule, a request or a graph of its own, then all exchange what they read.
     """
     groups = list(groups)
+    store.has_replicas |= bool(groups)
     measured, requested = bool(store.unshared), store.requested
     try:
         for group in groups:

@@ -20,6 +20,7 @@ from unitscale.units.assign import ONE, reason
 from unitscale.units.call import Terms
 from unitscale.units.executable import Executable
 from unitscale.units.ops import INSIDE, is_inside_scaled_op
+from unitscale.units.placing import NOTHING, Beside
 from unitscale.units.products import Multiplied, multiplied
 from unitscale.units.reading import Reading
 from unitscale.units.replicas import agree, groups_of
@@ -41,6 +42,7 @@ class Session:
         factor_dtype: dtype of the vector of factors.
         model: what is compiled, if that is known: its submodules tell graphs apart.
         store: units to go on with.
+        beside: what was asked for beside the recipe, which has it already.
 
     Attributes:
         plain: modules, by path, that ran without a graph of the session, and why.
@@ -58,7 +60,9 @@ class Session:
         factor_dtype: torch.dtype = torch.float32,
         model: nn.Module | None = None,
         store: UnitStore | None = None,
+        beside: Beside = NOTHING,
     ) -> None:
+        self.beside = beside
         self.store = store or UnitStore(scale=scale, remeasure=remeasure)
         self.store.amaxes.needed = recipe.is_delayed
         self.rules_checked = False
@@ -161,6 +165,7 @@ class Session:
             inner=self.inner,
             model=model,
             store=copy.deepcopy(self.store, memo),
+            beside=self.beside,
         )
         return copied
 
@@ -197,7 +202,7 @@ class Session:
         )
 
     def warn_of_unused_rules(self, name: str) -> None:
-        """Warn, once something has run, of the recipe's rules that no product has matched.
+        """Warn, once something has run, of rules and of `skip=` that no product has matched.
 
         A rule for everything is none of them: a model may have no products at all.
         """
@@ -212,7 +217,15 @@ class Session:
             named = ", ".join(f"(path {rule.path!r}, op {rule.op!r})" for rule in unused)
             warnings.warn(
                 f"{name}: of recipe {self.recipe.name!r} no product in this call matches the rule "
-                f"{named}; us.summary(model) has the products.",
+                f"{named}, or earlier rules take all that do; us.summary(model) has the products.",
+                stacklevel=4,
+            )
+        skips = self.terms.used_skips
+        idle = [one.label for one in self.beside.skips if skips.isdisjoint(one.patterns)]
+        if idle and self.recipe.rounds:
+            warnings.warn(
+                f"{name}: skip={', '.join(idle)} keeps no product of this call in full precision: "
+                "what it matches has none; us.summary(model) has the products by name.",
                 stacklevel=4,
             )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from unitscale.units.amax import AmaxHistory
 from unitscale.units.assign import MAX_EXPONENT, Unit, assign, is_rounding_error
-from unitscale.units.reading import Reading
+from unitscale.units.reading import Reading, as_numbers, readings_of
 from unitscale.units.schedule import Remeasure, check_schedule, is_due, never_measures
 
 __all__ = ["STATE_VERSION", "UnitStore", "check_state"]
@@ -46,6 +46,8 @@ class UnitStore:
             training measures, and set again by the next evaluation.
         requested: whether the next training call measures, whatever the schedule.
         amaxes: those of earlier steps, where a recipe makes scales of them.
+        has_replicas: whether other processes take part: then a saved state says what was measured
+            since the last exchange.
     """
 
     def __init__(self, *, scale: bool, remeasure: Remeasure = "geometric") -> None:
@@ -62,6 +64,7 @@ class UnitStore:
         self.unshared: dict[str, Reading] = {}
         self.warned: set[str] = set()
         self.amaxes = AmaxHistory()
+        self.has_replicas = False
         self.label = ""  # how a warning begins
 
     @property
@@ -189,7 +192,10 @@ class UnitStore:
             "units": {name: asdict(unit) for name, unit in self.units.items()},
             "without_phi": sorted(self.without_phi),
             "evaluated": sorted(self.evaluated),
+            "unshared": as_numbers(self.unshared) if self.has_replicas else {},
+            "delayed": self.amaxes.needed,
             "amaxes": self.amaxes.state(),
+            "pending_amaxes": self.amaxes.pending(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -200,8 +206,12 @@ class UnitStore:
         """
         check_state(state)
         amaxes = state.get("amaxes", {})
-        self.amaxes.check(amaxes, step=state["step"])
-        self.amaxes.load(amaxes)
+        pending = state.get("pending_amaxes", [])
+        self.amaxes.check(
+            amaxes, step=state["step"], pending=pending, was_delayed=state.get("delayed")
+        )
+        unshared = readings_of(state.get("unshared", {}))
+        self.amaxes.load(amaxes, pending)
         self.units = {name: Unit(**unit) for name, unit in state["units"].items()}
         self.without_phi = frozenset(state["without_phi"])
         self.evaluated = frozenset(state["evaluated"])
@@ -211,7 +221,7 @@ class UnitStore:
         }
         self.step, self.requested = state["step"], state["requested"]
         self.readings = {name: Reading() for name in self.units}
-        self.adopted_at, self.unshared = {}, {}
+        self.adopted_at, self.unshared = {}, unshared
         self.version += 1
 
 

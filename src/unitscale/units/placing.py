@@ -1,0 +1,163 @@
+"""A recipe checked against a model before anything is changed, and what is asked for beside it."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from glob import escape
+
+from torch import nn
+
+from unitscale.formats import FloatFormat
+from unitscale.gemm import ProductFormats, choose
+from unitscale.graph.place import alias_patterns
+from unitscale.recipes import Recipe, Rule
+
+__all__ = [
+    "NOTHING",
+    "Beside",
+    "Skip",
+    "Skipped",
+    "placed",
+    "skipped_by",
+    "warn_of_what_is_missing",
+]
+
+Skip = Sequence[str] | Callable[[str, nn.Module], bool]
+"""Which modules keep full precision: patterns of paths, or a function of a path and its module."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One wish of a person to keep full precision.
+
+    Args:
+        label: as a message names it.
+        patterns: of module paths, those of the same module by other paths too.
+    """
+
+    label: str
+    patterns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a person asked for beside a recipe: it holds under the next recipe too."""
+
+    skips: tuple[Skipped, ...] = ()
+    activations: FloatFormat | None = None
+    saved: FloatFormat | None = None
+
+
+NOTHING = Beside()
+
+
+def skipped_by(skip: Skip, model: nn.Module, caller: str) -> tuple[Skipped, ...]:
+    """The patterns of `skip=`, each with those of the other paths of what it matches.
+
+    Raises:
+        TypeError: neither a list nor a function. ValueError: a pattern matches no module.
+    """
+    if isinstance(skip, str):
+        raise TypeError(f"{caller}: skip is the string {skip!r}; expected a list, [{skip!r}]")
+    is_list = isinstance(skip, list | tuple | set | frozenset)
+    if isinstance(skip, type) or not (is_list or callable(skip)):
+        raise TypeError(
+            f"{caller}: skip is {skip!r}; expected a list of patterns of module paths, or a "
+            "function of a path and its module"
+        )
+    if wrong := [p for p in skip if not isinstance(p, str)] if not callable(skip) else []:
+        raise TypeError(
+            f"{caller}: skip has {wrong[0]!r}; expected patterns of module paths, as text"
+        )
+    if callable(skip):
+        named = model.named_modules(remove_duplicate=False)
+        paths = [escape(path) for path, module in named if skip(path, module)]
+        return (Skipped("the function", (*paths, *alias_patterns(model, paths))),) if paths else ()
+    check_patterns(model, skip, caller, "skip")
+    return tuple(Skipped(repr(p), (p, *alias_patterns(model, [p]))) for p in skip)
+
+
+def placed(recipe: Recipe, model: nn.Module, beside: Beside, caller: str) -> Recipe:
+    """A recipe whose patterns are known to match modules of the model, by all their paths.
+
+    Raises:
+        ValueError: a pattern matches nothing, or the device has no such executor.
+    """
+    check_patterns(model, recipe.skip, caller, "skip")
+    check_patterns(model, [rule.path for rule in recipe.rules if rule.path != "*"], caller, "path")
+    rules: dict[tuple[str, str], Rule] = {}
+    for rule in recipe.rules:
+        aliases = alias_patterns(model, [rule.path]) if rule.path != "*" else ()
+        for path in (rule.path, *aliases):
+            # Of two rules for the two paths of one module the first counts, as always.
+            rules.setdefault((path, rule.op), replace(rule, path=path))
+    asked = [pattern for skipped in beside.skips for pattern in skipped.patterns]
+    recipe = replace(
+        recipe,
+        rules=tuple(rules.values()),
+        skip=(*recipe.skip, *alias_patterns(model, recipe.skip), *asked),
+        activations=beside.activations or recipe.activations,
+        saved=beside.saved or recipe.saved,
+    )
+    check_executor(model, recipe, caller)
+    return recipe
+
+
+def check_patterns(model: nn.Module, patterns: Sequence[str], caller: str, word: str) -> None:
+    """Every pattern must match a module."""
+    paths = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            near = get_close_matches(pattern, paths, n=1, cutoff=0.0)
+            hint = f"; for this very path write {escape(pattern)!r}" if pattern in paths else ""
+            raise ValueError(
+                f"{caller}: {word}={pattern!r} matches no module of {type(model).__name__}; "
+                f"nearest path: {near[0] if near else '(none)'!r}{hint}."
+            )
+
+
+def check_executor(model: nn.Module, recipe: Recipe, caller: str) -> None:
+    """Refuse FP8 products that the device of the model does not have, before it is compiled."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if not recipe.rounds or first is None:
+        return
+    try:
+        for gemm in recipe.gemms:
+            choose(ProductFormats.from_gemm(gemm, recipe.executor), first.dtype, first.device)
+    except ValueError as error:
+        raise ValueError(f"{caller}, recipe {recipe.name!r}: {error}") from None
+
+
+def warn_of_what_is_missing(
+    recipe: Recipe, model: nn.Module, *, scale: bool, caller: str, stacklevel: int = 4
+) -> None:
+    """Say what a recipe counts on and the model does not have: its units, or a loss scale."""
+    if recipe.loss_scale is not None:
+        factor = "a factor" if recipe.loss_scale == "dynamic" else f"{recipe.loss_scale:g}"
+        warnings.warn(
+            f"{caller}: recipe {recipe.name!r} expects the loss times {factor} and the gradients "
+            "divided by it, which a model cannot do; do both in the training loop "
+            "(torch.amp.GradScaler does) and pass unitscale.recipes.without_loss_scale(recipe), or "
+            "take 'fp16', which needs neither.",
+            stacklevel=stacklevel,
+        )
+    if recipe.unit_scaled and not scale and not is_written_unit_scaled(model):
+        warnings.warn(
+            f"{caller}: recipe {recipe.name!r} rounds tensors at their units, and this "
+            f"{type(model).__name__} has none: every scale is 1, and small gradients become zero. "
+            "Call us.unit_scale(model, recipe) instead; if the model is written unit-scaled, take "
+            "a recipe that casts, such as 'fp8-none'.",
+            stacklevel=stacklevel,
+        )
+
+
+def is_written_unit_scaled(model: nn.Module) -> bool:
+    """Whether modules of `unitscale.nn` are in a model."""
+    library = __name__.partition(".")[0]
+    return any(
+        kind.__module__.startswith((f"{library}.nn", f"{library}.models"))
+        for module in model.modules()
+        for kind in type(module).__mro__
+    )
