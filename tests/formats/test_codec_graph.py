@@ -19,6 +19,12 @@ from unitscale.formats import (
     PerAxis,
     PerBlock,
     PerTile,
+    decode,
+    dequantize_blocks,
+    encode,
+    quantize_blocks,
+    round_to,
+    round_to_blocks,
 )
 
 # torch 2.13 compiling warns of itself (November 2026).
@@ -119,8 +125,6 @@ def test_given_scales_in_a_graph():
 
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), function(x))
-        # Else Dynamo takes the fields of the next format for variables, as they have changed.
-        torch._dynamo.reset()
 
 
 def test_given_numbers_in_a_tracer():
@@ -157,3 +161,49 @@ def test_batched_gradients(codec):
     x, grads = torch.randn(40, 70, requires_grad=True), torch.randn(3, 40, 70)
     (got,) = torch.autograd.grad(Backward.apply(x), x, grads, is_grads_batched=True)
     assert torch.equal(got, torch.stack([*map(codec.round, grads)]))
+
+
+def assert_each_is_compiled(compiled, function, things, x):
+    """One compiled function for several formats gives what the function does for each."""
+    for thing in things:
+        assert_same_results([compiled(x, thing)], [function(x, thing)])
+
+
+def test_one_compiled_function_for_several_codecs():
+    """Dynamo takes a number that has changed for a symbol; those of a format are none."""
+    function = lambda x, codec: codec.decode(codec.encode(x)) + codec.round(x)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert_each_is_compiled(compiled, function, CODECS[:4] + CODECS[6:9], some_rows())
+    again = Codec(format=FP16)  # equal to the second, and another object
+    assert_each_is_compiled(compiled, function, [again], some_rows())
+
+
+def test_one_compiled_function_for_several_formats():
+    x = some_rows()
+    cases = {
+        (E4M3FN, E5M2, FP16, E2M1FN): lambda x, fmt: round_to(x, fmt),
+        (E4M3FN, E5M2, E2M1FN): lambda x, fmt: decode(encode(x, fmt), fmt),
+        (MX_E4M3FN, NVFP4, MX_E2M1FN): lambda x, fmt: round_to_blocks(x, fmt),
+        (NVFP4, MX_E4M3FN): lambda x, fmt: dequantize_blocks(quantize_blocks(x, fmt)),
+    }
+    for formats, function in cases.items():
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        assert_each_is_compiled(compiled, function, formats, x)
+
+
+def test_assert_each_is_compiled_sees_a_format_that_is_taken_for_another():
+    first = lambda x, _: round_to(x, E4M3FN)
+    with pytest.raises(AssertionError):
+        assert_each_is_compiled(first, round_to, [E4M3FN, E2M1FN], some_rows())
+
+
+def test_a_closure_of_another_codec_is_compiled_again():
+    x = some_rows()
+
+    def rounding(codec):
+        return lambda x: codec.round(x)
+
+    for codec in CODECS[:3]:
+        function = rounding(codec)
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        assert_same_results([compiled(x)], [function(x)])

@@ -36,6 +36,7 @@ from unitscale.formats.grouping import amax_within, keep_whole
 from unitscale.formats.hashing import draw_seed, keys_of, lane_numbers
 from unitscale.formats.kernel import MAGNITUDES, Bits
 from unitscale.formats.rounding import is_traced, piece_size
+from unitscale.formats.traced import as_constant
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -78,6 +79,7 @@ def round_to_blocks(
     Raises:
         TypeError, ValueError: as `quantize_blocks`; `out` of another shape or dtype than x.
     """
+    fmt = as_constant(fmt)
     _check_out("round_to_blocks", out, x.shape, x.dtype)
     given = _prepare("round_to_blocks", x, fmt, dim, rounding, seed, tensor_scale)
     return _run_into(values, given, x.detach(), out, compiled)
@@ -108,6 +110,7 @@ def quantize_blocks(
         ValueError: x is 0-dim; dim is out of range; unknown rounding; a seed for one that is not
             stochastic; a tensor_scale of several elements or for a format without.
     """
+    fmt = as_constant(fmt)
     given = _prepare("quantize_blocks", x, fmt, dim, rounding, seed, tensor_scale)
     rows = given.rows(x.detach())
     codes, scales = _run(codes_and_scales, given, rows, (None, None), compiled)
@@ -142,7 +145,7 @@ def dequantize_blocks(
     if dtype not in _DTYPES:
         raise TypeError(f"dequantize_blocks: dtype is {dtype}; expected one of {_DTYPES}")
     _check_out("dequantize_blocks", out, q.codes.shape, dtype)
-    given = BlockLaw(fmt=q.fmt, dim=q.dim, dtype=dtype, tensor_scale=q.tensor_scale)
+    given = BlockLaw(fmt=as_constant(q.fmt), dim=q.dim, dtype=dtype, tensor_scale=q.tensor_scale)
     scales = q.scales.movedim(q.dim, -1).reshape(-1, 1)
     return _run_into(decoded, given, q.codes, out, compiled, scales)
 

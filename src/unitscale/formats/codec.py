@@ -32,6 +32,7 @@ from unitscale.formats.scale_rule import (
     power_of_two_scale,
     power_of_two_value,
 )
+from unitscale.formats.traced import as_constant
 
 __all__ = ["Codec", "Encoded", "PowerOfTwo"]
 
@@ -174,7 +175,7 @@ class Codec:
             ValueError: x lacks an axis; a scale does not broadcast, or is a number that is not
                 positive; a tensor_scale for a format without; a seed without "stochastic".
         """
-        data, stored, outer = self._run(x, scale, tensor_scale, seed, None)
+        data, stored, outer = as_constant(self)._run(x, scale, tensor_scale, seed, None)
         return Encoded(data, stored, outer)
 
     def pack(self, e: Encoded) -> Encoded:
@@ -184,6 +185,9 @@ class Codec:
         and fewer, and the scales of block formats in float8_e8m0fnu or float8_e4m3fn. A format
         without NaN has none to store: such an element is -0, and only a scale of NaN tells.
         """
+        return as_constant(self)._pack(e)
+
+    def _pack(self, e: Encoded) -> Encoded:
         dtype, data, scale = torch_dtype(self.element), e.data, e.scale
         if dtype is not None:
             data = data.to(dtype)
@@ -219,6 +223,9 @@ class Codec:
             TypeError: dtype is none of float64, float32, bfloat16 and float16.
         """
         carrier(dtype, "Codec.decode")
+        return as_constant(self)._decode(e, dtype)
+
+    def _decode(self, e: Encoded, dtype: torch.dtype) -> Tensor:
         work = torch.float64 if dtype == torch.float64 else torch.float32
         data, scale = e.data, e.scale
         if data.dtype == torch.uint8:
@@ -244,7 +251,7 @@ class Codec:
         seed: int | Tensor | None = None,
     ) -> Tensor:
         """`decode(grid(x), x.dtype)`, with the arguments of `grid`."""
-        values, _, _ = self._run(x, scale, tensor_scale, seed, x.dtype)
+        values, _, _ = as_constant(self)._run(x, scale, tensor_scale, seed, x.dtype)
         return values
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
@@ -369,10 +376,3 @@ def _by_pieces(x: Tensor, write: Callable[[Tensor], Tensor], dtype: torch.dtype)
     if is_traced(x) or not is_large(x, None):
         return write(x)
     return in_pieces(x, Bits(), lambda part, _: write(part), torch.empty_like(x, dtype=dtype))
-
-
-def _positive(name: str, given: float | Tensor, x: Tensor) -> Tensor:
-    """A given scale in float32 on x's device; a number is checked, a tensor is not read."""
-    if not isinstance(given, Tensor) and not (given > 0 and math.isfinite(given)):
-        raise ValueError(f"Codec: {name} is {given}; expected a positive number")
-    return torch.as_tensor(given, dtype=torch.float32, device=x.device).detach()

@@ -9,6 +9,7 @@ from unitscale.formats.dtypes import TORCH_DTYPES, carrier
 from unitscale.formats.format import FloatFormat
 from unitscale.formats.kernel import Bits, Rounding, codes_of, is_plain
 from unitscale.formats.rounding import in_pieces, in_rows, is_large, is_traced, prepare, round_to
+from unitscale.formats.traced import as_constant
 
 
 def encode(
@@ -36,6 +37,7 @@ def encode(
         ValueError: the format has more than 8 bits; `out` of another shape or dtype; or what
             `round_to` raises.
     """
+    fmt = as_constant(fmt)
     _check_width(fmt, "encode")
     if out is not None and (out.shape != x.shape or out.dtype != torch.uint8):
         raise ValueError(
@@ -78,6 +80,7 @@ def decode(codes: Tensor, fmt: FloatFormat, dtype: torch.dtype = torch.float32) 
         TypeError: codes are not uint8; dtype is another one.
         ValueError: the format has more than 8 bits, or values that `dtype` does not.
     """
+    fmt = as_constant(fmt)
     _check_width(fmt, "decode")
     if codes.dtype != torch.uint8:
         raise TypeError(f"decode: codes are {codes.dtype}; expected uint8")

@@ -64,7 +64,7 @@ def divisor(scale: Tensor) -> Tensor:
 def _positive(name: str, given: float | Tensor, x: Tensor) -> Tensor:
     if isinstance(given, Tensor):
         return given.detach().to(device=x.device, dtype=torch.float32)
-    if not (given > 0 and math.isfinite(given)):
+    if not 0 < given < math.inf:  # `math.isfinite` takes no symbol of Dynamo
         raise ValueError(f"Codec: {name} is {given}; expected a positive number")
     return x.new_full((), given, dtype=torch.float32)
 

@@ -18,6 +18,7 @@ from unitscale.formats.dtypes import TORCH_DTYPES, carrier
 from unitscale.formats.format import FloatFormat
 from unitscale.formats.hashing import LANES, draw_seed, keys_of
 from unitscale.formats.kernel import Bits, Law, Rounding
+from unitscale.formats.traced import as_constant
 
 PIECE = 2**17
 """Elements of a piece for each thread. Measured best in float32: smaller ones cost dispatch, larger
@@ -85,6 +86,7 @@ def round_to(
     """
     if rounding == "nearest" and out is None and inv_scale is None and is_batched(x):
         return over_lanes(lambda lanes: round_to(lanes, fmt, saturate=saturate), x)
+    fmt = as_constant(fmt)
     law, bits, scale = prepare(
         "round_to", x, fmt, rounding, saturate, generator, seed, inv_scale, compiled
     )

@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unitscale.formats import BlockFormat, Codec, Encoded, FloatFormat, round_to, widen
+from unitscale.formats import BlockFormat, Encoded, widen
 from unitscale.formats.rounding import is_traced
-from unitscale.formats.scale_rule import exact_scale
-from unitscale.gemm import passes
-from unitscale.gemm.formats import Parsed, ProductFormats, has_scale, operand_of
-from unitscale.gemm.hadamard import turned
-from unitscale.recipes import Constant, Current, Delayed, Operand, PerTensor, Unit, parse_operand
+from unitscale.gemm import opaque, passes
+from unitscale.gemm.formats import ProductFormats
+from unitscale.gemm.grid import Given, Use, amax_of, codec_of, decoded, grid, wide
+from unitscale.recipes import Current, Operand, PerTensor
 
 __all__ = [
     "Given",
@@ -41,44 +40,6 @@ __all__ = [
     "wide",
     "working_dtype",
 ]
-
-
-class Use(NamedTuple):
-    """How a product takes a tensor.
-
-    Args:
-        text: of the operand; None takes it as it is.
-        along: the axis of the contraction, -1 or -2.
-    """
-
-    text: str | None
-    along: int = -1
-
-    @property
-    def operand(self) -> Operand:
-        """What the text says."""
-        return operand_of(self.text or "as is")
-
-    @property
-    def is_turned(self) -> bool:
-        """Whether the encoded tensor has its last two axes swapped: its contraction is last."""
-        return self.along == -2 and not self.operand.is_shared
-
-    def shares(self, other: "Use") -> bool:
-        """Whether both take the same values of a tensor."""
-        return self.text == other.text and (self.operand.is_shared or self.along == other.along)
-
-
-class Given(NamedTuple):
-    """The amax of a tensor, and the scale that earlier steps gave it: 0 where there were none."""
-
-    amax: Tensor
-    scale: Tensor
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a scale meets a tensor of this dtype."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
@@ -102,47 +63,6 @@ def uncast(formats: ProductFormats, x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False)
 
 
-def saturates(fmt: FloatFormat) -> bool:
-    """Whether a cast to this format clamps: yes up to eight bits, no for FP16, BF16 and wider."""
-    return fmt.bits <= 8
-
-
-def amax_of(x: Tensor) -> Tensor:
-    """The largest magnitude, in float32; 0 of an empty tensor."""
-    return x.abs().amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
-
-
-CODECS = Parsed()
-
-
-def codec_of(text: str) -> Codec:
-    """The codec of an operand with a scale."""
-    make_codec(text)
-    codec: Codec = getattr(CODECS, text)
-    return codec
-
-
-@torch.compiler.assume_constant_result
-def make_codec(text: str) -> None:
-    """Have the codec of an operand's text among those that are known."""
-    if hasattr(CODECS, text):
-        return
-    operand = parse_operand(text)
-    assert operand.format is not None
-    scale = operand.scale if isinstance(operand.scale, Current) else Current()
-    rule = scale.power_of_two
-    if isinstance(operand.format, BlockFormat) and not operand.format.has_tensor_scale:
-        rule = rule or "floor"
-    codec = Codec(
-        format=operand.format,
-        granularity=operand.granularity,
-        power_of_two=rule,
-        margin=scale.margin,
-        rounding=operand.rounding,
-    )
-    setattr(CODECS, text, codec)
-
-
 def encode(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
     """A tensor rounded as a product takes it; data in the dtype of x, with a scale in a wide one.
 
@@ -156,30 +76,9 @@ def encode(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
 def on_grid(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
     """`encode` of what is no operand: a result, which a kernel rounds where it writes it."""
     operand = use.operand
-    if operand.format is None:
-        return Encoded(x, None)
-    if use.is_turned:
-        x = x.mT
-    if operand.transform is not None:
-        x = turned(x.to(wide(x.dtype)), operand.transform.size)
-    if not has_scale(operand):
-        assert isinstance(operand.format, FloatFormat)
-        saturate = saturates(operand.format)
-        return Encoded(round_to(x, operand.format, operand.rounding, saturate=saturate), None)
-    assert use.text is not None
-    codec, scale = codec_of(use.text), operand.scale
-    if isinstance(operand.format, BlockFormat):
-        is_unit = isinstance(scale, Unit) and operand.format.has_tensor_scale
-        return codec.grid(x, tensor_scale=1.0) if is_unit else codec.grid(x)
-    if isinstance(scale, Constant):
-        return codec.grid(x, scale=2.0**scale.log2)
-    if isinstance(scale, Delayed):
-        amax = amax_of(x) if given is None else given.amax
-        now = exact_scale(amax, operand.format, scale.margin)
-        return codec.grid(
-            x, scale=now if given is None else torch.where(given.scale > 0, given.scale, now)
-        )
-    return codec.grid(x)
+    if opaque.serves(x, operand):
+        return opaque.encode(x, use)
+    return grid(x, use, given)
 
 
 def count(operand: Operand) -> None:
@@ -204,6 +103,8 @@ def pack(encoded: Encoded, use: Use) -> Encoded:
     """The same with its data in the format's own dtype, an exact cast."""
     if use.text is None:
         return encoded
+    if opaque.serves(encoded.data, use.operand):
+        return opaque.pack(encoded, use.text)
     return codec_of(use.text).pack(encoded)
 
 
@@ -213,7 +114,9 @@ def take(encoded: Encoded, use: Use, dtype: torch.dtype) -> Tensor:
         values = widen(encoded.data, dtype)
     else:
         assert use.text is not None
-        values = codec_of(use.text).decode(encoded, dtype)
+        is_one_node = opaque.serves(encoded.data, use.operand)
+        decode = opaque.decode if is_one_node else decoded
+        values = decode(encoded, use.text, dtype)
     return values.mT if use.is_turned else values
 
 

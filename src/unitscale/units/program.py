@@ -19,7 +19,7 @@ from unitscale.units.measurement import Limits, Watch
 from unitscale.units.ops import operands, rule_of
 from unitscale.units.plan import Symbols
 from unitscale.units.products import operands_at
-from unitscale.units.rewrite import rewrite
+from unitscale.units.rewrite import FACTOR, rewrite
 
 __all__ = ["Program"]
 
@@ -103,6 +103,7 @@ class Program:
         """Hand the rewritten graph to the inner compiler; without this call it runs as it is."""
         if inner != "eager":
             found = compiler(inner) if isinstance(inner, str) else inner
+            select_factors(self.rewritten_module)
             self.compiled = found(self.rewritten_module, [vector, *inputs])
 
     @property
@@ -165,6 +166,28 @@ class Program:
             boundary=frozenset(x for x in taken if self.tensors[x].pinned == BOUNDARY),
             limits=limits,
         )
+
+
+def select_factors(module: fx.GraphModule) -> None:
+    """Read each factor from the vector by an op of its own, once, instead of all by `unbind`.
+
+    Passes of a compiler look through all that a node gives for each number that is taken of it, so
+    that their time grew with the square of the number of factors. In eager code `unbind` is faster.
+    """
+    graph = module.graph
+    for node in graph.find_nodes(op="call_function", target=torch.unbind):
+        if FACTOR not in node.meta:
+            continue
+        selected: dict[int, fx.Node] = {}
+        for number in list(node.users):
+            index = number.args[1]
+            if index not in selected:
+                with graph.inserting_before(node):
+                    selected[index] = graph.call_function(torch.select, (node.args[0], 0, index))
+            number.replace_all_uses_with(selected[index])
+            graph.erase_node(number)
+        graph.erase_node(node)
+    module.recompile()
 
 
 def format_at_unit(operand: Operand | None) -> FloatFormat | None:

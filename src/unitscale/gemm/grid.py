@@ -1,0 +1,135 @@
+"""An operand on its grid: the formulas, as eager code runs them and a graph for a GPU inlines them.
+
+`gemm.opaque` has the same as one node each, `gemm.operand` chooses.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unitscale.formats import BlockFormat, Codec, Encoded, FloatFormat, round_to
+from unitscale.formats.scale_rule import exact_scale
+from unitscale.gemm.formats import Parsed, has_scale, operand_of
+from unitscale.gemm.hadamard import turned
+from unitscale.recipes import Constant, Current, Delayed, Operand, Unit, parse_operand
+
+__all__ = ["Given", "Use", "amax_of", "codec_of", "decoded", "grid", "wide"]
+
+
+class Use(NamedTuple):
+    """How a product takes a tensor.
+
+    Args:
+        text: of the operand; None takes it as it is.
+        along: the axis of the contraction, -1 or -2.
+    """
+
+    text: str | None
+    along: int = -1
+
+    @property
+    def operand(self) -> Operand:
+        """What the text says."""
+        return operand_of(self.text or "as is")
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the encoded tensor has its last two axes swapped: its contraction is last."""
+        return self.along == -2 and not self.operand.is_shared
+
+    def shares(self, other: "Use") -> bool:
+        """Whether both take the same values of a tensor."""
+        return self.text == other.text and (self.operand.is_shared or self.along == other.along)
+
+
+class Given(NamedTuple):
+    """The amax of a tensor, and the scale that earlier steps gave it: 0 where there were none."""
+
+    amax: Tensor
+    scale: Tensor
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a scale meets a tensor of this dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def saturates(fmt: FloatFormat) -> bool:
+    """Whether a cast to this format clamps: yes up to eight bits, no for FP16, BF16 and wider."""
+    return fmt.bits <= 8
+
+
+def amax_of(x: Tensor) -> Tensor:
+    """The largest magnitude, in float32; 0 of an empty tensor."""
+    return x.abs().amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
+
+
+CODECS = Parsed()
+
+
+def codec_of(text: str) -> Codec:
+    """The codec of an operand with a scale."""
+    make_codec(text)
+    codec: Codec = getattr(CODECS, text)
+    return codec
+
+
+@torch.compiler.assume_constant_result
+def make_codec(text: str) -> None:
+    """Have the codec of an operand's text among those that are known."""
+    if hasattr(CODECS, text):
+        return
+    operand = parse_operand(text)
+    assert operand.format is not None
+    scale = operand.scale if isinstance(operand.scale, Current) else Current()
+    rule = scale.power_of_two
+    if isinstance(operand.format, BlockFormat) and not operand.format.has_tensor_scale:
+        rule = rule or "floor"
+    codec = Codec(
+        format=operand.format,
+        granularity=operand.granularity,
+        power_of_two=rule,
+        margin=scale.margin,
+        rounding=operand.rounding,
+    )
+    setattr(CODECS, text, codec)
+
+
+def grid(x: Tensor, use: Use, given: Given | None = None, seed: Tensor | None = None) -> Encoded:
+    """`x` rounded as a product takes it, see `operand.encode`.
+
+    Args:
+        given: amax and scale, of an operand whose scale comes from earlier steps.
+        seed: for an operand that has a scale and is rounded stochastically; else one is drawn.
+    """
+    operand = use.operand
+    if operand.format is None:
+        return Encoded(x, None)
+    if use.is_turned:
+        x = x.mT
+    if operand.transform is not None:
+        x = turned(x.to(wide(x.dtype)), operand.transform.size)
+    if not has_scale(operand):
+        assert isinstance(operand.format, FloatFormat)
+        saturate = saturates(operand.format)
+        return Encoded(round_to(x, operand.format, operand.rounding, saturate=saturate), None)
+    assert use.text is not None
+    codec, scale = codec_of(use.text), operand.scale
+    if isinstance(operand.format, BlockFormat):
+        is_unit = isinstance(scale, Unit) and operand.format.has_tensor_scale
+        return codec.grid(x, tensor_scale=1.0 if is_unit else None, seed=seed)
+    if isinstance(scale, Constant):
+        return codec.grid(x, scale=2.0**scale.log2)
+    if isinstance(scale, Delayed):
+        amax = amax_of(x) if given is None else given.amax
+        now = exact_scale(amax, operand.format, scale.margin)
+        return codec.grid(
+            x, scale=now if given is None else torch.where(given.scale > 0, given.scale, now)
+        )
+    return codec.grid(x, seed=seed)
+
+
+def decoded(encoded: Encoded, text: str, dtype: torch.dtype) -> Tensor:
+    """The values of what `grid` gave, packed or not, of an operand with a scale."""
+    return codec_of(text).decode(encoded, dtype)
