@@ -49,10 +49,7 @@ def sgd(values: Values, grad: Tensor, group: dict[str, Any], step: float) -> Non
             momentum.copy_(grad)
         else:
             momentum.mul_(group["momentum"]).add_(grad, alpha=1 - group["dampening"])
-        if group["nesterov"]:
-            grad = grad.add(momentum, alpha=group["momentum"])
-        else:
-            grad = momentum
+        grad = grad.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
     weight.add_(grad, alpha=-float(group["lr"]))
 
 

@@ -20,6 +20,7 @@ from .arithmetic import Values, adam, amax_of, sgd
 from .held import Held, cannot_hold, check_name, held
 from .optimizers import SGD, Adam, AdamW
 from .parts import Part, Piece, exchange, is_dtensor, local, part_of, read, write
+from .state_row import StateRow, row_of
 from .states import VERSION
 
 PIECE = {"cpu": 2**17}
@@ -32,9 +33,9 @@ MODES = ("amsgrad", "capturable", "differentiable", "fused")
 
 
 class Use(NamedTuple):
-    """A parameter at its place in the groups; `index` counts over all of them."""
+    """A parameter at its place in the groups; `number` counts over all of them."""
 
-    index: int
+    number: int
     name: str
     parameter: Tensor
     group: dict[str, Any]
@@ -83,8 +84,12 @@ class Job:
 class Coded(torch.optim.Optimizer):
     """What the three optimizers have in common; `states`, `seed` and `chunk_size` are its own."""
 
-    update: ClassVar[Callable[[Values, Tensor, dict[str, Any], float], None]]
     kind: ClassVar[str]
+
+    @staticmethod
+    def update(values: Values, grad: Tensor, group: dict[str, Any], step: float) -> None:
+        """One step on float32 pieces, in place."""
+        raise NotImplementedError
 
     def __init__(
         self,
@@ -105,11 +110,7 @@ class Coded(torch.optim.Optimizer):
             )
         self.states, self.seed, self.chunk_size = states, seed, chunk_size
         super().__init__(model, lr, **options)  # type: ignore[arg-type]
-        if states != "fp32" and not any(
-            self.held_of(use).is_coded
-            for use in self.uses()
-            if use.group["states"] == states and use.parameter.numel()
-        ):
+        if states != "fp32" and not any(self.held_of(use).is_coded for use in self.uses()):
             warnings.warn(
                 f"{self.kind}: no parameter is large enough for states={states!r}, so all states "
                 "are float32; leave states out, or see state_rows().",
@@ -179,19 +180,18 @@ class Coded(torch.optim.Optimizer):
         group["states_version"] = VERSION
         names = given.get("param_names")
         for position, entry in enumerate(params):
-            name, parameter = entry if isinstance(entry, tuple) else (None, entry)
+            own_name, parameter = entry if isinstance(entry, tuple) else (None, entry)
             if isinstance(parameter, Tensor):
-                name = name or (names[position] if names else position)
+                name = str(own_name or (names[position] if names else position))
                 try:
                     part_of(parameter)
                 except ValueError as error:
                     raise ValueError(f"{self.kind}: parameter {name!r}: {error}.") from None
-                settings = {**self.defaults, **group}
-                self.held_of(Use(position, str(name), parameter, settings))
+                self.held_of(Use(position, name, parameter, {**self.defaults, **group}))
         return group
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, in pieces of `chunk_size` elements.
 
         Raises:
@@ -268,7 +268,7 @@ class Coded(torch.optim.Optimizer):
             weight, moments = weight.clone(), [moment.clone() for moment in moments]
         values = Values(weight, tuple(moments))
         grad = read(job.grad, piece, width).float()
-        type(self).update(values, grad, job.use.group, float(job.state["step"]) + 1)
+        self.update(values, grad, job.use.group, float(job.state["step"]) + 1)
         return values
 
     def _survey(self, job: Job) -> None:
@@ -298,7 +298,7 @@ class Coded(torch.optim.Optimizer):
     def _keys(self, job: Job) -> Tensor:
         """Of the random bits: other ones for each seed, parameter and step."""
         seed = job.use.group["seed"]
-        for number in (job.use.index, int(job.state["step"])):
+        for number in (job.use.number, int(job.state["step"])):
             low, high = key_numbers(seed)
             seed = (high << 32 | low & 0xFFFFFFFF) & (1 << 64) - 1 ^ number
         return keys_of(seed - (seed >> 63 << 64), job.weight.device)
@@ -331,6 +331,15 @@ class Coded(torch.optim.Optimizer):
             for field, value in zip(codec.fields, stored, strict=True):
                 if field.layout == "tensor":
                     job.state[slot + field.suffix].copy_(value)
+
+    def state_rows(self) -> list[StateRow]:
+        """What each parameter got: a line for each, before the first step too."""
+        return [row_of(use.name, use.parameter, self.held_of(use)) for use in self.uses()]
+
+    def state_bytes(self) -> int:
+        """Bytes of all states that this process holds now; none before the first step."""
+        tensors = (value for state in self.state.values() for value in state.values())
+        return sum(local(value).nbytes for value in tensors if isinstance(value, Tensor))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, from these states, from others and from torch's own optimizer.

@@ -25,7 +25,6 @@ class Place(NamedTuple):
     """One tensor of a parameter's state: its name, and where it belongs."""
 
     name: str
-    slot: str
     field: Field
     block: int
 
@@ -44,9 +43,13 @@ class Held:
 
     def places(self) -> Iterator[Place]:
         """All tensors of the state but `step`."""
-        for slot, codec in ((self.weight.slot, self.weight), *self.moments):
+        for slot, codec in self.codecs():
             for field in codec.fields:
-                yield Place(slot + field.suffix, slot, field, codec.block)
+                yield Place(slot + field.suffix, field, codec.block)
+
+    def codecs(self) -> list[tuple[str, MomentCodec | WeightCodec]]:
+        """Name and codec of the weight and of the moments."""
+        return [(self.weight.slot, self.weight), *self.moments]
 
     @property
     def is_whole(self) -> bool:
@@ -65,10 +68,6 @@ class Held:
             field = place.field
             state[place.name] = part.zeros(field.dtype, field.layout, place.block, device)
         return state
-
-    def __str__(self) -> str:
-        parts = [f"{name} {describe(codec)}" for name, codec in self.moments]
-        return ", ".join([f"weight {describe(self.weight)}", *parts])
 
 
 def held(
@@ -126,8 +125,7 @@ def state_nbytes(
     found = held(states, shape, dtype, MOMENTS[optimizer])
     if found is None:
         raise ValueError(f"state_nbytes: {cannot_hold(states, dtype)}.")
-    codecs = [found.weight, *(codec for _, codec in found.moments)]
-    return 4 + sum(field_bytes(codec, shape) for codec in codecs)
+    return 4 + sum(field_bytes(codec, shape) for _, codec in found.codecs())
 
 
 def check_name(states: object, caller: str) -> None:

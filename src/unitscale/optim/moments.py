@@ -1,6 +1,6 @@
 """How a moment is stored: rows of float32 values to a few fields in few bits, and back.
 
-A moment has the rows of its parameter: of shape (d0, d1, ...) there are d0, each of d1 * ... values.
+A moment has the rows of its parameter: of shape (d0, d1, ...) there are d0 of d1 * ... values.
 Blocks lie inside a row and never cross two, so states can be cut between any two rows, which is how
 FSDP2 cuts parameters. The worked example is a row of 300 values, in blocks of 128:
 
@@ -39,19 +39,22 @@ class Field(NamedTuple):
 
 
 class MomentCodec(Protocol):
-    """A way to store a moment.
-
-    fields: what is stored; the first has one element for each value.
-    block: values of a row that share what has the layout "block"; 1 if nothing has.
-    is_whole: whether `encode` needs the amax of the whole tensor, which must be known before.
-    """
+    """A way to store a moment."""
 
     @property
-    def fields(self) -> tuple[Field, ...]: ...
+    def fields(self) -> tuple[Field, ...]:
+        """What is stored; the first has one element for each value."""
+        ...
+
     @property
-    def block(self) -> int: ...
+    def block(self) -> int:
+        """How many values of a row share what has the layout "block"; 1 if nothing has."""
+        ...
+
     @property
-    def is_whole(self) -> bool: ...
+    def is_whole(self) -> bool:
+        """Whether `encode` needs the amax of the whole tensor."""
+        ...
 
     def encode(self, x: Tensor, amax: Tensor | None) -> Sequence[Tensor]:
         """The fields of float32 rows (n, w), w a multiple of `block` or the end of the rows."""
@@ -130,8 +133,8 @@ class TensorScaled:
 class Expanded:
     """E4M3FN in blocks, each stretched to the whole range of the format: COAT.
 
-    With `n = |x| / amax` of a block, `|q| = n**k * 448`, where k puts the smallest magnitude that is
-    not zero at the smallest subnormal, 2**-9: `k = ln(448 / 2**-9) / ln(amax / amin)`. Moments of a
+    With `n = |x| / amax` of a block, `|q| = n**k * 448`, where k puts the smallest magnitude above
+    zero at the smallest subnormal, 2**-9: `k = ln(448 / 2**-9) / ln(amax / amin)`. Moments of a
     block span much less than the format's 17.8 binades, so k is above 1, and codes are finer.
     A relative error e of q is an error e / k of the value.
 

@@ -35,7 +35,7 @@ class _InCodecs:
                 f"{cls.__name__}: states={states!r} with a subclass; derive it from "
                 "unitscale.optim.coded.CodedAdamW, CodedAdam or CodedSGD."
             )
-        return super().__new__(chosen)  # type: ignore[type-var,no-any-return]
+        return super().__new__(chosen)  # type: ignore[return-value]
 
 
 class AdamW(_InCodecs, torch.optim.AdamW):
@@ -51,7 +51,7 @@ class AdamW(_InCodecs, torch.optim.AdamW):
         rules: None for torch's semantics: `lr` for every parameter, decay times `lr`. `kinds`,
             `rates` and `independent_weight_decay` mean nothing then.
         states: how moments and master weights are held: "fp32", "fp8-lm", "coat",
-            "bf16-stochastic" or "master24" (`optim.states`, docs/optimizers.md). None leaves all to
+            "bf16-stochastic" or "master24" (`optim.states`). None leaves all to
             torch. With it, `seed` (of stochastic rounding) and `chunk_size` (elements of a piece)
             are options, and `state_rows()` says what each parameter got; `amsgrad`, `capturable`,
             `differentiable` and `fused` are refused, and `foreach` changes nothing.
@@ -168,7 +168,7 @@ def _groups(
     if not all(isinstance(group, dict) for group in groups):
         raise TypeError(
             "unitscale.optim: got bare parameters, which do not say their kind; pass the model, or "
-            "the groups of param_groups(model, lr), or rules=None for no rules at all."
+            "the groups of param_groups(model, lr), or rules=None for those of torch.optim."
         )
     return groups
 

@@ -77,9 +77,9 @@ class Part:
         """The rows that are here, of a field that is placed in any way or whole."""
         if is_dtensor(field):
             if self.placed is None or layout == "tensor":
-                return field.full_tensor()  # type: ignore[attr-defined,no-any-return]
+                return field.full_tensor()  # type: ignore[attr-defined]
             mesh, placements = self.placed
-            return field.redistribute(mesh, placements).to_local()  # type: ignore[attr-defined,no-any-return]
+            return field.redistribute(mesh, placements).to_local()  # type: ignore[attr-defined]
         if layout == "tensor" or self.group is None:
             return field
         return field[self.first : self.first + self.rows]
@@ -140,7 +140,7 @@ def part_of(parameter: Tensor) -> Part:
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a parameter, a gradient or a field."""
     tensor = tensor.detach()
-    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def is_dtensor(tensor: Tensor) -> bool:

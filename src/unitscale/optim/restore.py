@@ -234,7 +234,7 @@ class One:
         """The fields of a slot as rows."""
         found = []
         for field in codec.fields:
-            place = Place(slot + field.suffix, slot, field, codec.block)
+            place = Place(slot + field.suffix, field, codec.block)
             used.add(place.name)
             value = self.field(place).to(self.weight.device)
             if field.layout != "tensor":

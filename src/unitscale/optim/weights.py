@@ -26,23 +26,32 @@ class Written(NamedTuple):
 
 
 class WeightCodec(Protocol):
-    """A way to keep a weight.
-
-    slot: the name of the state; the fields add their suffix to it.
-    fields, block, is_whole: as a `MomentCodec`'s.
-    is_exact: whether writing what was read changes nothing, not even the first time.
-    """
+    """A way to keep a weight."""
 
     @property
-    def slot(self) -> str: ...
+    def slot(self) -> str:
+        """The name of the state; the fields add their suffix to it."""
+        ...
+
     @property
-    def fields(self) -> tuple[Field, ...]: ...
+    def fields(self) -> tuple[Field, ...]:
+        """What is stored beside the parameter."""
+        ...
+
     @property
-    def block(self) -> int: ...
+    def block(self) -> int:
+        """As a `MomentCodec`'s."""
+        ...
+
     @property
-    def is_whole(self) -> bool: ...
+    def is_whole(self) -> bool:
+        """As a `MomentCodec`'s."""
+        ...
+
     @property
-    def is_exact(self) -> bool: ...
+    def is_exact(self) -> bool:
+        """Whether writing what was read leaves the parameter as it was, even the first time."""
+        ...
 
     def read(self, weight: Tensor, stored: Sequence[Tensor]) -> Tensor:
         """The float32 weight, of a piece of the parameter and its fields."""
