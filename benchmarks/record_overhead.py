@@ -1,6 +1,7 @@
 """What recording costs: time of a step that is sampled, and bytes on disk.
 
     python benchmarks/record_overhead.py [--recipe fp32] [--model attention] [--samples 40]
+        [--what-if fp8,fp8-current,mxfp8,nvfp4]
 
 Two trainings of one model, in the default configuration of `unitscale train`, take turns, a step
 each, and the first of each pair changes from step to step: so both see the same load of the
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--period", type=int, default=4)
     parser.add_argument("--recipe", default="fp32")
     parser.add_argument("--model", default="attention", help="attention, conv, rnn, gpt2 or llama")
+    parser.add_argument("--what-if", default="", help="all, or recipes with commas between them")
     options = parser.parse_args()
     if options.samples < 2 or options.period < 3:
         parser.error("at least 2 samples and a period of 3 are needed")
@@ -73,7 +75,11 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "numerics.jsonl"
         with record(
-            recorded.model, every=period, path=path, optimizer=recorded.optimizer
+            recorded.model,
+            every=period,
+            path=path,
+            optimizer=recorded.optimizer,
+            what_if=options.what_if,
         ) as recorder:
             for subject in (plain, recorded):  # capture and warm-up, over several measurements
                 for _ in range(2 * period):

@@ -1,5 +1,6 @@
 """What every test gets: a fixed seed, one thread, the time it needs, no code of another test."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("any machine")
+
+
+# torch, transformers and what compilers keep are millions of objects, and each full collection
+# walks them all: a fifth of the suite's time. What is freed by count is freed as ever.
+gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,17 @@
 """Unit-scaled low-precision training for PyTorch.
 
 Everything is imported on first use: `import unitscale` costs milliseconds and imports no torch,
-so the command line can print its help, and the torch-free theory can be used, without it.
+so the command line can print its help, and the torch-free theory can be used, without it. Not even
+`typing` is: Ctrl-C within its import, before the command line is there, would print a traceback.
 """
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # type checkers take it for true
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from . import (
         data,
         formats,
@@ -95,7 +97,9 @@ _HOMES = {
 """Where a name of this module is defined: a room, or a room and the name that it has there."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if home := _HOMES.get(name):

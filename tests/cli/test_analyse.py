@@ -158,3 +158,68 @@ def test_missing_module_is_one_line(
     code, _, err = run(monkeypatch, capsys, "no_module_of_test:parts")
     assert (code, err.count("\n")) == (2, 1)
     assert "there is no module 'no_module_of_test'" in err
+
+
+def test_what_if_says_what_recipes_would_make(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--what-if", "fp8, fp8-none", "--suggest-skip", "mxfp4", "--budget", 0.2)
+    code, out, err = run(monkeypatch, capsys, "models_of_test:parts", "--json", *arguments)
+    assert code == 0, err
+    results = json.loads(out)
+    rows = {row["what_if"]: row for row in results["what_if"]}
+    assert list(rows) == ["layers.2.linear", "layers.0.linear"]
+    recipes = rows["layers.2.linear"]["recipes"]
+    assert list(recipes) == ["fp8", "fp8-none", "mxfp4"]
+    # Weights of 2**-14: casts lose them all, units do not.
+    assert recipes["fp8-none"]["errors"]["output"] > 0.9
+    assert recipes["fp8"]["errors"]["output"] < 0.1
+    assert results["what_if_notes"] == []
+    found = results["suggest_skip"]  # 32 x 4 of 32 x 4 + 16 x 32
+    assert (found["skip"], found["share_of_multiply_adds"]) == (["layers.2"], 0.2)
+
+
+def test_what_if_in_a_terminal_and_in_the_report(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("models_of_test:language_model", "--suggest-skip", "nvfp4", "--budget", 1)
+    code, out, err = run(monkeypatch, capsys, *arguments, "--out", "report")
+    assert code == 0, err
+    text = " ".join(out.split())
+    assert "In nvfp4 no result of 1 product would lose 3 dB more than the median." in text
+    # The path in the user's model, which the command wraps in a loss.
+    assert "with 100.0% of the multiply-adds in full precision: skip=['1']" in text
+    page = (folder / "report" / "report.html").read_text()
+    assert "What other recipes would do" in page
+    assert "skip=[&#x27;1&#x27;]" in page
+
+
+def test_results_without_what_if_are_as_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(monkeypatch, capsys, "models_of_test:parts", "--json")
+    assert code == 0
+    assert not {"what_if", "what_if_notes", "suggest_skip"} & json.loads(out).keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--what-if", "fp8,fp9"], 2, "unknown recipe 'fp9'"),
+        (["--what-if", ""], 2, "unknown recipe ''"),
+        (["--what-if", "fp8,fp8"], 2, "--what-if names 'fp8' twice"),
+        (["--suggest-skip", "fp9"], 2, "unknown recipe 'fp9'"),
+        (["--suggest-skip", "nvfp4", "--budget", "1.5"], 2, "--budget is 1.5; expected a share"),
+        (["--suggest-skip", "fp32"], 1, "fp32 was measured in no product here"),
+    ],
+)
+def test_wrong_what_if_is_one_line(
+    arguments: list[str],
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    got, out, err = run(monkeypatch, capsys, "models_of_test:parts", *arguments)
+    assert (got, out, err.count("\n")) == (code, "", 1), err
+    assert message in err

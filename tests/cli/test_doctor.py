@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from unitscale.cli import main
+from unitscale.cli.doctor import recipe_line
 from unitscale.gemm import executor
+from unitscale.gemm.capability import Machine
 from unitscale.gemm.executor import Ability
 from unitscale.recipes import RECIPES
 from unitscale.units import doctor
@@ -60,6 +62,133 @@ def test_recipes_are_judged_by_the_device(monkeypatch, quick, fp8, expected):
     assert rows["fp16"]["float32 model"] == "emulated"
     reasons = {"emulated": "scaled_mm: of FP8; bf16: ", "bf16": "of BF16", "scaled_mm": "of FP8"}
     assert rows["fp8"]["why"].startswith(reasons[expected["fp8"]])
+
+
+def test_each_product_says_what_multiplies_it(monkeypatch):
+    """`fp8-rowwise-hp` keeps grad_weight in BF16; `mus` its read-out, which says nothing of it."""
+    machine = Machine("NVIDIA H100", "cuda", (9, 0), cuda=(12, 9))
+    monkeypatch.setattr(executor, "machine_of", lambda d: machine)
+    monkeypatch.setattr(executor, "quick_bf16_products", lambda d: Ability(True, "of BF16"))
+    monkeypatch.setattr(executor, "fp8_products", lambda d: Ability(True, "of FP8"))
+    rows = {row["recipe"]: row for row in doctor.recipe_rows(torch.device("cuda", 0))}
+    by = lambda name: [one["by"] for one in rows[name]["products"]["bfloat16 model"]]
+    assert by("fp8-rowwise-hp") == ["scaled_mm row", "scaled_mm row", "emulated"]
+    assert by("mus") == ["scaled_mm tensor"] * 3
+    assert by("nvfp4") == ["emulated"] * 3
+    assert "NVFP4 products need 10.0" in rows["nvfp4"]["why"]
+    assert recipe_line(rows["fp8-rowwise-hp"]).endswith(
+        "output scaled_mm row, grad_input scaled_mm row, grad_weight emulated"
+    )
+    assert recipe_line(rows["fp8"]).split() == ["fp8", "scaled_mm", "tensor"]
+
+
+def test_each_recipe_has_one_line_under_its_reason(capsys, monkeypatch):
+    printed = run(capsys, monkeypatch).splitlines()
+    start = next(i for i, line in enumerate(printed) if line.startswith("recipes on"))
+    names = [line.split()[0] for line in printed[start:] if line.startswith("    ")]
+    assert sorted(names) == sorted(name for name, recipe in RECIPES.items() if recipe.rounds)
+    reasons = [line for line in printed[start:] if line.startswith("  ") and line[2] != " "]
+    assert len(reasons) < len(names) / 2
+    assert all(line.endswith(":") for line in reasons)
+
+
+def test_shapes_are_judged(capsys, monkeypatch):
+    arguments = ["--shapes", "4096x4096x8192,16x4096x4096", "--shapes", "4096x60x40"]
+    found = json.loads(run(capsys, monkeypatch, *arguments, "--json", "--device-name", "h200"))
+    assert [row["shape"] for row in found["shapes"]] == [
+        "4096x4096x8192",
+        "16x4096x4096",
+        "4096x60x40",
+    ]
+    assert [row["verdict"] for row in found["shapes"]] == ["yes", "no", "no"]
+    assert found["device"] == "H200 SXM"
+    printed = run(capsys, monkeypatch, *arguments)
+    for text in ("4096x4096x8192: YES. The products save", "operations a byte", "H100", "both"):
+        assert text in printed
+    if not torch.cuda.is_available():
+        assert "this machine has no FP8 hardware" in printed
+
+
+def test_device_without_fp8_is_judged_too(capsys, monkeypatch):
+    printed = run(capsys, monkeypatch, "--shapes", "8192x8192x8192", "--device-name", "a100")
+    assert "8192x8192x8192: NO. The A100 SXM has no FP8 products" in printed
+
+
+MODEL = """
+from torch import nn
+
+
+def build(width=64):
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.Linear(4 * width, width))
+
+
+def conv():
+    return nn.Conv2d(3, 3, 3)
+"""
+
+
+@pytest.mark.parametrize("name", ["my_own_model", "random"])
+def test_layers_of_a_model_in_a_file_are_judged(capsys, monkeypatch, tmp_path, name):
+    """Also where the file's name is that of a module that is imported already."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for module in ("my_own_model", "model_in_random", "its_neighbour"):
+        monkeypatch.setitem(sys.modules, module, None)  # so that it is removed again
+        monkeypatch.delitem(sys.modules, module)
+    file = tmp_path / f"{name}.py"
+    file.write_text("import its_neighbour\n" + MODEL)
+    (tmp_path / "its_neighbour.py").touch()
+    arguments = ["--model", f"{file}:build", "--set", "model.width=8192", "--tokens", "4096"]
+    found = json.loads(run(capsys, monkeypatch, *arguments, "--json"))
+    assert [row["shape"] for row in found["shapes"]] == ["4096x8192x32768", "4096x32768x8192"]
+    assert [row["layers"] for row in found["shapes"]] == [["0"], ["1"]]
+    printed = run(capsys, monkeypatch, "--model", f"{file}:build")
+    assert "8192x64x256 (0): NO." in printed
+    assert "All layers together" in printed
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_layers_of_a_known_model_are_judged(capsys, monkeypatch, model):
+    pytest.importorskip("transformers")
+    arguments = ["--model", model, "--set", "model.width=4096", "--set", "model.depth=2"]
+    found = json.loads(run(capsys, monkeypatch, *arguments, "--json"))
+    by_verdict = {row["verdict"]: row for row in found["shapes"]}
+    assert by_verdict["no"]["layers"] == ["lm_head"]
+    assert sum(row["count"] for row in found["shapes"]) == {"gpt2": 9, "llama": 15}[model]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shapes", "4096x4096"], "'4096x4096'; expected MxKxN"),
+        (["--shapes", "4x4x4,"], "''; expected MxKxN"),
+        (["--shapes", "0x4x4"], "from 1 to 2^40"),
+        (["--shapes", "4x4x4", "--device-name", "h1000"], "Did you mean 'h100'?"),
+        (["--device-name", "h100"], "--device-name goes with --shapes or --model"),
+        (["--set", "model.width=4"], "--set goes with --model"),
+        (["--shapes", "4x4x4", "--tokens", "4"], "--tokens goes with --model"),
+        (["--shapes", "4x4x4", "--set", "model.width=4"], "--set goes with --model"),
+        (["--model", "lama"], "expected gpt2, llama, MODULE:FACTORY"),
+        (["--model", "no_such_module_here:f"], "no module 'no_such_module_here'"),
+        (["--model", "no/such/file.py:f"], "there is no file no/such/file.py"),
+        (["--model", "BROKEN:f"], "broken.py failed: KeyError: 'broken'"),
+        (["--model", "torch.nn:Flatten"], "has no linear layer"),
+        (["--model", "torch.nn:Linear"], "cannot be called with {}"),
+        (["--model", "torch.nn:Linear", "--set", "width=4"], "expected model.NAME=VALUE"),
+        (["--model", "torch.nn:Flatten", "--tokens", "0"], "--tokens is 0"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, monkeypatch, tmp_path, arguments, message):
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise KeyError('broken')")
+    arguments = [text.replace("BROKEN", str(broken)) for text in arguments]
+    monkeypatch.setattr(sys, "argv", ["unitscale", "doctor", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out) == (2, "")
+    assert err.startswith("unitscale: ")
+    assert err.count("\n") == 1
+    assert message in err
 
 
 @pytest.mark.parametrize("variable", [None, "TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"])

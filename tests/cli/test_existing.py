@@ -92,3 +92,83 @@ def test_wrong_model_is_one_line_and_exit_code_2(
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert message in err
     assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
+
+
+ODD = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+def made(result, symbols=256, takes_targets=True):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(symbols, 8), nn.Linear(8, symbols)
+        def logits(self, ids):
+            return self.out(self.table(ids))
+    class Loss(Model):
+        def forward(self, ids, targets):
+            logits = self.logits(ids)
+            return result(logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    class Logits(Model):
+        def forward(self, ids):
+            return result(self.logits(ids), None)
+    return Loss if takes_targets else Logits
+pair = made(lambda logits, loss: (logits, loss))
+named = made(lambda logits, loss: {"loss": loss})
+nothing = made(lambda logits, loss: None)
+many = made(lambda logits, loss: loss + logits)
+detached = made(lambda logits, loss: loss.detach())
+few = made(lambda logits, loss: loss, symbols=128)
+tuple_of_logits = made(lambda logits, loss: (logits,), takes_targets=False)
+pooled = made(lambda logits, loss: logits.mean(1), takes_targets=False)
+few_logits = made(lambda logits, loss: logits, symbols=128, takes_targets=False)
+narrow = made(lambda logits, loss: logits[..., :100], takes_targets=False)
+no_model = lambda: [1]
+good = made(lambda logits, loss: loss[None])
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("pair", "returned a tuple of 2 for ids and targets; expected the mean loss, one number"),
+        ("named", "returned a dict of 'loss' for ids and targets; expected the mean loss"),
+        ("nothing", "returned nothing for ids and targets"),
+        ("many", "returned a tensor of shape [4, 16, 256] for ids and targets"),
+        ("detached", "returned a tensor of shape [] without a gradient"),
+        ("few", "index out of range in self; expected a model of at least 256 symbols"),
+        ("few_logits", "index out of range in self; expected a model of at least 256 symbols"),
+        ("tuple_of_logits", "a tuple of 1 for ids; expected logits of shape [4, 16, 256 or more]"),
+        ("pooled", "returned a tensor of shape [4, 256] for ids"),
+        ("narrow", "returned a tensor of shape [4, 16, 100] for ids"),
+        ("no_model", "returned a list; expected a torch.nn.Module"),
+    ],
+)
+def test_model_without_a_loss_is_one_line_and_exit_code_2(
+    factory: str,
+    message: str,
+    command: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "odd_model_of_test.py").write_text(ODD)
+    line = ["unitscale", command, "--data", "text.txt", *TINY]
+    line += ["--model", f"odd_model_of_test:{factory}", "--out", "out"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out, err.count("\n")) == (2, "", 1), err
+    assert f"odd_model_of_test:{factory} " in err
+    assert message in err
+
+
+def test_loss_of_one_element_is_a_loss(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "odd_model_of_test.py").write_text(ODD)
+    model = ["--model", "odd_model_of_test:good", "--recipes", "fp32", "--out", "out"]
+    code, _, err = run(monkeypatch, capsys, *model)
+    assert code == 0, err

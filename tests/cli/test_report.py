@@ -47,7 +47,7 @@ def test_comparison_has_a_report(
     assert capsys.readouterr().out.strip().endswith("report.html")
     page = (comparison / "report.html").read_text(encoding="utf-8")
     assert "<b>fp8-none seed 1</b>: At step 50 the gradients of layers.1 fell by 2^20" in page
-    cells = "</td><td class='text'>".join(["fp8", "grad_input", "E5M2", "E4M3FN"])
+    cells = "</td><td class='text'>".join(["fp8", "grad_input", "E5M2 unit", "E4M3FN unit"])
     assert f"<td class='text'>{cells}</td>" in page
     assert len(page.encode()) < 5_000_000
 

@@ -205,6 +205,44 @@ def test_ctrl_c_in_the_first_second_is_one_line(delay: float, text: Path, tmp_pa
     assert err.splitlines()[-1].startswith("unitscale: stopped")
 
 
+INTERRUPTED = """
+import os, signal, sys
+class Interrupts:
+    @staticmethod
+    def find_spec(name, *rest):
+        if name == WHERE:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts)
+sys.argv = ["unitscale", "formats"]
+from unitscale.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["unitscale.cli.exit", "unitscale.cli.app", "typer"])
+def test_ctrl_c_while_something_is_imported_is_no_traceback(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.replace("WHERE", repr(module))],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=heed_interrupts,
+    )
+    assert done.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in done.stderr
+
+
+def test_little_is_imported_before_ctrl_c_is_heard() -> None:
+    """What is imported then can be counted on one hand: an interrupt there is a traceback."""
+    code = (
+        "import sys; before = set(sys.modules); import unitscale.cli; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["unitscale", "unitscale.cli"]
+
+
 def test_reader_that_leaves_is_no_traceback() -> None:
     line = [sys.executable, "-m", "unitscale", "formats"]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -31,7 +31,7 @@ def assert_learns(output: str) -> None:
 
 
 def losses(processes: int, *options: str) -> list[float]:
-    output = run(*TORCHRUN, str(processes), "data_parallel.py", "--steps", "8", *options)
+    output = run(*TORCHRUN, str(processes), "data_parallel.py", "--steps", "4", *options)
     (line,) = (line for line in output.splitlines() if line.startswith("losses "))
     return [float(word) for word in line.split()[1:]]
 

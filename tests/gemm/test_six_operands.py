@@ -108,6 +108,23 @@ def test_addmm_is_the_product_and_its_bias():
     assert torch.equal(gemm.addmm(bias, a, b, formats=formats), bias + product)
 
 
+HALF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # of a value, by a rounding at most
+SCALED = {name: formats for name, formats in FORMATS.items() if formats.is_scaled}
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("formats", SCALED.values(), ids=SCALED)
+def test_a_model_in_sixteen_bits_is_one_in_float32_rounded_once(formats, dtype):
+    """Scales meet the values in float32: products of the same values differ by a last rounding."""
+    x, weight, grad = (torch.randn(shape).to(dtype) for shape in ((M, K), (N, K), (M, N)))
+    run = lambda *args: gemm.linear(*args, formats=formats)
+    got = at_seed(values_and_gradients, run, [x, weight], grad)
+    want = at_seed(values_and_gradients, run, [x.float(), weight.float()], grad.float())
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.float(), b, rtol=HALF[dtype], atol=2.0**-25)
+
+
 # What must be noticed.
 
 

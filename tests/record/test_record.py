@@ -217,6 +217,7 @@ def test_file_holds_all_rows_and_memory_one_step(tmp_path: Path):
     with record(model, [E4M3FN, FP16], every=2, path=path) as recorder:
         train(model, 5)
     header, *rows = map(json.loads, path.read_text().splitlines())
+    assert all(row.pop("crc") for row in rows)
     assert list(header["formats"]) == ["E4M3FN", "FP16"]
     assert header["formats"]["E4M3FN"]["max"] == 448
     assert recorder.rows == []
@@ -236,6 +237,12 @@ def test_resumed_file_replaces_what_is_beyond_the_checkpoint(tmp_path: Path):
         train(model, 4)
     assert read_recording(path).steps == [0, 2, 4, 6]
     assert path.read_text().count('"every"') == 1
+    before = path.read_text().replace('"rms":', '"rms":1', 1)
+    path.write_text(before)
+    with pytest.raises(ValueError, match=r"damaged in line 2"):
+        record(model, path=path, first_step=9).__enter__()
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_drift_of_a_resumed_recording_is_from_the_first_sample(tmp_path: Path):

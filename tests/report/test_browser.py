@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from report.sample import RESULTS, recording_rows
+from report.test_what_if import model_rows
 from unitscale.report import Curve, group, write_html
 
 pytestmark = [
@@ -252,3 +253,31 @@ def test_500_tensors_at_200_steps_stay_responsive(browser: Any, tmp_path: Path) 
     times = sorted(browser.execute_script(redraw) for _ in range(5))
     assert times[2] < 2000, times
     print("redraw of heat map and table, ms:", [round(t) for t in times])
+
+
+def test_recipes_are_columns_that_sort(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    path = tmp_path / "report.html"
+    write_html([*recording_rows(steps=[0, 50]), *model_rows()], path)
+    browser.get(path.as_uri())
+    WebDriverWait(browser, 60).until(lambda b: ready(b))
+    rows = "[...document.querySelectorAll('#answers tbody tr')]"
+    cells = f"return {rows}.map((row) => row.cells[3].textContent)"
+    assert browser.execute_script(cells)[-1] == "14"  # the last product of the model
+    head = browser.find_elements("css selector", "#answers thead button")
+    assert [button.text for button in head] == ["Product", "Work, %", "mxfp8", "nvfp4"]
+    head[3].click()
+    found = [float(text) for text in browser.execute_script(cells)]
+    assert found == sorted(found)
+    assert found[0] == 14
+    browser.find_elements("css selector", "#answers thead button")[3].click()
+    assert [float(text) for text in browser.execute_script(cells)] == found[::-1]
+    bad = browser.execute_script("return document.querySelectorAll('#answers td.bad').length")
+    assert bad == 2
+    choose(browser, "answer", "flushed")
+    assert set(browser.execute_script(cells)) == {"25"}
+    search = browser.find_element("id", "product-search")
+    search.send_keys("layers.11.")
+    assert len(browser.execute_script(cells)) == 2
+    assert not [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]

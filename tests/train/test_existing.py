@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from train.tiny import text_corpus, tiny_config
 from unitscale.data import Corpus
+from unitscale.models.next_byte import NextByte
 from unitscale.train import TrainConfig, loop, train
 from unitscale.train.config import STANDARD_LR
+from unitscale.train.initial import check_output
 from unitscale.train.planned import plan_runs
 from unitscale.train.run_log import read_log
 
@@ -111,3 +113,27 @@ def test_every_recipe_has_the_same_learning_rate() -> None:
 def test_name_that_is_no_model_is_refused() -> None:
     with pytest.raises(ValueError, match="existing is 'lama'; expected gpt2, llama or MODULE"):
         TrainConfig(existing="lama")
+
+
+class Counts(nn.Module):
+    """Draws random numbers, and keeps a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(256, 8), nn.BatchNorm1d(8)
+        self.out = nn.Linear(8, 256)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.norm(torch.dropout(self.table(ids), 0.5, True).flatten(0, 1))
+        return self.out(hidden).view(*ids.shape, 256)
+
+
+def test_look_at_what_a_model_returns_leaves_it_and_the_random_state_alone() -> None:
+    model = NextByte(Counts())
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    state = torch.get_rng_state()
+    check_output(tiny_config(existing="any:thing"), model)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, x in model.state_dict().items():
+        assert torch.equal(x, before[name])
+    assert all(p.grad is None for p in model.parameters())

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from train.tiny import text_corpus, tiny_config
 from unitscale.report import read_recording
 from unitscale.train import CheckpointError, train
+from unitscale.train.run_log import check_recording
 
 
 def test_recorded_run_leaves_a_recording_and_the_same_bits(tmp_path: Path) -> None:
@@ -28,13 +29,22 @@ def test_recorded_run_leaves_a_recording_and_the_same_bits(tmp_path: Path) -> No
     assert not (tmp_path / "b" / "numerics.jsonl").exists()
 
 
-@pytest.mark.parametrize("recipe", ["fp8", "fp8-none", "fp16-loss-dynamic"])
+FORMATS = {
+    "fp8": ["E4M3FN", "E5M2"],
+    "fp8-none": ["E4M3FN", "E5M2"],
+    "fp8-delayed": ["E4M3FN", "E5M2"],
+    "fp16-loss-dynamic": ["FP16"],
+    "mxfp8": ["E4M3FN"],  # of a block, the format of its elements
+    "nvfp4": ["E2M1FN"],
+}
+
+
+@pytest.mark.parametrize("recipe", FORMATS)
 def test_every_kind_of_recipe_is_recorded_in_its_formats(tmp_path: Path, recipe: str) -> None:
     config = tiny_config(recipe=recipe, steps=4, record_every=2)
     train(config, text_corpus(tmp_path), tmp_path / "run")
     recording = read_recording(tmp_path / "run" / "numerics.jsonl")
-    expected = ["E4M3FN", "E5M2"] if "fp8" in recipe else ["FP16"]
-    assert list(recording.formats) == expected
+    assert list(recording.formats) == FORMATS[recipe]
     assert recording.steps == [2, 4]
 
 
@@ -56,6 +66,37 @@ def test_resumed_run_ends_with_the_same_recording(tmp_path: Path) -> None:
     assert len(rows[0]) == len(rows[1])
     for mine, other in zip(a.series, b.series, strict=True):
         assert [r["rms"] for r in mine.rows] == [r["rms"] for r in other.rows]
+
+
+@pytest.mark.parametrize("damage", ["edited", "lost", "moved", "without"])
+def test_recording_that_was_changed_is_refused_before_anything_changes(
+    tmp_path: Path, damage: str
+) -> None:
+    corpus = text_corpus(tmp_path)
+    config = tiny_config(record_every=2, checkpoint_every=3)
+
+    def stop(record: dict) -> None:
+        if record["step"] == 5:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, corpus, tmp_path / "a", on_record=stop)
+    path = tmp_path / "a" / "numerics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    changed = {
+        "edited": [lines[0], lines[1].replace(b'"rms":', b'"rms":1'), *lines[2:]],
+        "lost": [lines[0], *lines[2:]],
+        "moved": [lines[0], lines[2], lines[1], *lines[3:]],
+        "without": [lines[0], lines[1].partition(b', "crc"')[0] + b"}\n", *lines[2:]],
+    }[damage]
+    path.write_bytes(b"".join(changed))
+    before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    with pytest.raises(CheckpointError, match=r"numerics\.jsonl is damaged in line 2.*checksum"):
+        train(config, corpus, tmp_path / "a", resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+    path.write_bytes(b"".join(lines))
+    train(config, corpus, tmp_path / "a", resume=True)
+    check_recording(path)
 
 
 def test_damaged_recording_is_refused_before_anything_changes(tmp_path: Path) -> None:

@@ -184,6 +184,111 @@ def test_a_parent_that_is_pickled_warns_too():
     assert torch.equal(other(batch()), plain()(batch()))
 
 
+class Factor(Model):
+    factor = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.factor
+
+
+def shallow(steps: int) -> tuple[Factor, Factor]:
+    """A scaled model after some calls, and a shallow copy of it that differs in an attribute."""
+    model = unit_scale(Factor(), "fp8", inner="eager")
+    for _ in range(steps):
+        model(batch())
+    other = copy.copy(model)
+    other.factor = 4.0
+    return model, other
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_shallow_copy_runs_its_own_forward_under_the_recipe(steps):
+    model, other = shallow(steps)
+    for _ in range(2):
+        assert torch.equal(other(batch()), model(batch()) * 4)
+    assert not torch.equal(model(batch()), Model.forward(us.unscale(model), batch()))
+    assert us.coverage(other) == 1.0
+    assert "(recipe): fp8" in repr(other)
+
+
+def test_unscaling_a_shallow_copy_leaves_the_modules_that_it_shares():
+    model, other = shallow(1)
+    other(batch())
+    us.unscale(other)
+    assert session_of(other) is None
+    assert model.first(batch()).sub(nn.Linear.forward(model.first, batch())).any()
+    assert us.coverage(model) == 1.0
+
+
+def test_a_shallow_copy_may_outlive_the_model():
+    model, other = shallow(1)
+    want = model(batch()).detach() * 4
+    del model
+    assert torch.equal(other(batch()), want)
+    assert us.coverage(other) == 1.0
+
+
+@pytest.mark.filterwarnings("ignore:'first' of a scaled Factor is copied")
+@pytest.mark.parametrize("calls", [0, 1])
+def test_a_deep_copy_of_a_shallow_copy_stands_alone(calls):
+    model, other = shallow(1)
+    for _ in range(calls):
+        other(batch())
+    third = copy.deepcopy(other)
+    assert torch.equal(third(batch()), model(batch()) * 4)
+    assert session_of(third) is not session_of(model)
+    with torch.no_grad():
+        third.first.weight.zero_()
+    assert not torch.equal(third(batch()), other(batch()))
+
+
+PART = "'first' of a scaled Model is copied without recipe 'fp8': the copy is plain"
+
+
+def test_a_deep_copy_of_a_part_says_that_it_is_plain():
+    model = scaled(1)
+    for part in (model.first, nn.ModuleList([model.first, model.second])):
+        with pytest.warns(UserWarning, match=PART) as told:
+            other = copy.deepcopy(part)
+        assert len(told) == 1
+        other.compile(backend="eager")
+    plain_one = copy.deepcopy(us.unscale(model).first)  # and this says nothing
+    assert "compile" not in vars(plain_one)
+
+
+def test_parts_of_a_copied_model_are_parts_of_the_copy():
+    other = copy.deepcopy(scaled(1))
+    with pytest.warns(UserWarning, match=PART):
+        copy.deepcopy(other.first)
+    us.unscale(other)
+    assert all("compile" not in vars(module) for module in other.modules())
+
+
+def test_a_pickle_of_a_part_says_that_it_is_plain():
+    model = scaled(1)
+    with pytest.warns(UserWarning, match="Model is pickled without its recipe 'fp8'"):
+        other = through_pickle(model.first)
+    assert torch.equal(other(batch()), plain().first(batch()))
+    other.compile(backend="eager")
+
+
+def test_compile_of_a_part_keeps_the_recipe_and_says_so():
+    model = scaled(1)
+    want = model.first(batch())
+    with pytest.warns(UserWarning, match=r"compile\(\) of 'first' changes nothing.*recipe 'fp8'"):
+        model.first.compile(backend="eager")
+    assert torch.equal(model.first(batch()), want)
+
+
+def test_a_module_with_a_compile_of_its_own_keeps_it():
+    class Own(nn.Linear):
+        def compile(self, *args: object) -> str:
+            return "own"
+
+    model = unit_scale(nn.Sequential(Own(8, 8)), "fp8", inner="eager")
+    assert model[0].compile() == "own"
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.RNNBase]) -> None:
         super().__init__()

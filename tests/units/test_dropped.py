@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -15,6 +15,14 @@ from unitscale.units.forward import session_of
 
 # 2026-11-28: torch 2.13's Dynamo reads `.grad` of what crosses a graph break.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_what_is_new() -> Iterator[None]:
+    """Collections look at what these tests make, not at the millions of objects of torch."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Broken(TwoLayers):

@@ -194,3 +194,32 @@ def test_a_graph_that_several_layers_share_counts_for_each_of_them() -> None:
         model(x).square().mean().backward()
         assert sum(product.macs for product in us.summary(model).products) == total
     assert us.coverage(model) == 1
+
+
+class Between(nn.Module):
+    """A product of activations that no module owns, where a graph breaks in a loop."""
+
+    def __init__(self, *, breaks: bool) -> None:
+        super().__init__()
+        self.layer, self.breaks = nn.Linear(WIDTH, WIDTH), breaks
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            y = self.layer(x)
+            if self.breaks:
+                torch._dynamo.graph_break()
+            x = y @ y.T @ x
+        return x
+
+
+# 2026-11-28: torch 2.13's Dynamo reads `.grad` of what crosses a graph break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("breaks", [False, True])
+def test_what_runs_between_graphs_is_said_not_to_be_known(breaks):
+    model = us.unit_scale(Between(breaks=breaks), "fp8", inner="eager")
+    for _ in range(2):
+        model(torch.randn(4, WIDTH))
+        found = str(us.summary(model))
+        assert ("not known: products of two activations" in found) is breaks
+        assert us.coverage(model) == 1.0
+    assert bool(us.summary(model).breaks) is breaks

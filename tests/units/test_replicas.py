@@ -13,8 +13,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from unitscale.units import rows, unit_scale
+from unitscale.units.forward import require_session
 from unitscale.units.reading import Reading, merged
-from unitscale.units.replicas import groups_of
+from unitscale.units.replicas import agree, groups_of
+from unitscale.units.store import UnitStore
 
 PROCESSES = 2
 
@@ -61,6 +63,72 @@ def test_processes_end_with_the_same_units(tmp_path: Path, wrapper: str) -> None
     assert own[1] > 100 * own[0]
     (both,) = (rms for name, _, _, rms in first["together"] if name == "x")
     assert both == pytest.approx(math.sqrt((own[0] ** 2 + own[1] ** 2) / 2))
+
+
+# 2026-11-28: torch 2.13's Dynamo reads `.grad` of what crosses a graph break.
+BREAKS = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
+
+class Refusing(Model):
+    """Looks at its input after its first graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if bool(x.isnan().any()):
+            raise ValueError("no such batch")
+        return self.second(y.tanh()).square().mean()
+
+
+def run_with_failure(rank: int, folder: Path) -> None:
+    """In the second process every second call fails at first, and is made again."""
+    faulthandler.dump_traceback_later(300, exit=True)
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=PROCESSES
+    )
+    torch.manual_seed(0)
+    model = unit_scale(Refusing(), "fp8", inner="eager", remeasure=[0, 2])
+    wrapped = DistributedDataParallel(model)
+    for step in range(5):
+        if rank == 1 and step % 2:
+            for _ in range(step):
+                with pytest.raises(ValueError, match="no such batch"):
+                    wrapped(torch.full((4, 8), torch.nan))
+        wrapped(torch.randn(4, 8) * 10.0 ** (rank + step)).backward()
+    found = {(row.name, row.s, row.phi, row.rms) for row in rows(model)}
+    step = require_session(model, "test").store.step
+    torch.save((step, found), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_call_that_fails_in_one_process_leaves_the_others_in_step(tmp_path: Path) -> None:
+    """As with DDP alone, where only a backward pass waits for the others."""
+    torch.multiprocessing.spawn(run_with_failure, (tmp_path,), nprocs=PROCESSES)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
+    assert (first[0], second[0]) == (5, 5)
+    assert first[1] <= second[1]  # which captured more: Dynamo looks anew after an exception
+
+
+def test_processes_that_lost_each_other_are_told_what_happened(monkeypatch) -> None:
+    def times_out(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Timed out waiting 1800000ms for recv operation to complete")
+
+    monkeypatch.setattr(dist, "get_backend", lambda group: "gloo")
+    monkeypatch.setattr(dist, "all_reduce", times_out)
+    store = UnitStore(scale=True)
+    store.step = 7
+    with pytest.raises(RuntimeError, match=r"agree on its units before training call 7.*Timed out"):
+        agree(store, [None])
+
+
+@BREAKS
+def test_a_call_that_fails_counts_as_none() -> None:
+    model = unit_scale(Refusing(), "fp8", inner="eager")
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no such batch"):
+            model(torch.full((4, 8), torch.nan))
+        model(torch.randn(4, 8)).backward()
+    assert require_session(model, "test").store.step == 3
 
 
 def test_a_model_of_one_process_has_no_replicas() -> None:

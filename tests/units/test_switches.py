@@ -1,8 +1,11 @@
 """What turns a recipe off, on or into another one, and what a model says of it."""
 
+from threading import Event, Thread
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import unitscale as us
 from units.training import named
@@ -170,6 +173,43 @@ def test_full_precision_ends_with_an_exception_too():
     with pytest.raises(KeyError), us.full_precision(model):
         raise KeyError
     assert not torch.equal(model(batch()), plain(batch()))
+
+
+def test_full_precision_is_of_the_thread_that_asked():
+    """One thread evaluates in full precision, say, while another one trains."""
+    model, inside, done = made(unit_scale), Event(), Event()
+    want, rounded, found = made()(batch()), model(batch()), []
+
+    def evaluate() -> None:
+        with us.full_precision(model):
+            inside.set()
+            done.wait(60)
+            found.append(model(batch()))
+
+    thread = Thread(target=evaluate)
+    thread.start()
+    assert inside.wait(60)
+    assert torch.equal(model(batch()), rounded)
+    with us.full_precision(model):
+        assert torch.equal(model(batch()), want)
+    done.set()
+    thread.join()
+    assert torch.equal(found[0], want)
+    assert not torch.equal(rounded, want)
+    assert not session_of(model).aside_in
+
+
+def test_full_precision_holds_in_a_backward_pass_that_computes_a_checkpoint_again():
+    model, plain = made(unit_scale), made()
+    losses = []
+    for one in (model, plain):
+        with us.full_precision(model):
+            loss = checkpoint(one, batch(), use_reentrant=False).square().mean()
+            loss.backward()
+        losses.append(loss)
+    assert torch.equal(*losses)
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
 
 
 def test_second_derivatives_are_refused_by_name_and_possible_in_full_precision():

@@ -31,6 +31,26 @@ def analyse(
         ),
     ] = None,
     rows: Annotated[int, typer.Option(help="Tensors to print; the report has all.")] = 20,
+    what_if: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|RECIPE,...",
+            help="Say also what each of these recipes would make of every product.",
+            show_default=False,
+        ),
+    ] = None,
+    suggest_skip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Name the modules to keep in full precision under this recipe, for skip=.",
+            show_default=False,
+        ),
+    ] = None,
+    budget: Annotated[
+        float,
+        typer.Option(help="Share of the multiply-adds that --suggest-skip may keep, from 0 to 1."),
+    ] = 0.1,
     device: Device = "auto",
     dtype: Dtype = "fp32",
     json: Json = False,
@@ -47,6 +67,9 @@ def analyse(
     with checking_arguments():
         if rows < 0:
             raise ValueError(f"--rows is {rows}; expected at least 0")
+        if not 0 <= budget <= 1:
+            raise ValueError(f"--budget is {budget}; expected a share from 0 to 1")
+        asked = asked_recipes(what_if, suggest_skip)
         from unitscale.models.existing import find_factory
 
         factory = find_factory(model)
@@ -59,7 +82,9 @@ def analyse(
         from unitscale.train.device import resolve
 
         place = resolve(device)
-    results = run(model, factory, place, dtype)
+    results = run(model, factory, place, dtype, asked)
+    if suggest_skip is not None:
+        results["suggest_skip"] = suggestion(results, suggest_skip, budget)
     if out is not None:
         from unitscale.report.analysis import write_analysis
         from unitscale.train.run_folder import write_json
@@ -73,14 +98,50 @@ def analyse(
     print_tables(results, rows, out)
 
 
-def run(name: str, factory: Any, device: str, dtype: str) -> dict[str, Any]:
+def asked_recipes(what_if: str | None, skip_for: str | None) -> str:
+    """The recipes of --what-if and of --suggest-skip, with commas between them.
+
+    Raises:
+        ValueError: an unknown recipe, or one that is named twice.
+    """
+    from unitscale.recipes import parse
+
+    names = [] if what_if is None else [name.strip() for name in what_if.split(",")]
+    if names == ["all"]:
+        return "all"
+    for index, name in enumerate(names):
+        parse(name)
+        if name in names[:index]:
+            raise ValueError(f"--what-if names {name!r} twice; name each recipe once")
+    if skip_for is not None:
+        parse(skip_for)
+        names += [skip_for] * (skip_for not in names)
+    return ",".join(names)
+
+
+def suggestion(results: dict[str, Any], recipe: str, budget: float) -> dict[str, Any]:
+    """The modules to keep in full precision; exit code 1 if nothing can be said of the recipe."""
+    from unitscale.record.skip import candidates, suggest_skip
+
+    try:
+        patterns = suggest_skip(results["what_if"], recipe, budget=budget)
+        shares = {c.pattern: c.share for c in candidates(results["what_if"], recipe)}
+    except ValueError as error:
+        fail(str(error), code=FAILED)
+    share = sum(shares[pattern] for pattern in patterns)
+    return {"recipe": recipe, "budget": budget, "skip": patterns, "share_of_multiply_adds": share}
+
+
+def run(name: str, factory: Any, device: str, dtype: str, asked: str = "") -> dict[str, Any]:
     """The analysis of what the factory makes; failures are one line and an exit code.
 
-    Model and inputs are moved to the device, and floating-point ones to the dtype.
+    Model and inputs are moved to the device, and floating-point ones to the dtype. `asked` are the
+    recipes of --what-if.
     """
     from unitscale.data import fixed_windows, open_corpus
     from unitscale.models.next_byte import as_loss
     from unitscale.record.analysis import AnalysisError, analyse, failing, subject_of
+    from unitscale.record.terms import recipes_of
     from unitscale.train.device import DTYPES, find_device
     from unitscale.train.loop import to_inputs
 
@@ -92,7 +153,7 @@ def run(name: str, factory: Any, device: str, dtype: str) -> dict[str, Any]:
         with checking_arguments():  # a model that is compiled already is one, too
             subject = subject_of(made, lambda alone: (as_loss(alone, name), batch))
             moved = subject.to(place, DTYPES[dtype])
-            return analyse(moved) | {"model": name}
+            return analyse(moved, recipes_of(asked) if asked else ()) | {"model": name}
     except AnalysisError as error:
         fail(str(error), code=FAILED)
 
@@ -108,3 +169,19 @@ def print_tables(results: dict[str, Any], rows: int, out: Path | None) -> None:
     if hidden > 0:
         where = f"{out / 'report.html'} has" if out else "--json, --out or --rows show"
         show(f"the {rows} tensors furthest from 1; {where} the other {hidden} too")
+    if "what_if" in results:
+        show_what_if(results, rows)
+
+
+def show_what_if(results: dict[str, Any], rows: int) -> None:
+    """What other recipes would do, in words and two tables, and the modules to skip."""
+    from unitscale.report import analysis, plain_table
+
+    for table in (analysis.recipe_rows(results), analysis.product_rows(results, rows)):
+        if table:
+            show(plain_table(table))
+    for sentence in analysis.what_if_sentences(results):
+        show(sentence)
+    found = results.get("suggest_skip")
+    if found is not None:
+        show(analysis.skip_sentence(found))

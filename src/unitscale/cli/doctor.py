@@ -1,31 +1,289 @@
-"""`unitscale doctor`: what this machine can run, and why."""
+"""`unitscale doctor`: what this machine can run, and why; whether FP8 can pay for some shapes."""
 
 import json as json_module
-from typing import Any
+import sys
+from functools import partial
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Annotated, Any
 
-from unitscale.cli.option import Json
+import typer
+
+from unitscale.cli import option
+from unitscale.cli.exit import checking_arguments
 from unitscale.cli.output import show
 
+PANEL = "Can FP8 pay?"
+ROWS, MOST_ROWS = 8192, 2**40
 
-def doctor(json: Json = False) -> None:
+
+def doctor(
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MxKxN",
+            help="Linear layers of M rows (tokens), K features in and N out: can FP8 pay for them? "
+            "Repeatable, or with commas.",
+            rich_help_panel=PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The linear layers of a model: gpt2 or llama of transformers, MODULE:FACTORY or "
+            "FILE.py:FACTORY. It is made without values, and not run.",
+            rich_help_panel=PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="With --model, rows of every layer: sequences times their length. Default: 8192.",
+            rich_help_panel=PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="An argument of the model's factory, as in `--set model.width=4096`. Repeatable.",
+            rich_help_panel=PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    device_name: Annotated[
+        str | None,
+        typer.Option(
+            help="The device that is meant: h100, h100-pcie, h200, b200, l40s, rtx4090, a100, "
+            "mi300x or mi355x. Default: that of this machine, or else h100.",
+            rich_help_panel=PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    json: option.Json = False,
+) -> None:
     """Show what this machine can run: devices, compilers, and how each recipe is multiplied.
 
     `scaled_mm` is the product of FP8 hardware, `bf16` a BF16 product of FP8 values, which are exact
-    in BF16; `emulated` rounds the operands and multiplies in the dtype of the model.
+    in BF16; `emulated` rounds the operands and multiplies in the dtype of the model. With --shapes
+    or --model instead: whether FP8 can be faster than BF16 for these layers at all, and why not.
     """
+    if shapes or model is not None:
+        with checking_arguments():
+            found = weighed(shapes or [], model, tokens, settings or [], device_name)
+        if json:
+            print(json_module.dumps(found, indent=2))
+            return
+        show_weighed(found)
+        return
+    with checking_arguments():
+        refuse_ignored("--shapes or --model", device_name=device_name)
+        refuse_ignored("--model", set=settings, tokens=tokens)
     from unitscale.units.doctor import examine
 
     found = examine()
     if json:
         print(json_module.dumps(found, indent=2))
         return
+    show(*lines(found), *recipe_lines(found["recipes"]))
+
+
+def refuse_ignored(what: str, **given: Any) -> None:
+    """Refuse options that would be ignored.
+
+    Args:
+        what: the option that they go with, which is not given.
+        given: values by name; None and [] were not given.
+    Raises:
+        ValueError: one of them was given.
+    """
+    for name, value in given.items():
+        if value not in (None, []):
+            raise ValueError(f"--{name.replace('_', '-')} goes with {what}, which is not given")
+
+
+def weighed(
+    shapes: list[str],
+    model: str | None,
+    tokens: int | None,
+    settings: list[str],
+    device_name: str | None,
+) -> dict[str, Any]:
+    """What FP8 costs and saves for these shapes and the layers of this model.
+
+    Raises:
+        ValueError: a shape is none, no such model or device, or an argument would be ignored.
+    """
+    from unitscale.gemm.payoff import parse_shape
+    from unitscale.units.weigh import layer_shapes, model_on_paper, speaks_for, weigh
+
+    speaks_for(device_name)
+    texts = [text for given in shapes for text in given.split(",")]
+    layers = [("", parse_shape(text)) for text in texts]
+    if model is None:
+        refuse_ignored("--model", set=settings, tokens=tokens)
+        return weigh(layers, device_name)
+    rows = ROWS if tokens is None else tokens
+    if not 1 <= rows <= MOST_ROWS:
+        raise ValueError(f"--tokens is {rows}; expected from 1 to 2^40")
+    options = factory_options(settings)
+    factory = factory_of(model, options)
+    found = layer_shapes(model_on_paper(partial(factory, **options)), rows)
+    if not found:
+        raise ValueError(f"--model {model} has no linear layer; give sizes with --shapes MxKxN")
+    return weigh([*layers, *found], device_name)
+
+
+def factory_options(settings: list[str]) -> dict[str, Any]:
+    """The arguments that `--set model.NAME=VALUE` gives a factory.
+
+    Raises:
+        ValueError: a setting is something else.
+    """
+    options = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        name = key.removeprefix("model.")
+        if not equals or name == key or not name:
+            raise ValueError(f"--set {setting}: expected model.NAME=VALUE")
+        options[name] = option.parse_value(text)
+    return options
+
+
+def factory_of(model: str, options: dict[str, Any]) -> Any:
+    """What makes the model; a file is imported as the module of its name, from its folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from unitscale.models.existing import find_factory, is_existing
+
+    if not is_existing(model):
+        raise ValueError(
+            f"--model is {model!r}; expected gpt2, llama, MODULE:FACTORY or FILE.py:FACTORY"
+        )
+    path, colon, name = model.rpartition(":")
+    if colon and path.endswith(".py"):
+        file = Path(path)
+        if not file.is_file():
+            raise ValueError(f"--model {model}: there is no file {path}")
+        model = f"{imported(file.resolve())}:{name}"
+    return find_factory(model, options)
+
+
+def imported(file: Path) -> str:
+    """Import a file, which may import its neighbours, and return the name of its module.
+
+    That is the file's own name, unless it hides another module: `random.py`, say.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    name = file.stem
+    if name in sys.modules or find_spec(name) is not None:
+        name = f"model_in_{name}"
+    sys.path.insert(0, str(file.parent))
+    spec = spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"importing {file} failed: {type(error).__name__}: {error}") from error
+    return name
+
+
+def show_weighed(found: dict[str, Any]) -> None:
+    """The verdict on each shape, with the numbers that it rests on.
+
+    In the table a way to make FP8 operands is a column, with its speedup over BF16 on paper;
+    "torchao takes" names the recipes for which torchao's automatic filter would take the layer.
+    """
     from unitscale.report import plain_table
 
-    show(*lines(found), plain_table(found["recipes"]))
+    show(
+        f"Can FP8 pay on one {found['device']} ({found['decided']})?",
+        f"On paper: {found['assumed']}.",
+        f"Source: {found['source']}. Below, speedups over BF16, forward and backward, by where "
+        "scales come from: units (or earlier steps), or values of now, by tensor, row or block.",
+        plain_table([shape_row(row) for row in found["shapes"]]),
+    )
+    for row in found["shapes"]:
+        names = f" ({layers_of(row)})" if row["layers"] else ""
+        why = row["why"][0].upper() + row["why"][1:]
+        show(f"{row['shape']}{names}: {row['verdict'].upper()}. {why}.")
+    if sum(row["count"] for row in found["shapes"]) > 1:
+        show(total_line(found))
+
+
+def shape_row(row: dict[str, Any]) -> dict[str, Any]:
+    """One row of the table: the three products, forward and backward."""
+    times = {"BF16 us": row["bf16_s"], "FP8 us": row["fp8_s"]}
+    cells = {name: "-" if t is None else f"{t * 1e6:,.1f}" for name, t in times.items()}
+    speedups = {
+        name: "-" if value is None else f"{value:.2f}x" for name, value in row["speedup"].items()
+    }
+    taken = [name for name, is_taken in row["torchao_converts"].items() if is_taken]
+    return {
+        "MxKxN": row["shape"],
+        "layers": str(row["count"]),
+        **cells,
+        **speedups,
+        "torchao takes": "both" if len(taken) == 2 else "".join(taken) or "none",
+        "pays": row["verdict"],
+    }
+
+
+def layers_of(row: dict[str, Any]) -> str:
+    """The names of the layers, or the first of many."""
+    names = row["layers"]
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
+
+
+def total_line(found: dict[str, Any]) -> str:
+    """All layers together."""
+    ways = {name: value for name, value in found["total"].items() if name != "bf16_s"}
+    parts = (
+        f"{name} {value['everywhere']:.2f}x everywhere, {value['where yes']:.2f}x where it pays"
+        for name, value in ways.items()
+    )
+    return f"All layers together, products and passes alone: {'; '.join(parts)}."
+
+
+def recipe_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each recipe, those together that are multiplied so for the same reason."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["why"], []).append(row)
+    found = []
+    for why, members in groups.items():
+        found.append(f"  {why}:")
+        found += [f"    {recipe_line(row)}" for row in members]
+    return found
+
+
+def recipe_line(row: dict[str, Any]) -> str:
+    """What multiplies a recipe's products, in models of both dtypes."""
+    parts = []
+    for name, products in row["products"].items():
+        by = list(dict.fromkeys(one["by"] for one in products))
+        if len(by) > 1:
+            by = [f"{one['product']} {one['by']}" for one in products]
+        parts.append(f"{', '.join(by)} in a {name}")
+    if len({part.split(" in a ")[0] for part in parts}) == 1:
+        parts = [parts[0].split(" in a ")[0]]
+    return f"{row['recipe']:<18} {'; '.join(parts)}"
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """What is not a table."""
+    """What is not about recipes."""
     cpu, bf16, compilers = found["cpu"], found["bf16_products"], found["compilers"]
     gpus = [
         f"gpu {index}: {gpu['name']}, compute capability {gpu['compute_capability']}, "
@@ -44,7 +302,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         compilation(found["compilation"]),
         f"C++ compiler of inductor: {compilers['c++'] or missing}",
         f"triton, its compiler for a GPU: {compilers['triton'] or 'not installed'}",
-        f"recipes on {found['device']}:",
+        f"recipes on {found['device']}, and what says so (of a float32 model):",
     ]
 
 

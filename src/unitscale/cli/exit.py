@@ -47,14 +47,16 @@ def checking_arguments() -> Iterator[None]:
 def running() -> Iterator[None]:
     """Turn what no program can help into exit code 1, and Ctrl-C into 130.
 
-    That is a damaged run folder, a full disk, too little memory, or a factory that fails. Anything
-    else is a bug, and keeps its traceback.
+    That is a damaged run folder, a full disk, too little memory, or a factory that fails. One whose
+    model gives no loss is a wrong argument. Anything else is a bug, and keeps its traceback.
     """
     from unitscale.train import CheckpointError
-    from unitscale.train.initial import ModelError
+    from unitscale.train.initial import ModelError, OutputError
 
     try:
         yield
+    except OutputError as error:
+        fail(str(error), code=WRONG_ARGUMENTS)
     except (CheckpointError, ModelError, OSError) as error:
         fail(str(error), code=FAILED)
     except (MemoryError, RuntimeError) as error:
@@ -96,7 +98,9 @@ def stopping_at_once() -> Iterator[None]:
     written. The training loop puts its own handler in place of this one.
     """
     own_thread = threading.current_thread() is threading.main_thread()
-    if not own_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    # As Python has it, or as `cli.silence_interrupt` left it; another handler is left alone.
+    is_free = signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL)
+    if not own_thread or not is_free:
         yield
         return
 

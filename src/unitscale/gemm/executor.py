@@ -5,7 +5,8 @@
                 16-bit model are multiplied in FP32
     bf16        operands as BF16, which holds FP8 and BF16 values exactly; sums in FP32, results
                 in BF16
-    scaled_mm   8-bit operands in `torch._scaled_mm`, the product of FP8 hardware
+    scaled_mm   operands of 8 and 4 bits in `torch.nn.functional.scaled_mm`, the products of FP8
+                and FP4 hardware; each of the three products is asked on its own, see `plan`
 
 None changes what a recipe promises: `bf16` is for recipes whose results are BF16, and for models
 that are. They differ in the order of their sums, and where a bias is added to a result that is
@@ -15,33 +16,39 @@ rounded already.
 import time
 from functools import lru_cache
 from statistics import median
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from unitscale.formats import BF16, FloatFormat, torch_dtype
+from unitscale.formats import BF16, FORMATS, FloatFormat, torch_dtype
+from unitscale.gemm.capability import (
+    FNUZ,
+    Ability,
+    Kernel,
+    element_names,
+    kernel_of,
+    machine_of,
+    shortfall,
+)
 from unitscale.gemm.formats import ProductFormats
-from unitscale.recipes import PerTensor
+from unitscale.recipes.rule import PRODUCTS
 
 __all__ = [
     "Ability",
+    "Explained",
+    "Plan",
     "bf16_speed",
     "choose",
     "explain",
+    "explain_products",
     "fp8_products",
     "obstacle",
+    "plan",
     "quick_bf16_products",
 ]
 
 HOPPER_OR_ADA = (8, 9)
 AMPERE = (8, 0)
-
-
-class Ability(NamedTuple):
-    """Whether a device can do something, and what says so."""
-
-    has: bool
-    why: str
 
 
 def fp8_products(device: torch.device) -> Ability:
@@ -109,40 +116,112 @@ def obstacle(
 ) -> str | None:
     """Why an executor cannot run these products of a model in `dtype` on `device`; None if it can.
 
-    `torch._scaled_mm` runs on a CPU, too, in software.
+    `scaled_mm` can if it has one of the three products: the others are emulated beside it, see
+    `plan`. A CPU has it too, in software, with scales for tensors and rows.
     """
-    operands = formats.operands
-    elements = [operand.format for operand in operands]
-    plain = [fmt for fmt in elements if isinstance(fmt, FloatFormat)]
-    is_whole = len(plain) == len(formats.texts)
     if executor == "bf16":
-        if not is_whole or not all(fmt.fits_in(BF16) for fmt in plain):
-            return f"BF16 does not hold every value of {formats}"
-        if dtype not in (torch.float32, torch.bfloat16):
-            return f"the model is {dtype}"
-        if formats.result != "BF16" and dtype != torch.bfloat16:
-            return f"its results are BF16, and the recipe's are {formats.result or dtype}"
-        if formats.is_scaled or any(operand.transform for operand in operands):
-            return "values times a scale of their own are not exact in BF16"
+        return obstacle_to_bf16(formats, dtype)
     if executor == "scaled_mm":
-        if not is_whole or not all(fmt.bits == 8 and torch_dtype(fmt) for fmt in plain):
-            return f"it multiplies 8-bit formats, not {formats}"
-        pairs = zip(plain[::2], plain[1::2], strict=True)
-        if any(left.name == right.name == "E5M2" for left, right in pairs):
-            return "no hardware multiplies E5M2 by E5M2"
-        if any(o.granularity != PerTensor() or not o.is_shared for o in operands):
-            return "it has one scale for each tensor here"
-        if formats.x_output != formats.x_grad_weight or formats.w_output != formats.w_grad_input:
-            return "its two backward products take the operands of the forward product"
-        if formats.g_grad_input != formats.g_grad_weight:
-            return "its two backward products take one gradient"
-        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            return f"the model is {dtype}"
-        if formats.result not in (None, "BF16", "FP16", "FP32"):
-            return f"it has no results in {formats.result}"
-        if device.type != "cpu" and not fp8_products(device).has:
-            return fp8_products(device).why
+        reasons = [
+            obstacle_to_kernel(*pair, formats.result, dtype, device) for pair in pairs(formats)
+        ]
+        return None if None in reasons else reasons[0]
     return None
+
+
+def pairs(formats: ProductFormats) -> tuple[tuple[str | None, str | None], ...]:
+    """The two operands of the output, of grad_input and of grad_weight."""
+    return (
+        (formats.x_output, formats.w_output),
+        (formats.g_grad_input, formats.w_grad_input),
+        (formats.g_grad_weight, formats.x_grad_weight),
+    )
+
+
+def obstacle_to_bf16(formats: ProductFormats, dtype: torch.dtype) -> str | None:
+    """Why BF16 products would not keep the promise of these formats."""
+    operands = formats.operands
+    plain = [o.format for o in operands if isinstance(o.format, FloatFormat)]
+    if formats.is_scaled or any(operand.transform for operand in operands):
+        return "values times a scale of their own are not exact in BF16"
+    if len(plain) != len(formats.texts) or not all(fmt.fits_in(BF16) for fmt in plain):
+        return f"BF16 does not hold every value of {formats}"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"the model is {dtype}"
+    if formats.result != "BF16" and dtype != torch.bfloat16:
+        return f"its results are BF16, and the recipe's are {formats.result or dtype}"
+    return None
+
+
+def obstacle_to_kernel(
+    left: str | None,
+    right: str | None,
+    result: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> str | None:
+    """Why `torch.nn.functional.scaled_mm` has no kernel for one product; None if it has.
+
+    Args:
+        left, right: the texts of its operands.
+        result: the format of its result, by name; None is that of the model.
+    """
+    kernel, why = kernel_of(left, right)
+    if kernel is None:
+        return why
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the model is {dtype}"
+    if result not in (None, "BF16", "FP16", "FP32"):
+        return f"it has no results in {result}"
+    out = dtype if result is None else torch_dtype(FORMATS[result])
+    assert out is not None
+    names = element_names(left, right)
+    if device.type != "cpu" and not any(name in FNUZ for name in names):
+        if not (fp8 := fp8_products(device)).has:
+            return fp8.why
+        if kernel == "tensor":
+            return None
+    return shortfall(kernel, names, out, machine_of(device))
+
+
+Way = Kernel | Literal["bf16", "emulated"]
+
+
+class Plan(NamedTuple):
+    """What multiplies each of the three products of formats whose executor is "scaled_mm"."""
+
+    output: Way
+    grad_input: Way
+    grad_weight: Way
+
+
+def plan(formats: ProductFormats, dtype: torch.dtype, device: torch.device) -> Plan:
+    """The kernel of each product, or what it gets instead where there is none.
+
+    On a device that is not here the formats alone decide: tensors without data are asked for the
+    rules of its kernels.
+    """
+    # Part by part: Dynamo of torch 2.13 hands a NamedTuple that was replaced in over in pieces.
+    parts = [formats[index] for index in range(7)]
+    return planned(*parts, dtype, device)
+
+
+@torch.compiler.assume_constant_result
+def planned(*parts: Any) -> Plan:
+    """`plan` of the six texts, the result, the dtype and the device."""
+    formats, dtype, device = ProductFormats(*parts[:7]), parts[7], parts[8]
+    is_here = machine_of(device).kind != "absent"
+    ways: list[Way] = []
+    for left, right in pairs(formats):
+        kernel = kernel_of(left, right).kernel
+        if kernel is not None and not (
+            is_here and obstacle_to_kernel(left, right, formats.result, dtype, device)
+        ):
+            ways.append(kernel)
+            continue
+        alone = ProductFormats(left, right, left, right, left, right, formats.result)
+        ways.append(without_fp8(alone, dtype, device) if is_here else "emulated")
+    return Plan(*ways)
 
 
 def choose(formats: ProductFormats, dtype: torch.dtype, device: torch.device) -> ProductFormats:
@@ -153,7 +232,7 @@ def choose(formats: ProductFormats, dtype: torch.dtype, device: torch.device) ->
     """
     executor = formats.executor
     if executor == "auto":
-        real = fp8_products(device).has and not obstacle("scaled_mm", formats, dtype, device)
+        real = device.type != "cpu" and not obstacle("scaled_mm", formats, dtype, device)
         executor = "scaled_mm" if real else without_fp8(formats, dtype, device)
     elif reason := obstacle(executor, formats, dtype, device):
         raise ValueError(
@@ -162,24 +241,72 @@ def choose(formats: ProductFormats, dtype: torch.dtype, device: torch.device) ->
     return formats._replace(executor=executor)
 
 
-def without_fp8(formats: ProductFormats, dtype: torch.dtype, device: torch.device) -> str:
-    """The executor for products that `torch._scaled_mm` does not have: batched ones, say."""
+def without_fp8(
+    formats: ProductFormats, dtype: torch.dtype, device: torch.device
+) -> Literal["bf16", "emulated"]:
+    """The executor for products that `scaled_mm` does not have: batched ones, say."""
     quick = dtype == torch.float32 and quick_bf16_products(device).has
     return "bf16" if quick and not obstacle("bf16", formats, dtype, device) else "emulated"
+
+
+class Explained(NamedTuple):
+    """What multiplies one product, and why that.
+
+    Args:
+        product: "output", "grad_input" or "grad_weight".
+        by: "scaled_mm" with its kernel, "bf16" or "emulated".
+    """
+
+    product: str
+    by: str
+    why: str
 
 
 def explain(formats: ProductFormats, dtype: torch.dtype, device: torch.device) -> Ability:
     """Whether "auto" finds something faster than emulated products here, and why."""
     settled = choose(formats._replace(executor="auto"), dtype, device)
     if settled.executor == "scaled_mm":
-        return Ability(True, fp8_products(device).why)
+        found = explain_products(settled, dtype, device)
+        why = next(one.why for one in found if one.by.startswith("scaled_mm"))
+        rest = [f"{one.product} {one.by}: {one.why}" for one in found if one.by in SLOW]
+        return Ability(True, "; ".join([why, *rest]))
     if settled.executor == "bf16":
         return Ability(True, quick_bf16_products(device).why)
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and not formats.is_scaled:
         return Ability(False, "a BF16 model multiplies in BF16 as it is")
     real = obstacle("scaled_mm", formats, dtype, device) or fp8_products(device).why
     bf16 = obstacle("bf16", formats, dtype, device) or quick_bf16_products(device).why
     return Ability(False, f"scaled_mm: {real}; bf16: {bf16}")
+
+
+SLOW = ("emulated", "bf16")
+
+
+def explain_products(
+    formats: ProductFormats, dtype: torch.dtype, device: torch.device
+) -> list[Explained]:
+    """What "auto" multiplies each of the three products by here, and why."""
+    settled = choose(formats._replace(executor="auto"), dtype, device)
+    if settled.executor != "scaled_mm":
+        why = explain(formats, dtype, device).why
+        return [Explained(product, settled.executor, why) for product in PRODUCTS]
+    found = []
+    ways = plan(settled, dtype, device)
+    for product, way, pair in zip(PRODUCTS, ways, pairs(settled), strict=True):
+        if way in SLOW:
+            reason = obstacle_to_kernel(*pair, settled.result, dtype, device)
+            found.append(Explained(product, way, f"scaled_mm: {reason}"))
+        else:
+            found.append(Explained(product, f"scaled_mm {way}", fp8_reason(pair, device)))
+    return found
+
+
+def fp8_reason(pair: tuple[str | None, str | None], device: torch.device) -> str:
+    """What says that a device has a kernel for two operands."""
+    if any(name in FNUZ for name in element_names(*pair)):
+        machine = machine_of(device)
+        return f"{machine.name} is {machine.chip}"
+    return fp8_products(device).why
 
 
 def bf16_speed(device: torch.device, size: int = 512, rounds: int = 5) -> float:

@@ -5,8 +5,6 @@ orthogonal matrix, so the inner product of two runs that are turned alike is wha
 (16, 0, ..., 0) becomes sixteen values of magnitude 4.
 """
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +15,7 @@ SEED = 16
 """Of the signs: drawn once and for good, as NVIDIA's recipe does for all layers and all steps."""
 
 
-@cache
+@torch.compiler.assume_constant_result
 def entries(size: int) -> tuple[tuple[float, ...], ...]:
     """The rows of `diag(signs) @ H / sqrt(size)`.
 

@@ -1,4 +1,4 @@
-"""`scaled_mm`: the product of FP8 hardware, for operands of any size.
+"""`scaled_mm` and `scaled_mm_by`: the products of FP8 and FP4 hardware, as one node each.
 
 Hardware takes the left operand row by row and the right one column by column, so every product is
 written `left @ right^T` with both in rows; for a linear layer's three products
@@ -7,18 +7,33 @@ written `left @ right^T` with both in rows; for a linear layer's three products
     grad_input  = g    @ weight       weight in columns
     grad_weight = g^T  @ x            both in columns
 
-The copies into columns (one byte a value) are left to the caller's graph, where a compiler fuses
-them with the cast; here is the kernel alone.
+The copies into columns (one byte a value) and the layout of scales are left to the caller's graph,
+where a compiler fuses them with the cast; here are the kernels alone.
+
+Without a GPU these are tried as far as they can be: the shapes, strides and dtypes by torch's own
+rules for CUDA on tensors without data, the layout of scales and of packed data by a product in
+software that reads it as the cuBLAS guide says, one scale a tensor and one a row on the CPU in
+earnest. Not tried are the kernels for blocks themselves, and every speed.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import ScalingType, SwizzleType
 
-__all__ = ["MULTIPLE", "scaled_mm"]
+from unitscale.gemm.layout import SIXTEEN, filled
 
-MULTIPLE = 16
-"""cuBLASLt wants the contraction and the columns of the result in multiples of this."""
+__all__ = ["MULTIPLE", "scaled_mm", "scaled_mm_by"]
+
+MULTIPLE = SIXTEEN
+
+SCALINGS = {
+    "row": (ScalingType.RowWise, ScalingType.RowWise),
+    "1x32": (ScalingType.BlockWise1x32, ScalingType.BlockWise1x32),
+    "1x128 @ 1x128": (ScalingType.BlockWise1x128, ScalingType.BlockWise1x128),
+    "1x128 @ 128x128": (ScalingType.BlockWise1x128, ScalingType.BlockWise128x128),
+    "128x128 @ 1x128": (ScalingType.BlockWise128x128, ScalingType.BlockWise1x128),
+}
 
 
 def multiply(
@@ -31,27 +46,18 @@ def multiply(
 ) -> Tensor:
     """The kernel on operands filled up with zeros, and the result cut to size."""
     rows, columns = left.shape[0], right.shape[0]
-    depth_missing, columns_missing = -left.shape[1] % MULTIPLE, -columns % MULTIPLE
     if rows == 0 or columns == 0 or left.shape[1] == 0:
         return left.new_zeros((rows, columns), dtype=out_dtype)
-    left = filled(left, 0, depth_missing)
-    right = filled(right, columns_missing, depth_missing)
     product = torch._scaled_mm(
-        left,
-        right.t(),
+        filled(left, 1, MULTIPLE),
+        filled(right, MULTIPLE, MULTIPLE).t(),
         left_scale,
         right_scale,
         out_dtype=out_dtype,
         use_fast_accum=fast_accum,
     )
-    return F.pad(product, (0, -columns_missing)) if columns_missing else product
-
-
-def filled(x: Tensor, rows: int, columns: int) -> Tensor:
-    """`x` with so many rows and columns of zeros more; zero is the byte 0 in every FP8 format."""
-    if not rows and not columns:
-        return x
-    return F.pad(x.view(torch.uint8), (0, columns, 0, rows)).view(x.dtype)
+    missing = -columns % MULTIPLE
+    return F.pad(product, (0, -missing)) if missing else product
 
 
 @torch.library.custom_op("unitscale::scaled_mm", mutates_args=())
@@ -82,3 +88,83 @@ def scaled_mm(
 
 # On tensors without data the kernel's own checks of layout and size run, those of CUDA too.
 scaled_mm.register_fake(multiply)
+
+
+def multiply_by(
+    kernel: str,
+    left: Tensor,
+    right: Tensor,
+    left_scale: Tensor,
+    right_scale: Tensor,
+    tensor_scales: list[Tensor],
+    out_dtype: torch.dtype,
+    fast_accum: bool,
+) -> Tensor:
+    """`torch.nn.functional.scaled_mm` with the arguments that a kernel asks for.
+
+    FP4 data and the scales of blocks come as bytes, for which every compiler has code.
+    """
+    if kernel == "1x16":
+        left, right = (x.view(torch.float4_e2m1fn_x2) for x in (left, right))
+        levels = [ScalingType.BlockWise1x16, ScalingType.TensorWise]
+        swizzles = [SwizzleType.SWIZZLE_32_4_4, SwizzleType.NO_SWIZZLE]
+        scales = (x.view(torch.float8_e4m3fn) for x in (left_scale, right_scale))
+        first, second = ([scale, outer] for scale, outer in zip(scales, tensor_scales, strict=True))
+        return F.scaled_mm(
+            left,
+            right.t(),
+            first,
+            levels,
+            second,
+            levels,
+            swizzle_a=swizzles,
+            swizzle_b=swizzles,
+            output_dtype=out_dtype,
+        )
+    swizzle = None
+    if kernel == "1x32":
+        left_scale, right_scale = (x.view(torch.float8_e8m0fnu) for x in (left_scale, right_scale))
+        swizzle = SwizzleType.SWIZZLE_32_4_4
+    by_left, by_right = SCALINGS[kernel]
+    return F.scaled_mm(
+        left,
+        right.t(),
+        left_scale,
+        by_left,
+        right_scale,
+        by_right,
+        swizzle_a=swizzle,
+        swizzle_b=swizzle,
+        output_dtype=out_dtype,
+        use_fast_accum=fast_accum and kernel == "row",
+    )
+
+
+@torch.library.custom_op("unitscale::scaled_mm_by", mutates_args=())
+def scaled_mm_by(
+    kernel: str,
+    left: Tensor,
+    right: Tensor,
+    left_scale: Tensor,
+    right_scale: Tensor,
+    tensor_scales: list[Tensor],
+    out_dtype: torch.dtype,
+    fast_accum: bool,
+) -> Tensor:
+    """`left @ right^T` with scales for rows or blocks: [m, k], [n, k] -> [m, n].
+
+    Args:
+        kernel: one of `capability.Kernel` but "tensor".
+        left, right, left_scale, right_scale: as `layout.lay` lays them.
+        tensor_scales: of NVFP4, one element each; else none.
+        out_dtype: float32, bfloat16 or float16.
+        fast_accum: as for `scaled_mm`; rows alone have it.
+    Raises:
+        RuntimeError, ValueError, NotImplementedError: as `torch.nn.functional.scaled_mm`.
+    """
+    return multiply_by(
+        kernel, left, right, left_scale, right_scale, tensor_scales, out_dtype, fast_accum
+    )
+
+
+scaled_mm_by.register_fake(multiply_by)

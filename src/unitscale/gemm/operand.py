@@ -109,7 +109,7 @@ def saturates(fmt: FloatFormat) -> bool:
 
 def amax_of(x: Tensor) -> Tensor:
     """The largest magnitude, in float32; 0 of an empty tensor."""
-    return x.detach().abs().amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
+    return x.abs().amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
 
 
 CODECS = Parsed()
@@ -158,7 +158,6 @@ def on_grid(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
     operand = use.operand
     if operand.format is None:
         return Encoded(x, None)
-    x = x.detach()
     if use.is_turned:
         x = x.mT
     if operand.transform is not None:

@@ -5,16 +5,17 @@ on which it was last seen to hold; each has a test in `tests/graph/test_engine.p
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo import config, lookup_backend
-from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchRuntimeError
 from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
@@ -28,9 +29,11 @@ from torch.utils._python_dispatch import (
 
 __all__ = [
     "FailOnRecompileLimitHit",
+    "TorchRuntimeError",
     "active_ddp",
     "address",
     "break_reasons",
+    "calling_module",
     "captures_recurrent",
     "compiler",
     "compiler_is_disabled",
@@ -38,6 +41,7 @@ __all__ = [
     "forget",
     "fsdp_mesh",
     "global_hooks",
+    "has_uncaptured_hooks",
     "in_backward",
     "in_forward_mode",
     "in_transform",
@@ -220,6 +224,26 @@ def global_hooks() -> tuple[int, ...]:
 def in_forward_mode() -> bool:
     """Whether derivatives are taken forward. Assumed: `forward_ad._current_level` is -1 if not."""
     return forward_ad._current_level >= 0
+
+
+def calling_module() -> nn.Module | None:
+    """The module whose call is the innermost that runs, or None: what `forward` is called on.
+
+    Assumed: `Module._call_impl` is on the stack, with the module as its `self`. Seen on torch 2.13.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not nn.Module._call_impl.__code__:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
+
+
+def has_uncaptured_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks that Dynamo does not capture: on its backward pass, or FSDP2's.
+
+    Assumed: `fully_shard` gives a module's class the method `_get_fsdp_state`. Seen on torch 2.13.
+    """
+    on_backward = bool(module._backward_hooks or module._backward_pre_hooks)
+    return on_backward or hasattr(type(module), "_get_fsdp_state")
 
 
 def compiled_call(module: nn.Module) -> Any:

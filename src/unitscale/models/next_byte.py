@@ -26,9 +26,18 @@ class NextByte(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats a byte."""
+        """Mean cross-entropy in nats a byte.
+
+        Raises:
+            TypeError: the model returned neither logits nor an object that has them.
+        """
         output = self.model(ids)
         logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"the model returned a {type(output).__name__}; expected logits, or an object with "
+                ".logits"
+            )
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 

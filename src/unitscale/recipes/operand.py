@@ -272,6 +272,11 @@ class Operand:
         return " ".join(parts)
 
     @property
+    def element(self) -> FloatFormat | None:
+        """The format of its elements: of a block format, of what shares a scale."""
+        return self.format.element if isinstance(self.format, BlockFormat) else self.format
+
+    @property
     def rounds(self) -> bool:
         """Whether it changes a value."""
         return self.format is not None

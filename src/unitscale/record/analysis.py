@@ -19,8 +19,11 @@ from unitscale import units
 from unitscale.formats import E4M3FN, E5M2, FP16, FloatFormat
 from unitscale.graph.capture import TensorNode
 from unitscale.numerics import digest, flushed_fraction, saturated_fraction
+from unitscale.recipes import Recipe
 from unitscale.record.ranges import OUTSIDE, held, held_grad, share_in_range
 from unitscale.record.sink import format_limits
+from unitscale.record.terms import complaints
+from unitscale.record.what_if import ProductReader, WhatIf
 from unitscale.units.forward import session_of
 
 VALUE_FORMATS = (E4M3FN, FP16)
@@ -60,12 +63,16 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model, the inputs of one step, and what makes a loss of its output (None: it is one)."""
+    """A model, the inputs of one step, and what makes a loss of its output (None: it is one).
+
+    `inside` is where the user's own model lies in it: "model" if it was made a model of the loss.
+    """
 
     model: nn.Module
     arguments: tuple[Any, ...] = ()
     keywords: dict[str, Any] = field(default_factory=dict)
     loss_fn: Callable[[Any], Any] | None = None
+    inside: str = ""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Subject":
         """The same on a device, what is float32 in another dtype; the model itself is moved."""
@@ -114,7 +121,8 @@ def subject_of(made: Any, inputs_of: Callable[[Any], tuple[Any, Any]]) -> Subjec
     """
     if isinstance(made, nn.Module):
         model, arguments = inputs_of(made)
-        return Subject(model=model, arguments=arguments)
+        inside = next((path for path, part in model.named_modules() if part is made), "")
+        return Subject(model=model, arguments=arguments, inside=inside)
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], nn.Module):
         got = type(made).__name__
         if isinstance(made, tuple):
@@ -129,10 +137,13 @@ def subject_of(made: Any, inputs_of: Callable[[Any], tuple[Any, Any]]) -> Subjec
     return Subject(model=model, arguments=(inputs,), loss_fn=loss_fn)
 
 
-def analyse(subject: Subject) -> dict[str, Any]:
+def analyse(subject: Subject, what_if: Sequence[Recipe] = ()) -> dict[str, Any]:
     """Run the step, and say of every tensor what it is before and after units, as JSON holds it.
 
     The model is in training mode, and compiled, afterwards.
+
+    Args:
+        what_if: recipes, of which the result says what each would make of every product.
 
     Raises:
         AnalysisError: the model fails, its loss is no scalar, or a NaN turns up.
@@ -151,13 +162,22 @@ def analyse(subject: Subject) -> dict[str, Any]:
         rows = units.rows(model)  # takes the readings, and refuses a NaN in them
         found = {row.name: Losses() for row in rows}
         by_name = {row.name: row for row in rows}
-        session.terms.observer = partial(Observed, by_name, found)
+        asked = WhatIf(what_if, format_limits(FORMATS)) if what_if else None
+        session.terms.observer = partial(Observed, by_name, found, asked)
         with torch.random.fork_rng():
             subject.loss().backward()
         session.terms.observer = None
     if not rows:
         raise AnalysisError("torch.compile captured no graph of this model")
-    return {
+    more: dict[str, Any] = {}
+    if asked is not None:
+        answers = asked.collect()
+        for row in answers:  # a pattern of `skip` is for the user's model
+            row["module"] = row["module"].removeprefix(f"{subject.inside}.")
+        names = [recipe.name for recipe in what_if]
+        said = list(complaints(answers, names, type(model).__name__, 0))
+        more = {"what_if": answers, "what_if_notes": said}
+    return more | {
         "model": type(model).__name__,
         "loss": loss.item(),
         "graphs": len(session.executables),
@@ -184,9 +204,19 @@ class Observed:
     """Notes what the formats lose of the tensors of one graph (a `units.observe.Reader`)."""
 
     def __init__(
-        self, rows: dict[str, units.UnitRow], found: dict[str, Losses], prefix: str
+        self,
+        rows: dict[str, units.UnitRow],
+        found: dict[str, Losses],
+        what_if: WhatIf | None,
+        prefix: str,
     ) -> None:
         self.rows, self.found, self.prefix = rows, found, prefix
+        self.products = None if what_if is None else ProductReader(what_if, 0, prefix)
+
+    def read_call(self, args: Any, kwargs: Any) -> None:
+        """Take the arguments of the op that was run last."""
+        if self.products is not None:
+            self.products.read_call(args, kwargs)
 
     def read(self, tensor: TensorNode, held: Tensor, log2: int, operand_log2: int | None) -> None:
         """Take a value, which is `held * 2**log2`."""
@@ -196,6 +226,8 @@ class Observed:
         losses.elements = plain.numel()
         losses.value = {f.name: loss_in(f, plain, plain / row.s) for f in VALUE_FORMATS}
         losses.statistics["value"] = statistics(plain, -int(math.log2(row.s)))
+        if self.products is not None:
+            self.products.read(tensor, held, log2, operand_log2)
 
     def read_gradient(self, tensor: TensorNode, carried: Tensor, log2: int) -> None:
         """Take a gradient, which is carried as `2**log2` times the true one."""
@@ -204,6 +236,8 @@ class Observed:
         grad = carried.detach().to_dense() * 2.0**-log2
         losses.grad = {f.name: loss_in(f, grad, grad * row.phi) for f in GRAD_FORMATS}
         losses.statistics["gradient"] = statistics(grad, int(math.log2(row.phi)))
+        if self.products is not None:
+            self.products.read_gradient(tensor, carried, log2)
 
 
 def loss_in(fmt: FloatFormat, before: Tensor, after: Tensor) -> Loss:

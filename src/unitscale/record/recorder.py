@@ -26,6 +26,9 @@ from unitscale.graph.example import storage_id
 from unitscale.numerics.digest import SAMPLE, Digest, digest, read
 from unitscale.recipes import Recipe, parse
 from unitscale.record.sink import Row, Sink
+from unitscale.record.terms import complaints, recipes_of
+from unitscale.record.what_if import ProductReader, WhatIf
+from unitscale.report.parquet import SUFFIX
 from unitscale.units.forward import ScaledForward, forward_of
 from unitscale.units.ops import operands, rule_of
 from unitscale.units.products import gemm_at
@@ -45,6 +48,7 @@ def record(
     first_step: int = 0,
     limit: int = 200_000,
     sample: int = SAMPLE,
+    what_if: str | Sequence[str | Recipe] = (),
 ) -> Iterator["Recorder"]:
     """Record every tensor of `model`, forward and backward, on every `every`-th training call.
 
@@ -69,9 +73,11 @@ def record(
         first_step: number of the first call, for a run that is resumed.
         limit: rows to keep in memory without a path; the oldest are dropped, with a warning.
         sample: elements of a tensor to look at, see `digest`.
+        what_if: other recipes by name, or "all": what each would make of the products of the steps
+            that are sampled, in rows of their own (`record.what_if`). They cost time.
     Raises:
-        ValueError: `every` below 1, no formats, a second recording of the same model, or a Parquet
-            file without pyarrow or to be continued.
+        ValueError: `every` below 1, no formats, a second recording of the same model, an unknown
+            recipe, or a Parquet file without pyarrow, to be continued, or for `what_if`.
     """
     if every < 1:
         raise ValueError(f"record: every is {every}; expected at least 1")
@@ -79,8 +85,15 @@ def record(
         raise ValueError("record: formats is empty; name at least one, such as (E4M3FN, E5M2)")
     if isinstance(model._compiled_call_impl, Recorder):
         raise ValueError(f"record: this {type(model).__name__} is being recorded already")
+    others = recipes_of(what_if) if what_if else []
+    if others and path is not None and Path(path).suffix == SUFFIX:
+        raise ValueError(
+            f"record: {path} is a Parquet file, which has no place for what_if; use a file that "
+            "ends in .jsonl"
+        )
     sink = Sink(None if path is None else Path(path), formats, every, first_step, limit)
     recorder = Recorder(model, tuple(formats), every, sink)
+    recorder.what_if = WhatIf(others, sink.header["formats"]) if others else None
     recorder.optimizer, recorder.step, recorder.sample = optimizer, first_step, sample
     original = model.__dict__.get("_compiled_call_impl")
     # In the instance's dict: a module compiled by torch.compile passes other attributes on.
@@ -110,13 +123,14 @@ class Recorder:
         self.session, self.is_own = self.forward.session, forward_of(self.plain) is None
         self.optimizer: torch.optim.Optimizer | None = None
         self.step, self.sample = 0, SAMPLE
-        self.is_late, self.has_warned = False, False
+        self.is_late, self.has_warned, self.has_complained = False, False, False
         self.current: Sampled | None = None
         self.waiting: list[Sampled] = []
         self.outputs: list[weakref.ref[Tensor]] = []
         self.operands: set[tuple[str, str]] = set()
         self.first_rms = sink.first_rms
         self.latest: list[Row] = []
+        self.what_if: WhatIf | None = None
 
     @property
     def rows(self) -> list[Row]:
@@ -208,6 +222,8 @@ class Recorder:
         if done:
             self.latest = found
             self.sink.write(found)
+            if self.what_if is not None and done[-1].returned:
+                self.write_what_if(self.what_if, done[-1].step)
         if done and done[-1].returned and not found and not self.has_warned:
             self.has_warned = True
             warnings.warn(
@@ -216,6 +232,16 @@ class Recorder:
                 stacklevel=3,
             )
         return found
+
+    def write_what_if(self, what_if: WhatIf, step: int) -> None:
+        """Write the rows of other recipes, and warn once of those that have nothing to say."""
+        rows = what_if.collect()
+        self.sink.write(rows)
+        names = [recipe.name for recipe in what_if.recipes]
+        if not self.has_complained:
+            self.has_complained = True
+            for text in complaints(rows, names, type(self.plain).__name__, step):
+                warnings.warn(f"record: {text}", stacklevel=4)
 
     def digest_moments(self, optimizer: torch.optim.Optimizer, sampled: "Sampled") -> None:
         """Take the statistics of Adam's moments."""
@@ -269,6 +295,9 @@ class Reading:
     def __init__(self, recorder: Recorder, sampled: Sampled, call: int, prefix: str) -> None:
         self.recorder, self.sampled = recorder, sampled
         self.prefix, self.suffix = prefix, "" if call == 1 else f"@{call}"
+        self.products: ProductReader | None = None
+        if recorder.what_if is not None:
+            self.products = ProductReader(recorder.what_if, sampled.step, prefix, self.suffix)
 
     def read(self, tensor: TensorNode, held: Tensor, log2: int, operand_log2: int | None) -> None:
         """Digest a value, which is `held * 2**log2`."""
@@ -276,11 +305,20 @@ class Reading:
         if not is_constant and not is_reshaped(tensor):
             at = log2 if operand_log2 is None else operand_log2
             self.digest(tensor, "value", true_value(held, log2), -at)
+        if self.products is not None:
+            self.products.read(tensor, held, log2, operand_log2)
+
+    def read_call(self, args: Any, kwargs: Any) -> None:
+        """Take the arguments of the op that was run last."""
+        if self.products is not None:
+            self.products.read_call(args, kwargs)
 
     def read_gradient(self, tensor: TensorNode, carried: Tensor, log2: int) -> None:
         """Digest a gradient, which is carried as `2**log2` times the true one."""
         if not is_reshaped(tensor):
             self.digest(tensor, "gradient", true_value(carried, -log2), log2)
+        if self.products is not None:
+            self.products.read_gradient(tensor, carried, log2)
 
     def digest(self, tensor: TensorNode, direction: str, x: Tensor, held_log2: int) -> None:
         """Take the statistics of one value or gradient."""

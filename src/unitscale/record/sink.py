@@ -3,13 +3,14 @@
 import json
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from unitscale.formats import FloatFormat
 from unitscale.report import FormatLimits
+from unitscale.report.checksum import checked, sealed
 from unitscale.report.parquet import SUFFIX, ParquetWriter
 
 Row = dict[str, Any]
@@ -24,7 +25,8 @@ class Sink:
         first_step: rows from this step on in an older JSONL file are dropped, the others kept.
         limit: rows to keep in memory.
     Raises:
-        ValueError: a Parquet file that exists is to be continued, or pyarrow is missing.
+        ValueError: a Parquet file that exists is to be continued, or pyarrow is missing; a JSONL
+            file to be continued is damaged.
     """
 
     def __init__(
@@ -39,11 +41,12 @@ class Sink:
         self.rows: deque[Row] = deque(maxlen=limit)
         self.limit, self.is_full = limit, False
         self.first_rms: FirstRms = {}
-        self.file: IO[str] | ParquetWriter | None = None
+        self.file: IO[bytes] | ParquetWriter | None = None
+        self.crc = 0
         if path is None:
             return
         if path.suffix != SUFFIX:
-            self.file = open_log(path, self.header, first_step, self.first_rms)
+            self.file, self.crc = open_log(path, self.header, first_step, self.first_rms)
         elif first_step > 0 and path.exists():
             raise ValueError(
                 f"record: first_step is {first_step} and {path} exists; a Parquet file cannot be "
@@ -58,7 +61,9 @@ class Sink:
             self.file.write(rows)
             return
         if self.file is not None:
-            self.file.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+            for row in rows:
+                line, self.crc = sealed(json.dumps(row, separators=(",", ":")).encode(), self.crc)
+                self.file.write(line)
             self.file.flush()
             return
         if not self.is_full and len(self.rows) + len(rows) > self.limit:
@@ -81,22 +86,45 @@ def format_limits(formats: Sequence[FloatFormat]) -> dict[str, dict[str, float]]
     return {f.name: asdict(FormatLimits(f.max, f.min_normal, f.min_subnormal)) for f in formats}
 
 
-def open_log(path: Path, header: Row, first_step: int, first_rms: FirstRms) -> IO[str]:
+def open_log(
+    path: Path, header: Row, first_step: int, first_rms: FirstRms
+) -> tuple[IO[bytes], int]:
     """A file open for more rows, holding the header and the earlier steps of what it held.
 
     `first_rms` gets the first RMS of every tensor in those, against which drift is measured.
+
+    Returns:
+        The file, and the checksum of its last line.
+    Raises:
+        ValueError: a line of the file is not the one that was written; nothing was changed.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(header) + "\n")
-        if path.exists():
-            with path.open(encoding="utf-8") as old:
-                for line in old:
-                    # Half a line is what a killed process leaves.
-                    row = json.loads(line) if line.endswith("\n") else {}
-                    if row.get("step", first_step) < first_step:
-                        file.write(line)
-                        if row["rms"]:
-                            first_rms.setdefault((row["name"], row["direction"]), row["rms"])
-    temporary.replace(path)
-    return path.open("a", encoding="utf-8")
+    kept = earlier(path) if first_step > 0 and path.exists() else ()
+    try:
+        with temporary.open("wb") as file:
+            line, crc = sealed(json.dumps(header).encode(), 0)
+            file.write(line)
+            for row, body in kept:
+                if row.get("step", first_step) < first_step:
+                    line, crc = sealed(body, crc)
+                    file.write(line)
+                    if row.get("rms"):  # a row of what-if has none
+                        first_rms.setdefault((row["name"], row["direction"]), row["rms"])
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path.open("ab"), crc
+
+
+def earlier(path: Path) -> Iterator[tuple[Row, bytes]]:
+    """The objects in a recording, with their bytes; half a line is what a killed process leaves."""
+    crc = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                body, crc = checked(line[:-1], crc)
+            except ValueError as error:
+                raise ValueError(f"record: {path} is damaged in line {number} ({error})") from error
+            yield json.loads(body), body

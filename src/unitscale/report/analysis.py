@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from unitscale.report.html import write_html
+from unitscale.report.what_if import answers_of, sentences, worst_rows
+from unitscale.report.what_if import recipe_rows as rows_of_recipes
 
 Row = Mapping[str, Any]
 
@@ -81,6 +83,37 @@ def tensor_rows(results: Mapping[str, Any], limit: int | None = None) -> list[Ro
     ]
 
 
+def recipe_rows(results: Mapping[str, Any]) -> list[Row]:
+    """One row per recipe of the what-if: its products, and the decibels of their results."""
+    return list(rows_of_recipes(answers_of(results["what_if"])))
+
+
+def product_rows(results: Mapping[str, Any], limit: int | None = None) -> list[Row]:
+    """One row per product, a column per recipe; the decibels of its worst result."""
+    return list(worst_rows(answers_of(results["what_if"]), limit))
+
+
+def what_if_sentences(results: Mapping[str, Any]) -> list[str]:
+    """The verdict on the recipes, and what nothing could be said of."""
+    rows = results["what_if"]
+    if not rows:
+        return list(results["what_if_notes"])
+    return sentences(rows)
+
+
+def skip_sentence(found: Mapping[str, Any]) -> str:
+    """The modules to keep in full precision, as an argument."""
+    if not found["skip"]:
+        return (
+            f"For {found['recipe']} no module fits into a budget of {found['budget']:.0%} of the "
+            "multiply-adds; raise --budget."
+        )
+    return (
+        f"For {found['recipe']}, best first, with {found['share_of_multiply_adds']:.1%} of the "
+        f"multiply-adds in full precision: skip={found['skip']!r}"
+    )
+
+
 def distance(tensor: Row) -> float:
     """How many powers of two the value or the gradient is away from RMS 1, before."""
     values = (tensor["rms"]["before"], tensor["grad_rms"]["before"])
@@ -111,12 +144,20 @@ def change(loss: Row | None) -> str:
 
 def write_analysis(results: Mapping[str, Any], path: Path) -> None:
     """Write everything as the one HTML file of `write_html`, with the tables of the terminal."""
+    said: dict[str, Any] = {}
+    if "what_if_notes" in results:
+        said["What other recipes would do"] = [
+            {"": sentence} for sentence in what_if_sentences(results)
+        ]
+    if "suggest_skip" in results:
+        said["Modules to keep in full precision"] = [{"": skip_sentence(results["suggest_skip"])}]
     write_html(
-        [{"formats": results["formats"]}, *recorded_rows(results)],
+        [{"formats": results["formats"]}, *recorded_rows(results), *results.get("what_if", ())],
         path,
         title=f"Scales of {results['model']}",
         subtitle=caption(results),
-        tables={
+        tables=said
+        | {
             "Share of tensors with RMS in [1/2, 2]": range_rows(results),
             "Share of elements that a format loses": loss_rows(results),
             "Left at (1, 1), and why": left_rows(results),

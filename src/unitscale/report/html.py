@@ -23,6 +23,7 @@ from unitscale.report.recording import Recording, group
 from unitscale.report.summary import TITLES, headline, outcome, summarize_results
 from unitscale.report.table import cell
 from unitscale.report.verdict import Loss, Verdict, judge, percent
+from unitscale.report.what_if import answers_of, recipe_rows, sentences
 
 Products = Mapping[str, Sequence[tuple[str, str, str, str]]]
 """Recipe to its three products, each (product, left format, right format, result format)."""
@@ -81,11 +82,12 @@ def write_html(
         "lead": lead(verdicts, results, curves),
         "worst": worst_table(verdicts),
         "comparison": comparison(results),
+        "what_if": "\n".join(what_if_section(recording) for recording in recordings),
         "products": products_table(products or {}),
         "tables": "\n".join(map(rows_table, tables, tables.values())) if tables else "",
         "configuration": configuration_of(configuration),
         "style": asset("page.css"),
-        "script": asset("page.js"),
+        "script": asset("page.js") + asset("what_if.js"),
         "data": pack(json.dumps(page_data(recordings, curves), separators=(",", ":"))),
         "plotly": charts,
         "missing": missing,
@@ -187,6 +189,17 @@ def comparison(results: Mapping[str, Any] | None) -> str:
     classes = ["diverged" if summary.diverged else "finished" for summary in summaries]
     body = table(TITLES, [summary.cells() for summary in summaries], classes)
     return section("Recipes side by side", f"{body}\n<p class='note'>{note}</p>")
+
+
+def what_if_section(recording: Recording) -> str:
+    """What other recipes would make of a run: the verdict, and a row for each recipe."""
+    if not recording.what_if:
+        return ""
+    label = f": {recording.label}" if recording.label else ""
+    said = "\n".join(f"<p>{escape(text)}</p>" for text in sentences(recording.what_if))
+    rows = recipe_rows(answers_of(recording.what_if))
+    body = table(list(rows[0]), [list(row.values()) for row in rows])
+    return section(f"What other recipes would do{label}", f"{said}\n{body}")
 
 
 def products_table(products: Products) -> str:

@@ -15,6 +15,7 @@ const QUANTITIES = {
   sqnr: "signal to quantization noise, dB",
   rms: "RMS, octaves",
   amax: "largest magnitude, octaves",
+  crest: "largest magnitude over RMS, octaves",
   kurtosis: "kurtosis (3 is Gaussian), octaves",
   drift: "drift since the first sample, octaves",
 };
@@ -46,6 +47,7 @@ async function start() {
   }
   if (packed && data.curves.length) { show("losses"); drawLosses(); }
   if (packed && data.recordings.length) setUpTensors();
+  if (data.recordings.some((r) => r.whatIf)) setUpWhatIf();
   document.documentElement.dataset.ready = "yes";
 }
 
@@ -105,6 +107,7 @@ function plot(id, traces, extra) {
 function redraw() {
   if (window.Plotly && data?.curves.length) drawLosses();
   if (run) drawTensors();
+  if (data?.recordings.some((r) => r.whatIf)) drawWhatIf();
 }
 
 // --- losses --------------------------------------------------------------------------------------
@@ -192,6 +195,8 @@ const formatOf = (t) => {
 const label = (t) => run.tensors[t][0] + (run.tensors[t][2] === "value" ? "" : ` · ${run.tensors[t][2]}`);
 const held = (t, i) => (run.rms[t][i] === null ? null : tenth(run.rms[t][i] + (run.held[t][i] ?? 0)));
 
+const crest = (t, i) => (run.rms[t][i] === null || run.amax[t][i] === null ? null : tenth(run.amax[t][i] - run.rms[t][i]));
+
 function lost(t, i) {
   const shares = run.shares[formatOf(t)];
   return shares.flushed[t][i] === null ? null : shares.flushed[t][i] + shares.saturated[t][i];
@@ -218,6 +223,7 @@ function quantity(t, i) {
     const first = run.rms[t].find((x) => x !== null);
     return run.rms[t][i] === null ? null : run.rms[t][i] - first;
   }
+  if (q === "crest") return crest(t, i);
   if (q === "kurtosis") return run.kurtosis[t][i] === null ? null : Math.log2(run.kurtosis[t][i]);
   return run[q][t][i];
 }
@@ -357,6 +363,8 @@ function drawDetail() {
   if (run.steps.length > 1) plot("history", [
     line(lift(run.rms[chosen]), { name: "RMS", line: { color: "#2b8cbe" } }),
     line(lift(run.amax[chosen]), { name: "largest", line: { color: "#d94801", dash: "dot" } }),
+    line(run.steps.map((_, j) => crest(chosen, j)), { name: "largest over RMS", visible: "legendonly", line: { color: "#009e73" } }),
+    line(run.kurtosis[chosen].map((x) => (x > 0 ? tenth(Math.log2(x)) : null)), { name: "kurtosis", visible: "legendonly", line: { color: "#8f6ed5" } }),
   ], {
     height: 300, legend: { orientation: "h", y: -0.3 }, margin: { l: 8, r: 8, t: 48, b: 36 },
     title: { text: "As held, by step", font: { size: 13 }, y: 0.99, yanchor: "top" },
@@ -420,7 +428,7 @@ const last = () => run.steps.length - 1;
 const COLUMNS = [
   ["Tensor", label], ["Op", (t) => run.tensors[t][1]],
   ["log2 RMS", (t) => run.rms[t][last()]], ["as held", (t) => held(t, last())],
-  ["log2 largest", (t) => run.amax[t][last()]], ["Kurtosis", (t) => run.kurtosis[t][last()]],
+  ["log2 largest", (t) => run.amax[t][last()]], ["over RMS", (t) => crest(t, last())], ["Kurtosis", (t) => run.kurtosis[t][last()]],
   ["Drift", (t) => { const f = run.rms[t].find((x) => x !== null), e = run.rms[t][last()]; return e === null || f === undefined ? null : +(e - f).toFixed(1); }],
   ["Lost, %", (t) => { const x = lost(t, last()); return x === null ? null : +(100 * x).toPrecision(2); }],
   ["Worst, %", (t) => +(100 * worst(t)).toPrecision(2)],

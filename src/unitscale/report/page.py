@@ -12,6 +12,8 @@ from unitscale.report.curve import Curve
 from unitscale.report.operand import operand_test
 from unitscale.report.recording import Recording, Row, Series, thin
 from unitscale.report.verdict import Jump, Loss, Verdict, judge
+from unitscale.report.what_if import RESULTS, Answer, answers_of, text_of
+from unitscale.report.what_if import decibels as decibel_of
 
 MAX_SAMPLES = 100_000
 """Of all recordings together: tensors times steps."""
@@ -53,7 +55,9 @@ def recording_data(recording: Recording, verdict: Verdict, max_samples: int) -> 
     is_operand = operand_test((s.rows[0] for s in recording.series), recording.recipe)
     focus = [(e.series.name, e.series.direction) for e in events[:1]]
     names = [(s.name, s.direction) for s in recording.series]
+    asked = what_if_data(recording.what_if, max_samples) if recording.what_if else None
     return {
+        "whatIf": asked,
         "label": recording.label,
         "focus": names.index(focus[0]) if focus else 0,
         "formats": {
@@ -78,6 +82,75 @@ def recording_data(recording: Recording, verdict: Verdict, max_samples: int) -> 
             for series in recording.series
         ],
     }
+
+
+def what_if_data(rows: Sequence[Row], max_samples: int) -> dict[str, Any]:
+    """Products by recipes for every quantity, and the worst result of each by step."""
+    answers = answers_of(rows)
+    recipes = list(dict.fromkeys(one.recipe for one in answers))
+    names = list(dict.fromkeys(one.product for one in answers))
+    by_place = {(one.product, one.recipe): one for one in answers}
+    work = {row["what_if"]: row["macs"] for row in rows}
+    total = sum(work.values()) or 1
+    steps = sorted({row["step"] for row in rows})
+    few = evenly(steps, max(max_samples // max(len(names) * len(recipes), 1), 2))
+    place = {step: i for i, step in enumerate(few)}
+    index = {name: i for i, name in enumerate(names)}
+    history: list[list[list[float | None]]] = [[[None] * len(few) for _ in recipes] for _ in names]
+    for row in rows:
+        if row["step"] in place:
+            lines = history[index[row["what_if"]]]
+            for line, recipe in zip(lines, recipes, strict=True):
+                line[place[row["step"]]] = worst_at(row["recipes"].get(recipe, {}))
+
+    def matrix(value: Callable[[Answer], float | None]) -> list[list[float | None]]:
+        found = [[by_place.get((name, recipe)) for recipe in recipes] for name in names]
+        return [[None if one is None else value(one) for one in line] for line in found]
+
+    def tenth(x: float | None) -> float | None:
+        return None if x is None else round(x, 1)
+
+    def percent(x: float | None) -> float | None:
+        return None if x is None else two_digits(100 * x)
+
+    def result(name: str) -> Callable[[Answer], float | None]:
+        return lambda one: tenth(one.decibels.get(name))
+
+    return {
+        "recipes": recipes,
+        "products": [[name, two_digits(100 * work[name] / total)] for name in names],
+        "stepCount": len(steps),
+        "whys": [[word_of(by_place.get((name, recipe))) for recipe in recipes] for name in names],
+        "values": {
+            "worst": matrix(lambda one: tenth(one.worst)),
+            **{name: matrix(result(name)) for name in RESULTS},
+            "sqnr": matrix(lambda one: tenth(one.sqnr)),
+            "flushed": matrix(lambda one: percent(one.flushed)),
+            "saturated": matrix(lambda one: percent(one.saturated)),
+        },
+        "steps": few,
+        "history": history,
+    }
+
+
+def word_of(one: Answer | None) -> str | None:
+    """What stands in place of all numbers of a product in a recipe; None where it has some."""
+    found = text_of(one)
+    return found if isinstance(found, str) and found != "lost" else None
+
+
+def worst_at(numbers: Row) -> float | None:
+    """The decibels of a product's worst result at one step."""
+    errors = [decibel_of([error]) for error in numbers.get("errors", {}).values()]
+    known = [x for x in errors if x is not None]
+    return round(min(known)) if known and len(known) == len(errors) else None
+
+
+def evenly(steps: Sequence[int], count: int) -> list[int]:
+    """At most so many of the steps, evenly spread, with both ends."""
+    if len(steps) <= count:
+        return list(steps)
+    return sorted({steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)})
 
 
 def rows_at(series: Series, steps: Sequence[int]) -> list[Row | None]:

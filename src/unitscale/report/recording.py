@@ -13,7 +13,7 @@ from typing import Any, Self
 from unitscale.formats import E4M3FN, E5M2, FloatFormat
 from unitscale.recipes import RECIPES, Recipe
 from unitscale.report.parquet import SUFFIX, read_parquet
-from unitscale.report.shape import HEADER, ROW, Field, check, parse
+from unitscale.report.shape import HEADER, ROW, WHAT_IF, Field, check, parse
 
 Row = Mapping[str, Any]
 
@@ -68,13 +68,15 @@ class Recording:
 
     Values come first, in the order of the model, then gradients in the same order (they appear from
     the loss backward), then the optimizer's state. `recipe` is that of the run; None if it is not
-    known, as it is not from the rows alone.
+    known, as it is not from the rows alone. `what_if` are the rows of what other recipes would make
+    of the products.
     """
 
     formats: dict[str, FormatLimits]
     series: list[Series]
     label: str = ""
     recipe: Recipe | None = None
+    what_if: Sequence[Row] = ()
 
     @property
     def steps(self) -> list[int]:
@@ -89,8 +91,8 @@ class Recording:
         is_gradient = direction == "gradient"
         if self.recipe is not None:
             operand = self.recipe.gradient if is_gradient else self.recipe.value
-            if operand.format is not None and operand.format.name in self.formats:
-                return operand.format.name
+            if operand.element is not None and operand.element.name in self.formats:
+                return operand.element.name
         return list(self.formats)[-1 if is_gradient else 0]
 
 
@@ -116,8 +118,13 @@ def group(
     """
     formats: dict[str, FormatLimits] = {}
     found: dict[tuple[str, str], Series] = {}
+    answers: list[Row] = []
     for number, given in enumerate(rows, 1):
         for row in unfold(given):
+            if "what_if" in row:
+                check(row, WHAT_IF, f"{source} {number}")
+                answers.append(row)
+                continue
             is_header = "name" not in row and "formats" in row
             check(row, HEADER if is_header else ROW, f"{source} {number}")
             if is_header:
@@ -137,7 +144,8 @@ def group(
     ordered = sorted(
         found.values(), key=lambda one: (DIRECTIONS.index(one.direction), place[one.name])
     )
-    return Recording(formats or DEFAULT_FORMATS, ordered, label, RECIPES.get(recipe or ""))
+    known = RECIPES.get(recipe or "")
+    return Recording(formats or DEFAULT_FORMATS, ordered, label, known, answers)
 
 
 def unfold(given: Any) -> Iterator[Row]:
@@ -167,7 +175,9 @@ def unfold(given: Any) -> Iterator[Row]:
 
 
 def read_rows(path: Path, fields: Mapping[str, Field] = MappingProxyType({})) -> Iterator[Row]:
-    """The objects in the whole lines of a JSONL file, one at a time.
+    """The objects in the whole lines of a JSONL file, one at a time, without their checksums.
+
+    Those are for whoever goes on with the file; a part of it can be read too.
 
     Raises:
         ValueError: a line is not JSON, no object, or lacks one of the fields.
@@ -179,6 +189,7 @@ def read_rows(path: Path, fields: Mapping[str, Field] = MappingProxyType({})) ->
             where = f"{path}: line {number}"
             row = parse(line, where)
             check(row, fields, where)
+            row.pop("crc", None)
             yield row
 
 

@@ -117,6 +117,39 @@ ROW = {
     "formats": Field("the shares lost, per format", is_shares, is_required=False),
 }
 
+
+def is_answers(value: Any) -> bool:
+    """Whether it holds what each recipe would make of a product."""
+    return isinstance(value, Mapping) and all(
+        isinstance(found, Mapping) and (is_text(found.get("why")) or is_answer(found))
+        for found in value.values()
+    )
+
+
+def is_answer(value: Mapping[str, Any]) -> bool:
+    """Whether it holds the errors of a product's results, and what its operands lose."""
+    errors, operands = value.get("errors"), value.get("operands")
+    return (
+        isinstance(errors, Mapping)
+        and all(map(is_magnitude, errors.values()))
+        and isinstance(operands, Mapping)
+        and all(
+            isinstance(lost, list | tuple)
+            and len(lost) == 3
+            and (lost[0] is None or is_number(lost[0]))
+            and all(x is not None and is_magnitude(x) for x in lost[1:])
+            for lost in operands.values()
+        )
+    )
+
+
+WHAT_IF = {
+    **dict.fromkeys(("what_if", "op", "module"), TEXT),
+    **dict.fromkeys(("step", "macs"), INTEGER),
+    "recipes": Field("errors and operands, or why there are none, per recipe", is_answers),
+}
+"""A row of what other recipes would make of a product."""
+
 RUN = {
     "recipe": TEXT,
     "seed": INTEGER,

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from unitscale.recipes import Recipe
 from unitscale.report.operand import operand_test
+from unitscale.report.reach import outgrown, reach_sentences
 from unitscale.report.recording import Recording, Row, Series, lost_fraction
 
 WORTH_NAMING = 0.01
@@ -104,6 +105,7 @@ def judge(recording: Recording) -> Verdict:
     rounds = recipe is None or recipe.rounds
     sentences = [] if blank is None else blank_sentences(blank)
     sentences += fault_sentences(jumps)
+    sentences += reach_sentences(outgrown(recording))
     if judged and recipe is not None and not rounds:
         sentences.append(f"{recipe.name} rounds no product.")
     with_step = len(recording.steps) > 1

@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 
+from unitscale.formats import BF16, FP16, FloatFormat
 from unitscale.gemm import ProductFormats, linear
+from unitscale.gemm.capability import kernel_of
 from unitscale.gemm.executor import obstacle
 from unitscale.gemm.passes import KINDS, counting
 from unitscale.recipes import Gemm, Recipe
@@ -18,11 +20,13 @@ ROWS, FEATURES = 32, 64
 def passes_of(gemm: Gemm) -> dict[str, int]:
     """The passes that a recipe adds to one linear layer, forward and backward, by kind.
 
-    Counted while the layer runs: by the kernels of FP8 hardware where the CPU has them too, which
-    need transposed copies, and by the emulated products else.
+    Counted while the layer runs. With one scale for each tensor it runs by the kernels of FP8
+    hardware, which a CPU has too and which need transposed copies; else by the emulated products:
+    what follows the contraction is cast twice and written as the kernel wants it.
     """
     formats = ProductFormats.from_gemm(gemm, "scaled_mm")
-    if obstacle("scaled_mm", formats, torch.float32, torch.device("cpu")):
+    device = torch.device("cpu")
+    if not gemm.is_per_tensor or obstacle("scaled_mm", formats, torch.float32, device):
         formats = formats._replace(executor="emulated")
     x = torch.ones(ROWS, FEATURES, requires_grad=True)
     weight = torch.ones(FEATURES, FEATURES, requires_grad=True)
@@ -31,9 +35,47 @@ def passes_of(gemm: Gemm) -> dict[str, int]:
     return {kind: counts[kind] for kind in KINDS}
 
 
+DEVICES: dict[str, str] = {
+    "tensor": "CUDA 8.9+, gfx95, gfx12",
+    "row": "CUDA 8.9+, gfx95, gfx12",
+    "1x32": "CUDA 10.0+",
+    "1x16": "CUDA 10.0+",
+    "1x128 @ 1x128": "CUDA 9.x",
+    "1x128 @ 128x128": "CUDA 9.x",
+    "128x128 @ 1x128": "CUDA 9.x",
+}
+"""Where torch has a kernel; the sources are in `gemm.capability`, and none of it was tried."""
+
+MI300 = "gfx94"
+
+
+def hardware_of(gemm: Gemm) -> str:
+    """The devices whose own kernels multiply the operands of a recipe, product by product.
+
+    `emulated` is what has no kernel anywhere; FP16 and BF16 are products of every GPU.
+    """
+    found: dict[str, None] = {}
+    for _, (left, right) in gemm.pairs():
+        formats = [operand.format for operand in (left, right)]
+        if any(fmt is None for fmt in formats):
+            found["any"] = None
+        elif all(isinstance(fmt, FloatFormat) and fmt in (BF16, FP16) for fmt in formats):
+            found["any GPU"] = None
+        else:
+            kernel = kernel_of(str(left), str(right)).kernel
+            is_fnuz = any(str(fmt).endswith("FNUZ") for fmt in formats)
+            found[MI300 if kernel and is_fnuz else DEVICES.get(kernel or "", "emulated")] = None
+    return " | ".join(found)
+
+
 def cost_of(recipe: Recipe) -> dict[str, Any]:
     """The costs of a recipe that no run measures, as results.json has them.
 
-    `passes` are those of a linear layer of most paths; see `gemm.passes`.
+    `passes` are those of a linear layer of most paths; see `gemm.passes`. `hardware` is where its
+    products have kernels.
     """
-    return {"passes": passes_of(recipe.main), "chosen": list(recipe.chosen)}
+    return {
+        "passes": passes_of(recipe.main),
+        "chosen": list(recipe.chosen),
+        "hardware": hardware_of(recipe.main),
+    }

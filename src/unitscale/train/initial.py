@@ -1,13 +1,16 @@
 """A run before its first step: its model, its optimizer and its loss scale."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from unitscale import optim
 from unitscale.models import CharLM
-from unitscale.models.next_byte import build
+from unitscale.models.existing import find_factory
+from unitscale.models.language import BYTES
+from unitscale.models.next_byte import NextByte, as_loss
 from unitscale.optim.rules import Kind
 from unitscale.train.checkpoint import TrainState
 from unitscale.train.config import TrainConfig
@@ -20,7 +23,11 @@ UNIT_SCALED_RATES: Mapping[Kind, float] = {"input": 0.1, "output": 2.0}
 
 
 class ModelError(RuntimeError):
-    """The factory of an existing model failed."""
+    """The factory of an existing model failed, or its model did."""
+
+
+class OutputError(ModelError):
+    """The factory of an existing model gave something else than a model over bytes."""
 
 
 def initial_state(config: TrainConfig) -> TrainState:
@@ -56,20 +63,90 @@ def build_model(config: TrainConfig) -> torch.nn.Module:
     """The model that a configuration names, in FP32 on the CPU.
 
     Raises:
-        ModelError: the factory of an existing model failed.
+        ModelError: the factory of an existing model failed. OutputError: it returned no model.
     """
     if config.existing is None:
         return CharLM(config.model_config)
+    name, options = config.existing, config.model_options
+    with failing(f"{name} failed with {options}"):
+        made = find_factory(name, options)(**options)
     try:
-        return build(config.existing, config.model_options)
-    except (MemoryError, torch.OutOfMemoryError):
+        return as_loss(made, name)
+    except ValueError as error:
+        raise OutputError(str(error)) from error
+
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Turn whatever a person's own model raises into a ModelError of one line."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, OutputError):
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise ModelError(
-            f"{config.existing} failed with {config.model_options}: {type(error).__name__}: "
-            f"{reason}"
+        raise ModelError(f"{what}: {type(error).__name__}: {reason}") from error
+
+
+def check_output(config: TrainConfig, model: torch.nn.Module) -> None:
+    """Call an existing model once, on bytes up to 255, and look at what it returns.
+
+    Torch's random state and the model's buffers are left as they were.
+
+    Raises:
+        ModelError: the call failed. OutputError: because of too few symbols; or what it returned is
+            no loss of one number with a gradient, nor logits.
+    """
+    if config.existing is None:
+        return
+    shape = config.batch_size, config.sequence_length
+    ids = 255 - torch.arange(shape[0] * shape[1], device=find_device(config.device)) % BYTES
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with failing(f"{config.existing} failed on bytes"), torch.random.fork_rng(devices=devices):
+            refuse_output(config.existing, model, ids.view(shape))
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def refuse_output(name: str, model: torch.nn.Module, ids: torch.Tensor) -> None:
+    """Raise OutputError unless a model gives a loss, or one within `NextByte` logits, for bytes."""
+    try:
+        if isinstance(model, NextByte):
+            output: Any = model.model(ids)
+            found = getattr(output, "logits", output)
+            fits = isinstance(found, torch.Tensor) and found.shape[:-1] == ids.shape
+            fits = fits and found.shape[-1] >= BYTES
+            size = ", ".join(map(str, ids.shape))
+            expected = f"logits of shape [{size}, {BYTES} or more], or an object with .logits"
+        else:
+            output = model(ids, ids)
+            fits = isinstance(output, torch.Tensor) and output.numel() == 1
+            fits = fits and output.requires_grad
+            expected = "the mean loss, one number with a gradient"
+    except IndexError as error:
+        raise OutputError(
+            f"{name} failed on bytes: IndexError: {error}; expected a model of at least 256 symbols"
         ) from error
+    if not fits:
+        called = "ids" if isinstance(model, NextByte) else "ids and targets"
+        raise OutputError(f"{name} returned {described(output)} for {called}; expected {expected}")
+
+
+def described(output: Any) -> str:
+    """What a model returned, in a few words."""
+    if output is None:
+        return "nothing"
+    if isinstance(output, torch.Tensor):
+        without = "" if output.requires_grad else " without a gradient"
+        return f"a tensor of shape {[*output.shape]}{without}"
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} of {', '.join(map(repr, output))}"
+    parts = f" of {len(output)}" if isinstance(output, tuple | list) else ""
+    return f"a {type(output).__name__}{parts}"
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -24,7 +24,7 @@ from unitscale.train.checkpoint import (
 from unitscale.train.config import TrainConfig
 from unitscale.train.device import find_device
 from unitscale.train.divergence import has_exploded
-from unitscale.train.initial import initial_state
+from unitscale.train.initial import check_output, initial_state
 from unitscale.train.interrupt import deferred_interrupt
 from unitscale.train.measure import first_look, saved_for_backward
 from unitscale.train.result import RunResult, finished, result_of, valid_loss
@@ -75,7 +75,7 @@ def train(
         FileExistsError: the folder holds a run, and `resume` is off.
         InUseError: another process is writing to the folder.
         CheckpointError: the checkpoint, the log or the result cannot be trusted.
-        ModelError: the factory of the model failed.
+        ModelError: the factory of the model failed, or its model does not give a loss.
         KeyboardInterrupt: stopped by a signal, the last finished step in the checkpoint.
     """
     corpus.require(batch_size=config.batch_size, length=config.sequence_length + 1)
@@ -101,6 +101,8 @@ def run_claimed(
     state.run = identity(config, corpus)
     if (folder / CHECKPOINT).exists():
         load_checkpoint(state, folder / CHECKPOINT)
+    else:
+        check_output(config, state.model)
     log = RunLog(folder / LOG, state.log)
     if config.record_every is not None:
         check_recording(folder / RECORDING)
@@ -221,7 +223,7 @@ class Run:
             return nullcontext()
         return record(
             state.model,
-            (config.numerics.forward or E4M3FN, config.numerics.backward or E5M2),
+            (config.numerics.value.element or E4M3FN, config.numerics.gradient.element or E5M2),
             every=config.record_every,
             path=self.folder / RECORDING,
             optimizer=state.optimizer,

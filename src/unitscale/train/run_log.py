@@ -3,17 +3,12 @@
 import json
 import math
 import os
-import re
-import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from unitscale.report.checksum import checked, sealed
 from unitscale.train.run_folder import CheckpointError, Record, naming, without_nan
-
-# The last key of a line. The checksum is that of the line without it, continued from the line
-# before, so that a line that is edited, lost or moved breaks its own and every later one.
-CHECKSUM = re.compile(rb', "crc": "([0-9a-f]{8})"\}\Z')
 
 
 class Mark(NamedTuple):
@@ -101,9 +96,7 @@ def to_line(record: Record, previous: int) -> tuple[bytes, int]:
 
     Python's floats survive the trip bit by bit.
     """
-    body = json.dumps(without_nan(record), allow_nan=False).encode()
-    crc = zlib.crc32(body, previous)
-    return body[:-1] + f', "crc": "{crc:08x}"}}\n'.encode(), crc
+    return sealed(json.dumps(without_nan(record), allow_nan=False).encode(), previous)
 
 
 def read_log(path: Path) -> list[Record]:
@@ -129,13 +122,10 @@ def check_lines(path: Path, lines: list[bytes]) -> tuple[list[Record], Mark]:
     records: list[Record] = []
     crc = 0
     for number, line in enumerate(lines, 1):
-        found = CHECKSUM.search(line)
-        if found is None:
-            raise damaged(path, number, "it has no checksum")
-        body = line[: found.start()] + b"}"
-        crc = zlib.crc32(body, crc)
-        if crc != int(found.group(1), 16):
-            raise damaged(path, number, "its checksum does not match")
+        try:
+            body, crc = checked(line, crc)
+        except ValueError as error:
+            raise damaged(path, number, str(error)) from error
         records.append(parsed(path, number, body))
     return records, Mark(len(lines), crc)
 
@@ -152,24 +142,30 @@ def parsed(path: Path, number: int, body: bytes) -> Record:
 
 
 def check_recording(path: Path) -> None:
-    """Raise unless a recording can be continued. Its lines have no checksums.
+    """Raise unless a recording can be continued.
 
     Raises:
-        CheckpointError: a whole line is no row of a recording, nor its header.
+        CheckpointError: a whole line has no checksum or another one, or is no row of a recording,
+            nor its header.
     """
+    crc = 0
     for number, line in enumerate(whole_lines(path), 1):
         try:
-            row: Any = json.loads(line)
+            body, crc = checked(line, crc)
+            row: Any = json.loads(body)
             is_row = isinstance(row, dict) and (
                 "formats" in row
                 or (isinstance(row["step"], int) and {"name", "direction", "rms"} <= row.keys())
             )
-        except (ValueError, KeyError, RecursionError):
-            is_row = False
-        if not is_row:
+            reason = "" if is_row else "it is no row of a recording"
+        except KeyError:
+            reason = "it is no row of a recording"
+        except (ValueError, RecursionError) as error:
+            reason = str(error)
+        if reason:
             raise CheckpointError(
-                f"{path} is damaged in line {number} (it is no row of a recording); nothing was "
-                "changed: restore the file, or delete it to record from here on"
+                f"{path} is damaged in line {number} ({reason}); nothing was changed: restore the "
+                "file, or delete it to record from here on"
             )
 
 

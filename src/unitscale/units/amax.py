@@ -1,8 +1,10 @@
-"""`AmaxHistory`: amaxes of earlier steps, of which delayed scales are made. Imports no torch."""
+"""`AmaxHistory`: amaxes of earlier steps, of which delayed scales are made."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import torch
 
 from unitscale.recipes import Delayed, Operand
 
@@ -16,10 +18,12 @@ class AmaxHistory:
 
     Attributes:
         needed: whether the recipe makes scales of them.
+        unshared: those of steps that are in no history yet.
+        is_shared: whether the last histories were those of several processes together.
     """
 
     def __init__(self) -> None:
-        self.needed = False
+        self.needed, self.is_shared = False, False
         self.known: dict[str, list[float]] = {}
         self.unshared: list[tuple[list[tuple[str, Operand]], Amaxes]] = []
 
@@ -31,14 +35,27 @@ class AmaxHistory:
         self.unshared.append((slots, dict(zip((n for n, _ in slots), amaxes, strict=True))))
 
     def settle(self, merge: Callable[[list[Amaxes]], list[Amaxes]] | None = None) -> None:
-        """Put what was noted into the histories; `merge` makes it that of all processes."""
+        """Put what was noted into the histories; `merge` makes it that of all processes.
+
+        Of processes that share their amaxes, one that evaluates by itself waits with that for the
+        next training call: they would not have the same scales any more. Steps that other
+        processes have not had yet wait as well.
+        """
+        if merge is None and self.is_shared and not torch.is_grad_enabled():
+            return
         found = [amaxes for _, amaxes in self.unshared]
         merged = found if merge is None else merge(found)
-        for (slots, _), amaxes in zip(self.unshared, merged, strict=True):
-            for name, operand in slots:
-                if isinstance(operand.scale, Delayed):
-                    self.add(name, amaxes[name], operand.scale.history)
-        self.unshared = []
+        if merge is not None or found:
+            self.is_shared = merge is not None
+        for (slots, _), amaxes in zip(self.unshared, merged, strict=False):
+            self.enter(slots, amaxes)
+        self.unshared = self.unshared[len(merged) :]
+
+    def enter(self, slots: list[tuple[str, Operand]], amaxes: Amaxes) -> None:
+        """Put the amaxes of one step into the histories."""
+        for name, operand in slots:
+            if isinstance(operand.scale, Delayed):
+                self.add(name, amaxes[name], operand.scale.history)
 
     def add(self, name: str, amax: float, length: int) -> None:
         """Put one amax in front of a history of some length."""
@@ -58,9 +75,12 @@ class AmaxHistory:
         return float(amax / operand.format.max * 2.0**scale.margin)  # type: ignore[union-attr]
 
     def state(self) -> dict[str, list[float]]:
-        """As JSON has it."""
-        self.settle()
-        return {name: list(history) for name, history in self.known.items()}
+        """As JSON has it; the steps that are not shared yet are in it as this process had them."""
+        whole = AmaxHistory()
+        whole.known = {name: list(history) for name, history in self.known.items()}
+        for slots, amaxes in self.unshared:
+            whole.enter(slots, amaxes)
+        return whole.known
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `check` has passed."""

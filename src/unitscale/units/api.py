@@ -16,7 +16,7 @@ from unitscale.formats import FloatFormat
 from unitscale.gemm import ProductFormats, choose
 from unitscale.graph.engine import compiled_call
 from unitscale.graph.place import alias_patterns
-from unitscale.recipes import Recipe, parse
+from unitscale.recipes import Recipe, Rule, parse
 from unitscale.units.forward import attach, detach, require_session, session_of
 from unitscale.units.overview import Summary, summarize
 from unitscale.units.row import UnitRow
@@ -214,12 +214,15 @@ def placed(recipe: Recipe, model: nn.Module, skip: Skip, caller: str) -> Recipe:
     patterns = (*recipe.skip, *skip)
     check_patterns(model, patterns, caller, "skip")
     check_patterns(model, [rule.path for rule in recipe.rules if rule.path != "*"], caller, "path")
-    rules = [
-        replace(rule, path=path)
-        for rule in recipe.rules
-        for path in (rule.path, *(alias_patterns(model, [rule.path]) if rule.path != "*" else ()))
-    ]
-    return replace(recipe, rules=tuple(rules), skip=(*patterns, *alias_patterns(model, patterns)))
+    rules: dict[tuple[str, str], Rule] = {}
+    for rule in recipe.rules:
+        aliases = alias_patterns(model, [rule.path]) if rule.path != "*" else ()
+        for path in (rule.path, *aliases):
+            # Of two rules for the two paths of one module the first counts, as always.
+            rules.setdefault((path, rule.op), replace(rule, path=path))
+    return replace(
+        recipe, rules=tuple(rules.values()), skip=(*patterns, *alias_patterns(model, patterns))
+    )
 
 
 def check_patterns(model: nn.Module, patterns: Sequence[str], caller: str, word: str) -> None:

@@ -91,7 +91,8 @@ class Terms:
         self.remembered: OrderedDict[Hashable, Any] = OrderedDict()
         self.inside_graph = False
         self.measured = False  # in the last call, a training graph
-        self.agree: Callable[[], None] = lambda: None
+        self.agree: Callable[[bool], bool] = lambda is_ahead: False
+        self.is_ahead = False
 
     def inner_for(self, device: torch.device | None) -> str | Callable[..., Any]:
         """The inner compiler for a graph on a device."""
@@ -103,27 +104,33 @@ class Terms:
     def calling(self) -> Iterator[Call]:
         """One call of the model: takes over what is measured by now, and counts training calls.
 
-        A call within another one, of a part of the model, belongs to that.
+        A call within another one, of a part of the model, belongs to that. One that fails counts as
+        none: where other processes expect one more of this one, it is the next.
         """
         if self.call is not None:
             yield self.call
             return
-        is_replay = in_backward()
+        is_replay, is_shared = in_backward(), False
         if not is_replay:
             self.collect()
-            self.agree()
+            is_shared = self.agree(self.is_ahead)
             self.store.amaxes.settle()
         self.calls += 1
-        is_due = torch.is_grad_enabled() and self.store.is_due()
+        is_due = self.store.is_due()
         call = self.call = Call(number=self.calls, is_due=is_due, is_replay=is_replay)
         try:
             yield call
-        finally:
-            self.call = None
-            self.measured = call.measured
+        except BaseException:
+            self.is_ahead |= is_shared
+            raise
+        else:
+            self.is_ahead &= not is_shared
             if call.trained:
                 self.store.step += 1
                 self.store.requested = self.store.requested and not call.is_due
+        finally:
+            self.call = None
+            self.measured = call.measured
 
     def note_amaxes(self, slots: list[tuple[str, Operand]], grad: Tensor) -> None:
         """A hook: the gradient of a vector with slots begins with the amaxes of a step."""

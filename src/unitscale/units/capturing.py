@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from unitscale.graph import engine
+from unitscale.units.call import Call
 from unitscale.units.session import Session
 
-__all__ = ["capturing", "copies_of_a_layer", "is_watched", "with_own_code"]
+__all__ = ["capturing", "copies_of_a_layer", "failing_as_plain", "is_watched", "with_own_code"]
 
 LEAST_LIMIT = 64
 """Compilations of one frame that are no fault: torch's 8 are few for layers with graph breaks."""
@@ -79,7 +80,30 @@ def capturing(
         raise
     finally:
         now = engine.break_reasons()
-        session.reasons |= dict.fromkeys(why for why in now if now[why] > before.get(why, 0))
+        found = dict.fromkeys(why for why in now if now[why] > before.get(why, 0))
+        session.reasons |= found
+        session.breaks |= found
+
+
+@contextmanager
+def failing_as_plain(session: Session, call: Call, plain: Callable[[], Any]) -> Iterator[None]:
+    """Where an op cannot be captured because it fails, let it fail as in the plain model.
+
+    Dynamo tries ops without computing them: random numbers drawn before the one that fails, and
+    what the forward wrote to its attributes, would be missing, and the error is of another class.
+    """
+    before = call.graphs
+    try:
+        yield
+    except engine.TorchRuntimeError:
+        if call.graphs > before:  # a part of it has run
+            raise
+        try:
+            with session.aside():
+                plain()
+        except Exception as error:
+            raise error from None
+        raise
 
 
 @contextmanager

@@ -12,9 +12,16 @@ from typing import Any
 import torch
 
 from unitscale.gemm import ProductFormats
-from unitscale.gemm.executor import bf16_speed, choose, explain, fp8_products, quick_bf16_products
+from unitscale.gemm.executor import (
+    bf16_speed,
+    choose,
+    explain,
+    explain_products,
+    fp8_products,
+    quick_bf16_products,
+)
 from unitscale.graph.engine import compiler_is_disabled, errors_are_suppressed
-from unitscale.recipes import RECIPES, Recipe
+from unitscale.recipes import RECIPES, Gemm, Recipe
 
 __all__ = ["examine", "recipe_rows"]
 
@@ -61,16 +68,30 @@ def examine() -> dict[str, Any]:
     }
 
 
-def recipe_rows(device: torch.device) -> list[dict[str, str]]:
-    """One row a recipe that rounds: the executor of its products in models of two dtypes."""
+def recipe_rows(device: torch.device) -> list[dict[str, Any]]:
+    """One row a recipe that rounds: the executor of its products in models of two dtypes.
+
+    `why` is of a float32 model; `products` says the same of each of the three, for both dtypes.
+    """
     return [recipe_row(recipe, device) for recipe in RECIPES.values() if recipe.rounds]
 
 
-def recipe_row(recipe: Recipe, device: torch.device) -> dict[str, str]:
+def recipe_row(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """The executor for each dtype, and why it is that of a float32 model."""
-    formats = ProductFormats.from_gemm(recipe.main, recipe.executor)
+    formats = ProductFormats.from_gemm(gemm_of_most(recipe), recipe.executor)
     chosen = {name: choose(formats, dtype, device).executor for name, dtype in MODELS.items()}
-    return {"recipe": recipe.name, **chosen, "why": explain(formats, torch.float32, device).why}
+    products = {
+        name: [one._asdict() for one in explain_products(formats, dtype, device)]
+        for name, dtype in MODELS.items()
+    }
+    why = explain(formats, torch.float32, device).why
+    return {"recipe": recipe.name, **chosen, "why": why, "products": products}
+
+
+def gemm_of_most(recipe: Recipe) -> Gemm:
+    """How a recipe multiplies hidden layers: `mus` has its read-out in BF16, by an earlier rule."""
+    hidden = (r.gemm for r in recipe.rules if r.op in ("*", "linear") and r.path == "*" and r.gemm)
+    return next(hidden, recipe.main)
 
 
 def compilation() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from unitscale.graph.engine import address, saves_elsewhere
 from unitscale.graph.expand import expand
 from unitscale.graph.inplace import return_new
 from unitscale.graph.place import parameter_slots
+from unitscale.graph.recording import record_results, records_anywhere
 from unitscale.graph.tensor import transformed
 from unitscale.recipes import Gemm
 from unitscale.units.assign import Unit
@@ -81,6 +82,8 @@ class Executable:
     def __init__(self, terms: Terms, module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
         self.terms, self.module = terms, module
         prepare(module)
+        records = records_anywhere(module.graph, at_start=torch.is_grad_enabled())
+        self.mode_at_end = record_results(module.graph)
         self.slots = parameter_slots(module.graph)
         self.first_prefix = first_prefix = self.prefix(example_inputs)
         tensors = tensor_nodes(module.graph, terms.arguments)
@@ -89,7 +92,7 @@ class Executable:
         if terms.store.scale or terms.recipe.rounds:
             refuse_nested(self.tensors.values())
         terms.store.parameters |= {t.name for t in self.tensors.values() if t.is_parameter}
-        self.training = torch.is_grad_enabled() and any(
+        self.training = records and any(
             isinstance(x, Tensor) and x.requires_grad for x in example_inputs
         )
         self.device = device_of(module.graph, example_inputs)
@@ -170,13 +173,13 @@ class Executable:
         vector = numbers([*scales, *factors], self.device, self.terms.factor_dtype)
         return vector.requires_grad_(bool(scales) and self.training)
 
-    def vector(self, call: Call, place: Place) -> Tensor:
+    def vector(self, place: Place) -> Tensor:
         """The numbers for one run: with slots, of this step, and its amaxes are waited for."""
         slots = place.program.slots
         if not slots:
             return place.vector
         vector = self.numbers(place.program, self.units(place.prefix), place.prefix)
-        if vector.requires_grad and not call.is_replay:
+        if vector.requires_grad:
             names = [(place.prefix + name, operand) for name, operand in slots]
             vector.register_hook(partial(self.terms.note_amaxes, names))
         return vector
@@ -203,6 +206,8 @@ class Executable:
         call.parameters.update(id(args[i]) for i, _ in self.slots)
         was_inside, terms.inside_graph = terms.inside_graph, True
         result = self.run(call, place, args)
+        if self.mode_at_end is not None:
+            torch.set_grad_enabled(self.mode_at_end)
         # Left set where an exception passes: it came from the graph, not from capturing it.
         terms.inside_graph = was_inside
         return result
@@ -217,7 +222,7 @@ class Executable:
                 return MeasuringStep(program.measured, how, ()).run(how.vector, *args)
             return program.run(how, *args)
         call.trained |= self.training
-        vector = self.vector(call, place)
+        vector = self.vector(place)
         measures = (call.is_due and self.training) or (
             terms.store.sets_units and not place.is_known
         )

@@ -20,14 +20,15 @@ def save_units(model: nn.Module, path: str | Path) -> None:
     """
     session = require_session(model, "save_units")
     session.terms.collect()
-    if not session.store.units:
+    store = session.store
+    if not store.units and not store.amaxes.state():
         raise ValueError(
             f"save_units: this {type(model).__name__} has no units yet; they are set by its first "
             "training step (forward and backward) or evaluation."
         )
     content = {
         "parameters": [name for name, _ in model.named_parameters()],
-        **session.store.state_dict(),
+        **store.state_dict(),
     }
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -59,7 +60,10 @@ def load_units(model: nn.Module, path: str | Path) -> None:
     session.terms.collect()
     if captured := session.store.units.keys():
         check_keys(path, set(captured), content["units"].keys())
-    session.store.load_state_dict(content)
+    try:
+        session.store.load_state_dict(content)
+    except ValueError as error:
+        raise ValueError(f"load_units: {path}: {error}") from None
 
 
 def check_keys(path: str | Path, wanted: Set[str], found: Set[str]) -> None:

@@ -7,7 +7,6 @@ model has a copy of it. What Dynamo does not capture of the model: see `layer`.
 
 import copy
 import inspect
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +18,15 @@ from torch import nn
 
 from unitscale.graph import engine
 from unitscale.units.call import Call
-from unitscale.units.capturing import capturing, copies_of_a_layer, is_watched, with_own_code
+from unitscale.units.capturing import (
+    capturing,
+    copies_of_a_layer,
+    failing_as_plain,
+    is_watched,
+    with_own_code,
+)
 from unitscale.units.layer import Layer, give_layer, owners, weighed
+from unitscale.units.part import give_parts, take_parts, warn_of_pickle
 from unitscale.units.session import Session
 
 __all__ = ["RecipeLine", "ScaledForward", "attach", "detach", "forward_of"]
@@ -36,6 +42,7 @@ def attach(model: nn.Module, session: Session) -> None:
     forward.give_layers(model)  # its modules may be called before it is, or without it
     model.__dict__["forward"] = forward
     model.__dict__["extra_repr"] = RecipeLine(model, session)
+    give_parts(model, session.recipe.name)
 
 
 def detach(model: nn.Module) -> None:
@@ -43,10 +50,12 @@ def detach(model: nn.Module) -> None:
     forward = forward_of(model)
     if forward is None:
         return
-    for _, module in owners(model):
-        layer = engine.compiled_call(module)
-        if isinstance(getattr(layer, "layer", None), Layer):
-            engine.set_compiled_call(module, layer.layer.replaced)
+    if not forward.is_view:  # what it shares with another model stays
+        for _, module in owners(model):
+            layer = engine.compiled_call(module)
+            if isinstance(getattr(layer, "layer", None), Layer):
+                engine.set_compiled_call(module, layer.layer.replaced)
+        take_parts(model)
     for name in (ATTRIBUTE, "extra_repr", "forward"):
         model.__dict__.pop(name, None)
     if forward.own is not None:
@@ -85,9 +94,13 @@ class ScaledForward:
 
     Args:
         own: a forward that the instance had before, by another library, say; None is the class's.
+
+    Attributes:
+        is_view: whether the model is a shallow copy, which shares its modules with another.
     """
 
     __name__ = "forward"
+    is_view = False
 
     def __init__(
         self, model: nn.Module, session: Session, own: Callable[..., Any] | None = None
@@ -158,32 +171,54 @@ class ScaledForward:
         if model is None or copied is None:
             return self
         own = None if self.own is None else copy.deepcopy(self.own, memo)
-        return ScaledForward(copied, copy.deepcopy(self.session, memo), own)
+        return ScaledForward(copied, self.session.copied_for(copied, memo), own)
 
     def __reduce__(self) -> Any:
         """The plain forward: a pickle of the model can be loaded without this library."""
         model = self.target()
-        warnings.warn(
-            f"this {type(model).__name__} is pickled without its recipe "
-            f"{self.session.recipe.name!r}: what is loaded is a plain model. Save its state_dict "
-            "and us.save_units, and call us.unit_scale on the loaded model.",
-            stacklevel=2,
-        )
+        warn_of_pickle(type(model).__name__, self.session.recipe.name)
         return getattr, (model, "forward")
 
     @torch.compiler.disable(reason="a unit-scaled model is compiled by its own session")
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call of the model under its recipe."""
+        caller = engine.calling_module()
+        if caller is not None and caller is not self.model() and forward_of(caller) is self:
+            return self.of_copy(caller)(*args, **kwargs)
         model, session = self.target(), self.session
+        session.take(model)
         if session.suspended or is_watched(type(model).__name__):
             with session.aside():  # or each of its modules would say the same
                 return self.__wrapped__(*args, **kwargs)
         self.give_layers(model)
         with session.terms.calling() as call:
-            with capturing(session, model, self, copies=self.copies):
+            plain = partial(self.__wrapped__, *args, **kwargs)
+            with (
+                failing_as_plain(session, call, plain),
+                capturing(session, model, self, copies=self.copies),
+            ):
                 result = self.compiled(model, *args, **kwargs)
             self.notice(model, call, (*args, *kwargs.values()))
         return result
+
+    def of_copy(self, copied: nn.Module) -> "ScaledForward":
+        """A forward for a shallow copy of the model, under the same session.
+
+        `copy.copy` gives it the original's, which does not see the attributes of the copy. One that
+        has other parameters by now, a deep copy of a shallow one, gets a session of its own.
+        """
+        original = self.model()
+        own = {id(p) for p in copied.parameters()}
+        if original is not None and own and own.isdisjoint(map(id, original.parameters())):
+            copied.__dict__.pop("forward")
+            attach(copied, self.session.copied_for(copied, {}))
+            return copied.__dict__["forward"]
+        forward = ScaledForward(copied, self.session, self.own)
+        forward.is_view = forward.has_layers = True
+        forward.copies = self.copies
+        copied.__dict__["forward"] = forward
+        copied.__dict__["extra_repr"] = RecipeLine(copied, self.session)
+        return forward
 
     @contextmanager
     def standing_in(self) -> Iterator[None]:
@@ -255,7 +290,7 @@ class RecipeLine:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo.get(id(self.model()))
-        return self if copied is None else RecipeLine(copied, copy.deepcopy(self.session, memo))
+        return self if copied is None else RecipeLine(copied, self.session.copied_for(copied, memo))
 
     def __reduce__(self) -> Any:
         return getattr, (self.model(), "extra_repr")

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from unitscale.graph import engine
-from unitscale.units.capturing import capturing, is_watched, with_own_code
+from unitscale.units.capturing import capturing, failing_as_plain, is_watched, with_own_code
 from unitscale.units.session import Session
 
 __all__ = ["Layer", "give_layer", "owners", "weighed"]
@@ -66,10 +66,10 @@ class Layer:
     def run(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """The module's captured call.
 
-        Dynamo does not capture hooks on the backward pass of a module: with such, the module's own
-        call runs, around its captured forward.
+        Dynamo does not capture some hooks: with such, the module's own call runs, around its
+        captured forward.
         """
-        if not module._backward_hooks and not module._backward_pre_hooks:
+        if not engine.has_uncaptured_hooks(module):
             return self.capture(module, whole=True)(*args, **kwargs)
         before = module.__dict__.get("forward")
         module.__dict__["forward"] = self.capture(module, whole=False)
@@ -98,9 +98,12 @@ class Layer:
             )
             return module._call_impl(*args, **kwargs)
         with session.terms.calling() as call:
-            with capturing(session, module, self):
+            plain, before = partial(module._call_impl, *args, **kwargs), call.graphs
+            with failing_as_plain(session, call, plain), capturing(session, module, self):
                 result = self.run(module, args, kwargs)
             owned = {id(p) for p in module._parameters.values() if p is not None}
+            if engine.has_uncaptured_hooks(module) and call.graphs > before:
+                call.parameters |= owned  # FSDP2 gave the graph others, and took them back by now
             if not owned & (call.parameters | session.covered):
                 why = f"the forward of {type(module).__name__} could not be captured"
                 session.leave_plain(self.path, why, weighed(module, given))
@@ -133,8 +136,7 @@ def give_layer(module: nn.Module, path: str, session: Session) -> None:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         module: Any = this()
-        hooked = module._backward_hooks or module._backward_pre_hooks  # see `Layer.run`
-        if torch.compiler.is_compiling() and not hooked:
+        if torch.compiler.is_compiling() and not engine.has_uncaptured_hooks(module):
             return module._call_impl(*args, **kwargs)
         return layer(*args, **kwargs)
 

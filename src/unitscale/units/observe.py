@@ -15,13 +15,14 @@ tensor has no unit yet, it is set from the tensor itself before anything uses it
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import checkpoint
 
 from unitscale.formats.batched import is_batched
+from unitscale.gemm import rounded
 from unitscale.graph.capture import TensorNode, checkpointed
 from unitscale.graph.engine import modes_set_aside
 from unitscale.graph.recompute import checkpoint_options
@@ -31,7 +32,7 @@ from unitscale.units.hold import hold, measured_hold, number, times
 from unitscale.units.measurement import Watch
 from unitscale.units.rewrite import DEFINES, FACTOR, FACTORS, SHOWS, SUM, Shown
 
-__all__ = ["MeasuringStep", "Reader", "UnitsInForce"]
+__all__ = ["CallReader", "MeasuringStep", "Reader", "UnitsInForce"]
 
 
 class UnitsInForce:
@@ -142,6 +143,14 @@ class Reader(Protocol):
 
     def read_gradient(self, tensor: TensorNode, carried: Tensor, log2: int) -> None:
         """Take a gradient, which is carried as `2**log2` times the true one."""
+
+
+@runtime_checkable
+class CallReader(Protocol):
+    """A reader that takes the arguments of the ops as well, a mask say, which are no tensors."""
+
+    def read_call(self, args: Any, kwargs: Any) -> None:
+        """Take the arguments of the op that was run last; its result, held, is read after it."""
 
 
 @dataclass(eq=False)
@@ -275,6 +284,9 @@ class MeasuringStep(fx.Interpreter):
                 return torch.tensor(2.0**exponent, dtype=torch.float32, device=device)
 
             args, kwargs = (fx.node.map_aggregate(a, convert) for a in (args, kwargs))
+        for reader in self.readers if n.target is not rounded else ():
+            if isinstance(reader, CallReader):
+                reader.read_call(args, kwargs)
         return getattr(self, n.op)(n.target, args, kwargs)
 
     def exponent(self, n: fx.Node, monomial: Monomial, *, but: str | None = None) -> int:

@@ -13,7 +13,7 @@ from unitscale.graph.capture import checkpointed
 from unitscale.graph.name import unused_name
 from unitscale.units.count import multiply_adds
 from unitscale.units.products import Multiplied, maker, multiplied
-from unitscale.units.session import Session
+from unitscale.units.session import Session, shorten
 
 __all__ = ["Product", "Summary", "summarize"]
 
@@ -50,6 +50,8 @@ class Summary:
         plain: modules, by path, that ran without the recipe, and why.
         plain_macs: their multiply-adds.
         unseen: modules that own parameters and have not run in any graph, nor beside one.
+        breaks: why torch.compile broke the graph; products that plain code between two graphs makes
+            of tensors alone are not known, and not counted.
     """
 
     model: str
@@ -61,6 +63,7 @@ class Summary:
     plain: dict[str, str]
     plain_macs: int
     unseen: tuple[str, ...]
+    breaks: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -94,6 +97,11 @@ class Summary:
             lines.append(f"  not covered: {path or 'the model itself'}: {why}")
         if self.unseen and (self.products or self.plain):
             lines.append(f"  has not run: {shortened(self.unseen)}")
+        if self.breaks:
+            lines.append(
+                "  not known: products of two activations in code between two graphs, which runs "
+                f"as it is and is not counted ({shortened(self.breaks)})"
+            )
         return "\n".join(lines)
 
 
@@ -113,9 +121,18 @@ def summarize(session: Session) -> Summary:
             macs = multiply_adds(node) * runs
             found[name] = Product(name=name, by=product.by, why=product.why, macs=macs)
     unseen = []
+    # FSDP2 gives a graph other parameters than the model has afterwards, by the same names.
+    given = {
+        prefix + name
+        for executable in session.executables
+        for prefix in executable.places
+        for _, name in executable.slots
+    }
     for path, module in model.named_modules() if model is not None else ():
-        owned = {id(p) for p in module._parameters.values() if p is not None}
-        if owned and not owned & session.covered and path not in session.plain:
+        own = {name: id(p) for name, p in module._parameters.items() if p is not None}
+        names = {f"{path}.{name}" if path else name for name in own}
+        is_seen = names & given or session.covered.intersection(own.values())
+        if own and not is_seen and path not in session.plain:
             unseen.append(path or "the model itself")
     return Summary(
         model=type(model).__name__,
@@ -127,6 +144,7 @@ def summarize(session: Session) -> Summary:
         plain=dict(session.plain),
         plain_macs=sum(session.plain_macs.values()),
         unseen=tuple(unseen),
+        breaks=tuple(map(shorten, session.breaks)),
     )
 
 

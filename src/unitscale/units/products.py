@@ -26,8 +26,7 @@ def formats_at(node: fx.Node, gemm_: Gemm, executor: str) -> ProductFormats:
     if not fits_gemm(node):
         return ProductFormats.from_gemm(gemm_, "emulated")
     formats = ProductFormats.from_gemm(gemm_, executor)
-    is_linear = GEMM[node.target] is gemm.linear
-    if not is_linear and operands_at(node, gemm_)[0] != gemm_.output[0]:
+    if is_turned_around(node):
         formats = formats.crossed()
     value = example(node)
     return choose(formats, value.dtype, value.device)
@@ -38,8 +37,13 @@ def operands_at(node: fx.Node, gemm_: Gemm) -> list[Operand]:
     value, weight = gemm_.output
     taken = operands(node, rule_of(node))
     found = [value, *[weight] * (len(taken) - 1)]
-    is_pair = len(taken) == 2
-    return found[::-1] if is_pair and is_weight(taken[0]) and not is_weight(taken[1]) else found
+    return found[::-1] if is_turned_around(node) else found
+
+
+def is_turned_around(node: fx.Node) -> bool:
+    """Whether the weight is the left one of two operands, as in `weight @ x`."""
+    taken = operands(node, rule_of(node))
+    return len(taken) == 2 and is_weight(taken[0]) and not is_weight(taken[1])
 
 
 def is_weight(node: fx.Node) -> bool:

@@ -48,13 +48,21 @@ def agree(store: UnitStore, groups: Iterable[Any]) -> None:
     """
     groups = list(groups)
     measured, requested = bool(store.unshared), store.requested
-    for group in groups:
-        measured, requested = any_of((measured, requested), group)
-    store.requested = requested
-    if measured:
-        store.share(partial(exchange, groups=groups))
-    if store.amaxes.needed:
-        store.amaxes.settle(partial(largest, groups=groups))
+    try:
+        for group in groups:
+            measured, requested = any_of((measured, requested), group)
+        store.requested = requested
+        if measured:
+            store.share(partial(exchange, groups=groups))
+        if store.amaxes.needed:
+            store.amaxes.settle(partial(largest, groups=groups))
+    except RuntimeError as error:  # of torch.distributed: a timeout, sizes that do not fit
+        raise RuntimeError(
+            f"the processes of a scaled model could not agree on its units before training call "
+            f"{store.step} of this one: another may have ended, or have made fewer calls, or more, "
+            "because of an exception that it caught. Each process has to make the same training "
+            f"calls. torch.distributed says: {error}"
+        ) from error
 
 
 def any_of(flags: tuple[bool, bool], group: Any) -> tuple[bool, bool]:

@@ -3,14 +3,18 @@
 import copy
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from unitscale.graph.capture import BOUNDARY, TensorNode
+from unitscale.graph.engine import in_backward
+from unitscale.graph.place import Places
 from unitscale.recipes import Recipe
 from unitscale.units.assign import ONE, reason
 from unitscale.units.call import Terms
@@ -41,6 +45,7 @@ class Session:
     Attributes:
         plain: modules, by path, that ran without a graph of the session, and why.
         reasons: why torch.compile gave up on something in calls since the last warning.
+        breaks: the same of all calls: code between two graphs is not seen.
     """
 
     def __init__(
@@ -63,14 +68,15 @@ class Session:
         self.given: weakref.WeakSet[Given] = weakref.WeakSet()
         weakref.finalize(self, forget, self.given)
         this = weakref.ref(self)
-        self.terms.agree = lambda: agree_of(this())
+        self.terms.agree = lambda is_ahead: agree_of(this(), is_ahead=is_ahead)
         self.executables: list[Executable] = []
         self.covered: set[int] = set()
         self.plain: dict[str, str] = {}
         self.plain_macs: dict[str, int] = {}
         self.unwarned: list[str] = []
         self.reasons: dict[str, None] = {}
-        self.suspended = 0
+        self.breaks: dict[str, None] = {}
+        self.aside_in: Counter[int] = Counter()
         self.lacking = f"recipe {recipe.name!r} is not in force in"
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Executable:
@@ -93,34 +99,67 @@ class Session:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """A context in which the model runs as the plain one."""
-        self.suspended += 1
+        """A context in which the model runs as the plain one, in this thread."""
+        thread = get_ident()
+        self.aside_in[thread] += 1
         try:
             yield
         finally:
-            self.suspended -= 1
+            self.aside_in[thread] -= 1
+            if not self.aside_in[thread]:
+                del self.aside_in[thread]
 
-    def agree(self) -> None:
-        """Before a training call: exchange with data-parallel copies what was measured."""
+    @property
+    def suspended(self) -> bool:
+        """Whether the model runs as the plain one now.
+
+        A backward pass may compute a checkpoint again in a thread of autograd's own: there it does
+        if it does in any thread.
+        """
+        aside = self.aside_in
+        return bool(aside) and (get_ident() in aside or in_backward())
+
+    def agree(self, *, is_ahead: bool) -> bool:
+        """Before a training call: exchange with data-parallel copies what was measured.
+
+        Args:
+            is_ahead: they have exchanged for this call already, and it failed here.
+        Returns:
+            Whether there are such copies, so that each process has to take part.
+        """
         model = self.model
         if model is None or not torch.is_grad_enabled():
-            return
+            return False
         if not (self.scale or self.store.amaxes.needed):
-            return
-        if groups := groups_of(model):
+            return False
+        groups = groups_of(model)
+        if groups and not is_ahead:
             agree(self.store, groups)
+        return bool(groups)
+
+    def take(self, model: nn.Module) -> None:
+        """Go on with a shallow copy of the model, if that is gone."""
+        if self.model is None:
+            self.terms.places = Places(model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Session | None":
         """A session for a copy of the model, with the same recipe, units and schedule."""
         model = self.model
         if model is None or id(model) not in memo:
             return None
+        return self.copied_for(memo[id(model)], memo)
+
+    def copied_for(self, model: nn.Module, memo: dict[int, Any]) -> "Session":
+        """The session of a copy of the model, or of a shallow copy of it: one for each."""
+        known = memo.get(id(self))
+        if isinstance(known, Session) and known.model is model:
+            return known
         self.terms.collect()
         copied = memo[id(self)] = Session(
             self.recipe,
             scale=self.scale,
             inner=self.inner,
-            model=memo[id(model)],
+            model=model,
             store=copy.deepcopy(self.store, memo),
         )
         return copied
@@ -239,10 +278,9 @@ class Session:
         return UnitRow.of(name, tensor.op, unit, reading, why, product)
 
 
-def agree_of(session: Session | None) -> None:
+def agree_of(session: Session | None, *, is_ahead: bool) -> bool:
     """`Session.agree`, which terms know of without keeping the session alive."""
-    if session is not None:
-        session.agree()
+    return session is not None and session.agree(is_ahead=is_ahead)
 
 
 class Given:

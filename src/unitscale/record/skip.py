@@ -1,0 +1,157 @@
+"""Which products to keep in full precision, by the error that was measured of each.
+
+A product's error under a recipe is the mean square of the relative errors of its results (`what_if`
+rows), averaged over the steps. What a module saves is the sum of the errors of its products, what
+it costs their multiply-adds. Modules are taken by error per multiply-add until the budget is spent:
+
+    q_proj    error 0.04, 1 of 100 multiply-adds     0.04 for each      first
+    down_proj error 0.09, 3 of 100                   0.03 for each      second
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from glob import escape
+from typing import Any
+
+from unitscale.recipes import Recipe
+
+__all__ = ["Candidate", "candidates", "suggest_skip"]
+
+Row = Mapping[str, Any]
+
+LOST = 1.0
+"""The relative error of a result that is no number: as if all of it was lost."""
+
+
+@dataclass
+class Candidate:
+    """A module that may be kept in full precision.
+
+    Args:
+        pattern: of its path, as `skip=` takes it.
+        error: the sum of the mean square errors of its products.
+        share: of the multiply-adds that the recipe rounds.
+    """
+
+    pattern: str
+    error: float
+    share: float
+
+    @property
+    def gain(self) -> float:
+        """Error that is saved for each multiply-add."""
+        return self.error / self.share if self.share else math.inf
+
+
+@dataclass
+class Measured:
+    """One product: its module, its multiply-adds and its errors at the steps."""
+
+    module: str
+    macs: int
+    errors: list[float]
+
+
+def suggest_skip(rows: Iterable[Any], recipe: str | Recipe, *, budget: float = 0.1) -> list[str]:
+    """The modules to keep in full precision under a recipe, as patterns for `skip=`, best first.
+
+    Args:
+        rows: of a recording with `what_if=[recipe]`; rows of other kinds are passed over.
+        budget: the share, of the multiply-adds that the recipe rounds, that may stay in full
+            precision.
+    Raises:
+        ValueError: a budget outside of 0 to 1; rows that say nothing of this recipe.
+    """
+    if not 0 <= budget <= 1:
+        raise ValueError(f"suggest_skip: budget is {budget}; expected a share from 0 to 1")
+    chosen: list[str] = []
+    left = budget * (1 + 1e-9)  # shares are rounded, and a budget of 1 is all
+    for candidate in candidates(rows, recipe):
+        if candidate.share <= left:
+            left -= candidate.share
+            chosen.append(candidate.pattern)
+    return chosen
+
+
+def candidates(rows: Iterable[Any], recipe: str | Recipe) -> list[Candidate]:
+    """The modules with products that a recipe rounds, by error for each multiply-add.
+
+    A module that has products of its own and modules with products inside stands for all of them,
+    as its pattern does; what is inside stands there too. Products outside of every module have no
+    pattern.
+
+    Raises:
+        ValueError: rows that say nothing of this recipe.
+    """
+    name = recipe.name if isinstance(recipe, Recipe) else recipe
+    products = measured(rows, name)
+    total = sum(product.macs for product in products.values())
+    found: list[Candidate] = []
+    for module in dict.fromkeys(p.module for p in products.values() if p.module):
+        inside = [
+            p for p in products.values() if p.module == module or p.module.startswith(module + ".")
+        ]
+        error = sum(sum(p.errors) / len(p.errors) for p in inside)
+        share = sum(p.macs for p in inside) / total if total else 0.0
+        found.append(Candidate(escape(module), error, share))
+    found.sort(key=lambda candidate: -candidate.gain)
+    return without_what_is_inside(found)
+
+
+def without_what_is_inside(found: list[Candidate]) -> list[Candidate]:
+    """Candidates without those that lie inside a better one, whose multiply-adds count there."""
+    kept: list[Candidate] = []
+    for candidate in found:
+        around = [
+            other
+            for other in kept
+            if candidate.pattern.startswith(other.pattern + ".")
+            or other.pattern.startswith(candidate.pattern + ".")
+        ]
+        if not around:
+            kept.append(candidate)
+    return kept
+
+
+def measured(rows: Iterable[Any], recipe: str) -> dict[str, Measured]:
+    """The products that a recipe rounds, by name.
+
+    Raises:
+        ValueError: the rows have no what-if at all, none of this recipe, or it rounds nothing.
+    """
+    found: dict[str, Measured] = {}
+    recipes: dict[str, None] = {}
+    whys: dict[str, None] = {}
+    for row in rows:
+        if not isinstance(row, Mapping) or "what_if" not in row:
+            continue
+        recipes |= dict.fromkeys(row["recipes"])
+        numbers = row["recipes"].get(recipe)
+        if numbers is None:
+            continue
+        if "why" in numbers:
+            whys[numbers["why"]] = None
+            continue
+        product = found.setdefault(row["what_if"], Measured(row["module"], row["macs"], []))
+        product.errors.append(mean_square(numbers["errors"].values()))
+    if not recipes:
+        raise ValueError(
+            f"suggest_skip: no row says what {recipe} would do; record with what_if=[{recipe!r}]"
+        )
+    if recipe not in recipes:
+        raise ValueError(
+            f"suggest_skip: the rows say nothing of {recipe}; they know {', '.join(recipes)}"
+        )
+    if not found:
+        raise ValueError(
+            f"suggest_skip: {recipe} was measured in no product here, so there is nothing to keep: "
+            f"{'; '.join(list(whys)[:2])}"
+        )
+    return found
+
+
+def mean_square(errors: Iterable[float | None]) -> float:
+    """The mean square of the errors of a product's results."""
+    known = [LOST if error is None else error for error in errors]
+    return sum(error**2 for error in known) / len(known) if known else 0.0
