@@ -112,8 +112,8 @@ class Coded(torch.optim.Optimizer):
         super().__init__(model, lr, **options)  # type: ignore[arg-type]
         if states != "fp32" and not any(self.held_of(use).is_coded for use in self.uses()):
             warnings.warn(
-                f"{self.kind}: no parameter is large enough for states={states!r}, so all states "
-                "are float32; leave states out, or see state_rows().",
+                f"{self.kind}: states={states!r} changes nothing: no parameter has a state that is "
+                "large enough, as state_rows() shows; leave states out.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -190,9 +190,13 @@ class Coded(torch.optim.Optimizer):
                 self.held_of(Use(position, name, parameter, {**self.defaults, **group}))
         return group
 
+    @torch.compiler.disable
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, in pieces of `chunk_size` elements.
+
+        Code that is compiled around it is left for it: pieces, counters and scales are numbers and
+        memory that no graph holds. `fullgraph=True` refuses it, as torch says.
 
         Raises:
             ValueError: a gradient that is sparse, or distributed in another way than its parameter.
@@ -240,10 +244,11 @@ class Coded(torch.optim.Optimizer):
 
     def _job(self, use: Use) -> Job:
         how, part = self.held_of(use), part_of(use.parameter)
-        state = self.state[use.parameter] if use.parameter.grad is not None else {}
-        if use.parameter.grad is not None and not state:
-            state.update(how.zeros(part, local(use.parameter).device))
         device = local(use.parameter).device
+        state = self.state[use.parameter] if use.parameter.grad is not None else {}
+        if use.parameter.grad is not None and not how.is_in(state):
+            # At the first step all; later what a change of momentum or of the dtype asks for.
+            state.update({**how.zeros(part, device), **state})
         return Job(
             use=use,
             held=how,

@@ -1,7 +1,8 @@
 """Which codec each part of one parameter's state gets, and what that takes."""
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -61,6 +62,10 @@ class Held:
         """Whether anything differs from plain float32."""
         return not isinstance(self.weight, Own) or any(c != FLOAT32 for _, c in self.moments)
 
+    def is_in(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether a state has all of these tensors."""
+        return "step" in state and all(place.name in state for place in self.places())
+
     def zeros(self, part: Part, device: torch.device) -> dict[str, Tensor]:
         """The state before the first step."""
         state = {"step": torch.tensor(0.0, dtype=torch.float32)}
@@ -70,8 +75,9 @@ class Held:
         return state
 
 
+@functools.cache
 def held(
-    states: str, shape: Sequence[int], dtype: torch.dtype, moments: Sequence[str]
+    states: str, shape: tuple[int, ...], dtype: torch.dtype, moments: tuple[str, ...]
 ) -> Held | None:
     """The codecs for a parameter of this shape and dtype; None if its dtype cannot be held.
 
@@ -122,7 +128,7 @@ def state_nbytes(
         raise ValueError(
             f"state_nbytes: optimizer is {optimizer!r}; expected one of {', '.join(MOMENTS)}."
         )
-    found = held(states, shape, dtype, MOMENTS[optimizer])
+    found = held(states, tuple(shape), dtype, MOMENTS[optimizer])
     if found is None:
         raise ValueError(f"state_nbytes: {cannot_hold(states, dtype)}.")
     return 4 + sum(field_bytes(codec, shape) for _, codec in found.codecs())

@@ -127,6 +127,12 @@ def part_of(parameter: Tensor) -> Part:
     each = -(-rows // mesh.size(cuts[0]))
     first = min(rows, each * mesh.get_local_rank(cuts[0]))
     held = min(rows - first, each)
+    if held != parameter.to_local().shape[0]:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"a parameter is a DTensor of {rows} rows, of which process "
+            f"{mesh.get_local_rank(cuts[0])} of {mesh.size(cuts[0])} has "
+            f"{parameter.to_local().shape[0]}; expected {held}, as torch.chunk cuts"  # type: ignore[attr-defined]
+        )
     return Part(
         shape=shape,
         rows=held,

@@ -142,7 +142,8 @@ class One:
         used: set[str] = {"step"}
         moments = [self.moment(name, used) for name, _ in self.held.moments]
         master = self.master(used)
-        if unknown := set(self.saved) - used:
+        # The buffer of a momentum that is zero by now is nothing wrong.
+        if unknown := set(self.saved) - used - set(MOMENTS[self.optimizer.kind.lower()]):
             raise self.wrong(
                 f"the state holds {', '.join(sorted(unknown))}, which these states do not",
                 f"expected that of {self.optimizer.kind}",

@@ -154,6 +154,7 @@ class Corrected:
 
     With h half the spacing of BF16 at w: `q = round((x - w) / h * 127)`, `x ~ w + q / 127 h`. The
     error is at most 0.004 spacings of BF16, never above that of BF16 alone, and zero where that is.
+    Written again, a weight that is halfway between two of BF16 goes to the other one, once.
 
     Source: FlashOptim, arXiv 2602.23349; databricks/flashoptim 8b2d966.
     """
@@ -162,7 +163,7 @@ class Corrected:
     fields: tuple[Field, ...] = (Field("", torch.int8, "element"),)
     block: int = 1
     is_whole: bool = False
-    is_exact: bool = True
+    is_exact: bool = False
 
     def read(self, weight: Tensor, stored: Sequence[Tensor]) -> Tensor:
         """The corrected weight."""
