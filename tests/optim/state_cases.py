@@ -104,5 +104,5 @@ def assert_same_bits(left: list[Tensor], right: list[Tensor]) -> None:
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Of Frobenius norms, in float64."""
-    expected = expected.double()
-    return float((found.double() - expected).norm() / expected.norm())
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm())

@@ -208,8 +208,13 @@ class One:
             return
         weight = self.rows(self.weight, 1)
         plain = weight.float()
-        x = plain if master is None else torch.where(master.to(dtype) == weight, master, plain)
-        written = codec.write(x, dtype, self.amax(codec, x), NO_BITS)
+        x = plain if master is None else master
+        amax = self.amax(codec, plain)
+        written = codec.write(x, dtype, amax, NO_BITS)
+        # Codecs differ in what they show of a tie, so next to it; else somebody changed the weight.
+        for instead in (torch.nextafter(x, plain), plain):
+            x = torch.where(written.weight == weight, x, instead)
+            written = codec.write(x, dtype, amax, NO_BITS)
         if isinstance(codec, Master):
             self.put(state, codec.slot, codec.codec, written.stored)
             return

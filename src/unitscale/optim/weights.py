@@ -154,7 +154,8 @@ class Corrected:
 
     With h half the spacing of BF16 at w: `q = round((x - w) / h * 127)`, `x ~ w + q / 127 h`. The
     error is at most 0.004 spacings of BF16, never above that of BF16 alone, and zero where that is.
-    Written again, a weight that is halfway between two of BF16 goes to the other one, once.
+    What is read has w for its nearest BF16: written again it is the same in every bit. For that, a
+    correction that reads as a tie with another w is one smaller.
 
     Source: FlashOptim, arXiv 2602.23349; databricks/flashoptim 8b2d966.
     """
@@ -163,7 +164,7 @@ class Corrected:
     fields: tuple[Field, ...] = (Field("", torch.int8, "element"),)
     block: int = 1
     is_whole: bool = False
-    is_exact: bool = False
+    is_exact: bool = True
 
     def read(self, weight: Tensor, stored: Sequence[Tensor]) -> Tensor:
         """The corrected weight."""
@@ -172,12 +173,17 @@ class Corrected:
         return x + stored[0].float() / 127 * first * second
 
     def write(self, x: Tensor, dtype: torch.dtype, amax: Tensor | None, bits: Bits) -> Written:
-        """Nearest BF16, and the correction in 127ths of half a spacing, ties away from zero."""
+        """Nearest BF16, and the correction in 127ths of half a spacing, ties away from zero.
+
+        An example at w = 1, where BF16 has steps of 2**-7 above and 2**-8 below: x = 1 - 0.99 * 2**-9
+        gives q = -63; -64 would be a value nearer to 1 - 2**-8.
+        """
         weight = x.to(torch.bfloat16)
         rounded = weight.float()
         first, second = half_spacing(rounded)
         share = ((x - rounded) / first / second).clamp_(-1, 1).nan_to_num_(0.0) * 127
         q = (share.abs() + 0.5).floor_().copysign_(share)
+        q -= q.sign() * (self.read(weight, (q,)).to(torch.bfloat16) != weight)
         return Written(weight, (q.to(torch.int8),))
 
 
