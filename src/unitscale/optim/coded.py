@@ -205,7 +205,8 @@ class Coded(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        jobs = [self._job(use) for use in self.uses() if self._is_due(use)]
+        due = [use for use in self.uses() if self._is_due(use)]  # all checks, before any change
+        jobs = [self._job(use) for use in due]
         shared = [job for job in jobs if job.held.is_whole and job.part.group is not None]
         for job in shared:
             self._survey(job)

@@ -237,7 +237,7 @@ def in_blocks(x: Tensor, block: int) -> Tensor:
     """Rows (n, w) as (n, blocks, block), the last block filled up with zeros."""
     if missing := -x.shape[1] % block:
         x = torch.nn.functional.pad(x, (0, missing))
-    return x.reshape(x.shape[0], -1, block)
+    return x.reshape(x.shape[0], x.shape[1] // block, block)
 
 
 def out_of_blocks(blocks: Tensor, like: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ class Corrected:
     def write(self, x: Tensor, dtype: torch.dtype, amax: Tensor | None, bits: Bits) -> Written:
         """Nearest BF16, and the correction in 127ths of half a spacing, ties away from zero.
 
-        An example at w = 1, where BF16 has steps of 2**-7 above and 2**-8 below: x = 1 - 0.99 * 2**-9
+        At w = 1 the steps of BF16 are 2**-7 above and 2**-8 below, so x = 1 - 0.99 * 2**-9
         gives q = -63; -64 would be a value nearer to 1 - 2**-8.
         """
         weight = x.to(torch.bfloat16)
