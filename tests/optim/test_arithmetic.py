@@ -135,10 +135,12 @@ def test_fp32_of_a_narrow_parameter_is_a_float32_run_seen_in_its_dtype(dtype, ch
             assert torch.equal(narrow, master.to(dtype)), name
             assert torch.equal(ours.state[narrow]["master"], master), name
         else:
-            assert torch.equal(joined(narrow, ours.state[narrow]["remainder"]), master), name
+            state = ours.state[narrow]
+            whole = joined(narrow, state["remainder"], state["remainder_high"])
+            assert torch.equal(whole, master), name
 
 
-def joined(high, low):
-    """The float32 of two halves, of which the lower is signed."""
-    numbers = low.to(torch.int32) + (high.view(torch.int16).to(torch.int32) << 16)
-    return numbers.view(torch.float32)
+def joined(upper, low, high):
+    """The float32 of two halves, of which the lower is signed and in two bytes."""
+    lower = low.to(torch.int32) + 256 * high.to(torch.int32)
+    return ((upper.view(torch.int16).to(torch.int32) << 16) + lower).view(torch.float32)
