@@ -1,7 +1,7 @@
 """Do low-precision optimizer states train as float32 does, and do wrong ones show?
 
-A byte-level transformer (2 layers of width 64) on source text, AdamW, the same data in each arm. The
-arms named `not ...` are known to be wrong, so that the comparison is known to tell.
+A byte-level transformer (2 layers of width 64) on source text, AdamW, the same data in each arm.
+The arms named `not ...` are known to be wrong, so that the comparison is known to tell.
 
     python experiments/optimizer_states.py --out runs/optimizer_states
 """
@@ -71,15 +71,9 @@ class Linear:
 FLOAT32_OWN = {torch.float32: Own()}
 WRONG: Mapping[str, States] = {
     "not: BF16 to nearest": States(weight={torch.bfloat16: Nearest()}),
-    "not: v E4M3 of the tensor": States(
-        weight=FLOAT32_OWN, second=TensorScaled(format=E4M3FN)
-    ),
-    "not: master E4M3": States(
-        weight={torch.float32: Master(codec=TensorScaled(format=E4M3FN))}
-    ),
-    "not: even steps": States(
-        weight=FLOAT32_OWN, first=Linear(), second=Linear(is_positive=True)
-    ),
+    "not: v E4M3 of the tensor": States(weight=FLOAT32_OWN, second=TensorScaled(format=E4M3FN)),
+    "not: master E4M3": States(weight={torch.float32: Master(codec=TensorScaled(format=E4M3FN))}),
+    "not: even steps": States(weight=FLOAT32_OWN, first=Linear(), second=Linear(is_positive=True)),
 }
 ARMS = ("fp32", "fp8-lm", "coat", "bf16-stochastic", "master24", *WRONG)
 BF16_ARMS = ("bf16-stochastic", "master24", "not: BF16 to nearest")
@@ -170,7 +164,7 @@ def run(point: Point) -> Result:
             windows = sample_windows(
                 corpus.train, seed=point.seed, step=step, batch_size=BATCH, length=CONTEXT + 1
             )
-            loss = loss_of(model, torch.from_numpy(windows).long())
+            loss = loss_of(model, torch.tensor(windows, dtype=torch.int64))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -183,7 +177,7 @@ def run(point: Point) -> Result:
             losses.append(loss.item())
     windows = fixed_windows(corpus.valid, count=256, length=CONTEXT + 1)
     with torch.no_grad():
-        valid = loss_of(model, torch.from_numpy(windows).long()).item()
+        valid = loss_of(model, torch.tensor(windows, dtype=torch.int64)).item()
     count = sum(parameter.numel() for parameter in model.parameters())
     own = sum(parameter.nbytes for parameter in model.parameters())
     return {
@@ -225,9 +219,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     args = parser.parse_args()
     points = [
-        Point(states=arm, seed=seed, steps=args.steps)
-        for arm in ARMS
-        for seed in range(args.seeds)
+        Point(states=arm, seed=seed, steps=args.steps) for arm in ARMS for seed in range(args.seeds)
     ]
     results = run_all(points, run, args.out / "runs.jsonl", workers=args.workers)
     text = report(results)

@@ -6,7 +6,7 @@ closures, `zero_grad` and `state_dict` are inherited.
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -53,24 +53,28 @@ class Job:
     state: dict[str, Tensor]
     amaxes: list[Tensor]
     """Of the new weight and moments, in order; of finite values."""
+    waiting: dict[str, Tensor] = field(default_factory=dict)
+    """New scales of whole tensors; until the last piece the old ones are read."""
 
     def stored(self, slot: str, codec: Any, piece: Piece) -> list[Tensor]:
         """The fields of a state, those of the piece."""
         found = []
-        for field in codec.fields:
-            tensor = local(self.state[slot + field.suffix])
-            if field.layout != "tensor":
-                block = codec.block if field.layout == "block" else 1
+        for one in codec.fields:
+            tensor = local(self.state[slot + one.suffix])
+            if one.layout != "tensor":
+                block = codec.block if one.layout == "block" else 1
                 tensor = read(tensor, piece, self.part.width, block)
             found.append(tensor)
         return found
 
     def store(self, slot: str, codec: Any, piece: Piece, values: Any) -> None:
-        """Put fields of a piece back; those of the whole tensor are still needed to read others."""
-        for field, value in zip(codec.fields, values, strict=True):
-            if field.layout != "tensor":
-                block = codec.block if field.layout == "block" else 1
-                tensor = local(self.state[slot + field.suffix])
+        """Put fields of a piece back; those of the whole tensor wait, for others to be read."""
+        for one, value in zip(codec.fields, values, strict=True):
+            if one.layout == "tensor":
+                self.waiting[slot + one.suffix] = value
+            else:
+                block = codec.block if one.layout == "block" else 1
+                tensor = local(self.state[slot + one.suffix])
                 write(tensor, piece, self.part.width, value, block)
 
     def pieces(self, size: int) -> Iterator[Piece]:
@@ -325,18 +329,14 @@ class Coded(torch.optim.Optimizer):
             job.store(name, codec, piece, codec.encode(moment, amax))
 
     def _write_scales(self, job: Job) -> None:
-        """Scales of whole tensors, last: until here the old ones were read."""
-        weight = job.held.weight
-        slots = [(weight.slot, getattr(weight, "codec", None)), *job.held.moments]
-        for (slot, codec), amax in zip(slots, job.amaxes, strict=True):
-            if codec is None or not codec.is_whole:
-                continue
-            if slot == weight.slot and not self._writes_weight(job):
-                continue
-            stored = codec.encode(job.weight.new_zeros(0, 1, dtype=torch.float32), amax)
-            for field, value in zip(codec.fields, stored, strict=True):
-                if field.layout == "tensor":
-                    job.state[slot + field.suffix].copy_(value)
+        """Scales of whole tensors, last; where no rows are, those that the others have."""
+        if not job.waiting and job.held.is_whole:
+            nothing = job.weight.new_zeros(0, job.part.width, dtype=torch.float32)
+            values = Values(nothing, tuple(nothing for _ in job.held.moments))
+            piece = Piece(slice(0, 0), slice(0, job.part.width), 0)
+            self._write(job, piece, values, Bits())
+        for name, scale in job.waiting.items():
+            job.state[name].copy_(scale)
 
     def state_rows(self) -> list[StateRow]:
         """What each parameter got: a line for each, before the first step too."""
