@@ -199,8 +199,9 @@ def report(results: Mapping[Point, Result]) -> str:
         "|---|---|---|---|---|",
     ]
     for arm in dict.fromkeys(p.states for p in points):
-        found = [results[Point(states=arm, seed=s, steps=steps)] for s in seeds]
-        plain = [results[Point(states="fp32", seed=s, steps=steps)] for s in seeds]
+        pairs = [[Point(states=one, seed=s, steps=steps) for one in (arm, "fp32")] for s in seeds]
+        pairs = [pair for pair in pairs if all(point in results for point in pair)]
+        found, plain = ([results[pair[i]] for pair in pairs] for i in range(2))
         losses = [one["valid_loss"] for one in found]
         apart = [a - one["valid_loss"] for a, one in zip(losses, plain, strict=True)]
         lines.append(

@@ -198,7 +198,7 @@ def test_the_largest_step_explodes_where_second_moments_become_zero():
 
 
 def test_a_second_moment_beside_a_large_one_goes_on_shrinking():
-    """v = 1 beside 100 in its block, 1000 steps of 0.999: 0.368 in float32.
+    """v = 1 beside 100 in its block, 400 steps of 0.999: 0.67 in float32.
 
     A format of 8 bits per block cannot move by 0.1 %, unless its steps are stretched to less. BF16,
     and E4M3 as it is, stay at 1: COAT and FP16 get there.
@@ -206,10 +206,10 @@ def test_a_second_moment_beside_a_large_one_goes_on_shrinking():
     for codec, is_stuck in ((SECOND[0], False), (SECOND[2], False), (SECOND[1], True)):
         x = torch.full((1, 128), 100.0)
         x[0, 5] = 1.0
-        for _ in range(1000):
+        for _ in range(400):
             x[0, 5] *= 0.999
             x = through(codec, x)
-        expected = 0.999**1000
+        expected = 0.999**400
         assert (x[0, 5].item() > 0.9) == is_stuck
         if not is_stuck:
             assert x[0, 5].item() == pytest.approx(expected, rel=0.06)

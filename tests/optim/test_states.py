@@ -17,7 +17,7 @@ LONG_APART = {
     "not: BF16 to nearest": 0.01,
     "not: v E4M3 of the tensor": 0.03,
     "not: master E4M3": 0.5,
-    "not: even steps": 0.5,
+    "not: even steps": 0.01,
 }
 
 
