@@ -82,7 +82,7 @@ def test_every_parameter_moves_as_in_float32_but_not_in_the_same_bits(states, dt
 
 
 @pytest.mark.parametrize(("states", "dtype"), PAIRS)
-@pytest.mark.parametrize("chunk_size", [40, 4096])
+@pytest.mark.parametrize("chunk_size", [40, 500])
 def test_pieces_of_any_size_give_the_same_bits(states, dtype, chunk_size):
     whole, pieces = parameters(dtype), parameters(dtype)
     one, other = adamw(whole, states), adamw(pieces, states, chunk_size=chunk_size)
@@ -146,7 +146,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize(("states", "dtype"), PAIRS)
 @pytest.mark.parametrize("shape", [(100, 300), (3, 10_000)])
 def test_no_step_holds_more_than_a_piece_in_float32(states, dtype, shape):
-    """Blocks make a piece up to 128 values larger than asked for, or 512 in a hash."""
+    """Blocks make a piece up to 128 values larger than asked for."""
     named = [("w", nn.Parameter(torch.randn(shape).to(dtype)))]
     optimizer = adamw(named, states, chunk_size=1024)
     run(optimizer, named, [0])
