@@ -1,24 +1,94 @@
 """torch's optimizers, built from a whole model so that each parameter gets its own rate."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .groups import param_groups
 from .proportion import Watch
 from .rules import Kind, OptimizerName, ReadoutConstraint
+from .states import StatesName
 
-ModelOrGroups = nn.Module | Iterable[dict[str, Any]]
+Parameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+ModelOrGroups = nn.Module | Parameters
+Rules = Literal["u-mup"]
 
 
-class AdamW(torch.optim.AdamW):
+class _InCodecs:
+    """Makes `AdamW(..., states="coat")` an object of the class that holds states by codec.
+
+    Without `states` the class stays torch's own step, untouched.
+    """
+
+    def __new__(cls, *args: Any, states: str | None = None, **options: Any) -> Self:
+        if states is None:
+            return super().__new__(cls)
+        from . import coded  # which is built on the classes of this file
+
+        if issubclass(cls, coded.Coded):
+            return super().__new__(cls)
+        chosen = {AdamW: coded.CodedAdamW, Adam: coded.CodedAdam, SGD: coded.CodedSGD}.get(cls)
+        if chosen is None:
+            raise TypeError(
+                f"{cls.__name__}: states={states!r} with a subclass; derive it from "
+                "unitscale.optim.coded.CodedAdamW, CodedAdam or CodedSGD."
+            )
+        return super().__new__(chosen)  # type: ignore[return-value]
+
+
+class AdamW(_InCodecs, torch.optim.AdamW):
     """`torch.optim.AdamW` with u-muP learning rates and independent weight decay.
 
     Given a model, the groups are those of `param_groups(model, lr, ...)`; given groups, they are
     used as they are. The step is torch's own, bit for bit, and so are `state_dict` and `options`.
     A step warns once if a scheduler has erased the groups' factors (`optim.proportion`).
+
+    Args:
+        model: the model; or groups; with `rules=None` also parameters, bare or named.
+        weight_decay: None means 0, and with `rules=None` torch's own default.
+        rules: None for torch's semantics: `lr` for every parameter, decay times `lr`. `kinds`,
+            `rates` and `independent_weight_decay` mean nothing then.
+        states: how moments and master weights are held: "fp32", "fp8-lm", "coat",
+            "bf16-stochastic" or "master24" (`optim.states`). None leaves all to
+            torch. With it, `seed` (of stochastic rounding) and `chunk_size` (elements of a piece)
+            are options, and `state_rows()` says what each parameter got; `amsgrad`, `capturable`,
+            `differentiable` and `fused` are refused, and `foreach` changes nothing.
+    """
+
+    def __init__(
+        self,
+        model: ModelOrGroups,
+        lr: float,
+        *,
+        weight_decay: float | None = None,
+        independent_weight_decay: bool = True,
+        kinds: Mapping[str, Kind] | None = None,
+        rates: Mapping[Kind, float] | None = None,
+        rules: Rules | None = "u-mup",
+        states: StatesName | None = None,
+        **options: Any,
+    ) -> None:
+        decay = _decay(weight_decay, rules, 1e-2)
+        groups = _groups(
+            model,
+            lr,
+            "adamw",
+            rules,
+            weight_decay=decay,
+            independent_weight_decay=independent_weight_decay,
+            kinds=kinds,
+            rates=rates,
+        )
+        super().__init__(groups, lr=lr, weight_decay=decay, **options)
+        self.register_step_pre_hook(Watch())
+
+
+class Adam(_InCodecs, torch.optim.Adam):
+    """`torch.optim.Adam` with u-muP learning rates; `weight_decay` is torch's, on the gradient.
+
+    `rules` and `states` as in `AdamW`.
     """
 
     def __init__(
@@ -27,47 +97,25 @@ class AdamW(torch.optim.AdamW):
         lr: float,
         *,
         weight_decay: float = 0.0,
-        independent_weight_decay: bool = True,
         kinds: Mapping[str, Kind] | None = None,
         rates: Mapping[Kind, float] | None = None,
+        rules: Rules | None = "u-mup",
+        states: StatesName | None = None,
         **options: Any,
     ) -> None:
         groups = _groups(
-            model,
-            lr,
-            "adamw",
-            weight_decay=weight_decay,
-            independent_weight_decay=independent_weight_decay,
-            kinds=kinds,
-            rates=rates,
+            model, lr, "adam", rules, weight_decay=weight_decay, kinds=kinds, rates=rates
         )
         super().__init__(groups, lr=lr, weight_decay=weight_decay, **options)
         self.register_step_pre_hook(Watch())
 
 
-class Adam(torch.optim.Adam):
-    """`torch.optim.Adam` with u-muP learning rates; `weight_decay` is torch's, on the gradient."""
-
-    def __init__(
-        self,
-        model: ModelOrGroups,
-        lr: float,
-        *,
-        weight_decay: float = 0.0,
-        kinds: Mapping[str, Kind] | None = None,
-        rates: Mapping[Kind, float] | None = None,
-        **options: Any,
-    ) -> None:
-        groups = _groups(model, lr, "adam", weight_decay=weight_decay, kinds=kinds, rates=rates)
-        super().__init__(groups, lr=lr, weight_decay=weight_decay, **options)
-        self.register_step_pre_hook(Watch())
-
-
-class SGD(torch.optim.SGD):
+class SGD(_InCodecs, torch.optim.SGD):
     """`torch.optim.SGD` with u-muP learning rates and independent weight decay.
 
     Unlike Adam, SGD sees the size of the gradients, so it must know if the read-out is constrained.
     torch adds the decay to the gradient: with momentum it is 1 / (1 - momentum) times as strong.
+    `rules` and `states` as in `AdamW`.
     """
 
     def __init__(
@@ -80,12 +128,15 @@ class SGD(torch.optim.SGD):
         kinds: Mapping[str, Kind] | None = None,
         rates: Mapping[Kind, float] | None = None,
         readout_constraint: ReadoutConstraint | None = None,
+        rules: Rules | None = "u-mup",
+        states: StatesName | None = None,
         **options: Any,
     ) -> None:
         groups = _groups(
             model,
             lr,
             "sgd",
+            rules,
             weight_decay=weight_decay,
             independent_weight_decay=independent_weight_decay,
             kinds=kinds,
@@ -96,15 +147,40 @@ class SGD(torch.optim.SGD):
         self.register_step_pre_hook(Watch())
 
 
+def _decay(given: float | None, rules: Rules | None, torchs: float) -> float:
+    if given is not None:
+        return given
+    return torchs if rules is None else 0.0
+
+
 def _groups(
-    model: ModelOrGroups, lr: float, optimizer: OptimizerName, **rules: Any
-) -> list[dict[str, Any]]:
+    model: ModelOrGroups, lr: float, optimizer: OptimizerName, rules: Rules | None, **wanted: Any
+) -> list[Any]:
+    if rules is None:
+        return _plain(model, wanted)
+    if rules != "u-mup":
+        raise ValueError(
+            f"unitscale.optim: rules is {rules!r}; expected 'u-mup', or None for torch's semantics."
+        )
     if isinstance(model, nn.Module):
-        return param_groups(model, lr, optimizer=optimizer, **rules)
+        return param_groups(model, lr, optimizer=optimizer, **wanted)
     groups = list(model)
     if not all(isinstance(group, dict) for group in groups):
         raise TypeError(
             "unitscale.optim: got bare parameters, which do not say their kind; pass the model, or "
-            "the groups of param_groups(model, lr), or use torch.optim for no rules at all."
+            "the groups of param_groups(model, lr), or rules=None for those of torch.optim."
         )
     return groups
+
+
+def _plain(model: ModelOrGroups, wanted: Mapping[str, Any]) -> list[Any]:
+    """Parameters or groups as torch takes them."""
+    for name in ("kinds", "rates", "readout_constraint"):
+        if wanted.get(name) is not None:
+            raise ValueError(
+                f"unitscale.optim: {name} is {wanted[name]!r} with rules=None, which has no use "
+                f"for it; leave it out, or leave rules out."
+            )
+    if not isinstance(model, nn.Module):
+        return list(model)
+    return [named for named in model.named_parameters() if named[1].requires_grad]
