@@ -16,6 +16,9 @@ from unitscale.recipes import RECIPES
 from unitscale.train import train
 from unitscale.train.run_log import read_log
 
+# These plain models take a recipe of units as one written unit-scaled would: cast as it is.
+pytestmark = pytest.mark.filterwarnings("ignore:.*rounds tensors at their units")
+
 CPU = torch.device("cpu")
 
 

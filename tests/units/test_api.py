@@ -14,6 +14,9 @@ from unitscale.formats import FP16
 from unitscale.recipes import Recipe, Unit, uniform
 from unitscale.units import UnitRow, apply_recipe, measure, measured, rows, unit_scale
 
+# These plain models take a recipe of units as one written unit-scaled would: cast as it is.
+pytestmark = pytest.mark.filterwarnings("ignore:.*rounds tensors at their units")
+
 
 class Block(nn.Module):
     def __init__(self) -> None:

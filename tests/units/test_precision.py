@@ -15,6 +15,9 @@ from unitscale.formats import E4M3FN, FP16, round_to
 from unitscale.gemm import rounded
 from unitscale.units import apply_recipe, measure, rows, unit_scale
 
+# These plain models take a recipe of units as one written unit-scaled would: cast as it is.
+pytestmark = pytest.mark.filterwarnings("ignore:.*rounds tensors at their units")
+
 
 class Products(nn.Module):
     """Every kind of product; activations around 1e-4 and gradients around 1e-9."""

@@ -12,6 +12,9 @@ from unitscale.nn import LinearReadout
 from unitscale.recipes import Gemm, Operand, Recipe, Rule, uniform
 from unitscale.units import apply_recipe, unit_scale
 
+# These plain models take a recipe of units as one written unit-scaled would: cast as it is.
+pytestmark = pytest.mark.filterwarnings("ignore:.*rounds tensors at their units")
+
 FP8, WIDE = (uniform(*formats)[0].gemm for formats in ((E4M3FN, E5M2), (BF16, BF16)))
 E4 = Gemm.of(Operand(E4M3FN))
 
@@ -151,7 +154,7 @@ def test_skip_takes_a_function_of_a_path_and_its_module():
     skipped = {name for name, product in found.items() if product.startswith("full precision")}
     assert skipped == {"blocks.0.up.linear", "blocks.1.up.linear"}
     assert found["blocks.0.up.linear"] == "full precision: skip='blocks.0.up'"
-    assert "" not in seen
+    assert seen[0] == ""  # the model itself
     assert "blocks.1.down" in seen
 
 

@@ -12,6 +12,9 @@ from units.training import named
 from unitscale.units import apply_recipe, unit_scale
 from unitscale.units.forward import session_of
 
+# These plain models take a recipe of units as one written unit-scaled would: cast as it is.
+pytestmark = pytest.mark.filterwarnings("ignore:.*rounds tensors at their units")
+
 
 class Block(nn.Module):
     def __init__(self, width: int = 8, inner: int = 24) -> None:
