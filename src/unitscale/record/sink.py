@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from unitscale.formats import FloatFormat
+from unitscale.recipes import Recipe
 from unitscale.report import FormatLimits
 from unitscale.report.checksum import checked, sealed
 from unitscale.report.parquet import SUFFIX, ParquetWriter
@@ -24,6 +25,7 @@ class Sink:
         path: a JSONL file, or a Parquet file by its name; None keeps rows in memory.
         first_step: rows from this step on in an older JSONL file are dropped, the others kept.
         limit: rows to keep in memory.
+        recipe: that of the model, which the first line names if it rounds something.
     Raises:
         ValueError: a Parquet file that exists is to be continued, or pyarrow is missing; a JSONL
             file to be continued is damaged.
@@ -36,8 +38,11 @@ class Sink:
         every: int,
         first_step: int,
         limit: int,
+        recipe: Recipe | None = None,
     ) -> None:
         self.header: Row = {"formats": format_limits(formats), "every": every}
+        if recipe is not None and recipe.rounds:
+            self.header["recipe"] = recipe.name
         self.rows: deque[Row] = deque(maxlen=limit)
         self.limit, self.is_full = limit, False
         self.first_rms: FirstRms = {}

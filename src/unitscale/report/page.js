@@ -373,9 +373,10 @@ function drawDetail() {
   });
   const percent = (x) => (x === null || x === undefined ? "–" : `${+(100 * x).toPrecision(2)} %`);
   const shares = run.shares[format];
-  $("detail-text").textContent = `${op}, ${direction}; at step ${step} in ${format}: ` +
-    `${percent(shares.flushed[chosen][i])} flushed to zero, ${percent(shares.subnormal[chosen][i])} subnormal, ` +
-    `${percent(shares.saturated[chosen][i])} saturated` + (shift ? `; held at its unit, times 2^${shift}` : "") + ".";
+  $("detail-text").textContent = `${op}, ${direction}; at step ${step} in ${format}: ` + (run.ownScale[chosen]
+    ? "its scale is computed from it; what-if of this recipe says what is lost"
+    : `${percent(shares.flushed[chosen][i])} flushed to zero, ${percent(shares.subnormal[chosen][i])} subnormal, ` +
+      `${percent(shares.saturated[chosen][i])} saturated`) + (shift ? `; held times 2^${shift}` : "") + ".";
   for (const row of $("table").tBodies[0].rows) row.setAttribute("aria-selected", +row.dataset.tensor === chosen);
 }
 

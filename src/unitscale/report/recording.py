@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from unitscale.formats import E4M3FN, E5M2, FloatFormat
 from unitscale.recipes import RECIPES, Recipe
+from unitscale.report.operand import operand_of
 from unitscale.report.parquet import SUFFIX, read_parquet
 from unitscale.report.shape import HEADER, ROW, WHAT_IF, Field, check, parse
 
@@ -95,6 +96,17 @@ class Recording:
                 return operand.element.name
         return list(self.formats)[-1 if is_gradient else 0]
 
+    def format_of(self, row: Row) -> str:
+        """The format that a row is judged in: of its elements as it is rounded, if that is known.
+
+        Else that of its direction.
+        """
+        operand = operand_of(row, self.recipe)
+        element = None if operand is None else operand.element
+        if element is not None and element.name in self.formats:
+            return element.name
+        return self.format_for(row["direction"])
+
 
 def lost_fraction(row: Row, format_name: str) -> float | None:
     """Share of a tensor's values that a format flushes to zero or saturates; None if unknown."""
@@ -110,7 +122,8 @@ def group(
     """Rows of any of the known kinds to a recording.
 
     Args:
-        recipe: the name of the run's recipe; a name of another version counts as none.
+        recipe: the name of the run's recipe; unless given, that in the line with the formats. A
+            name of another version counts as none.
         source: what an error calls a row, before its number.
     Raises:
         TypeError: a row is neither of `record.record` nor of `us.units`.
@@ -132,6 +145,7 @@ def group(
                     name: FormatLimits(**{k: limits[k] for k in FormatLimits.__annotations__})
                     for name, limits in row["formats"].items()
                 }
+                recipe = recipe or row.get("recipe")
                 continue
             key = row["name"], row["direction"]
             series = found.setdefault(key, Series(row["name"], row["op"], row["direction"]))

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unitscale.data import Corpus, fixed_batches, sample_windows
-from unitscale.formats import E4M3FN, E5M2
 from unitscale.record import Recorder, record
+from unitscale.record.taken import formats_of
 from unitscale.report.verdict import latest_state
 from unitscale.train.checkpoint import (
     TrainState,
@@ -223,7 +223,7 @@ class Run:
             return nullcontext()
         return record(
             state.model,
-            (config.numerics.value.element or E4M3FN, config.numerics.gradient.element or E5M2),
+            formats_of(config.numerics),
             every=config.record_every,
             path=self.folder / RECORDING,
             optimizer=state.optimizer,
