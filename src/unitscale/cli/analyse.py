@@ -1,6 +1,7 @@
 """`unitscale analyse`: the scales of a user's own model, before and after units."""
 
 import json as json_module
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,38 +65,41 @@ def analyse(
     The tables show the RMS before and after `unitscale.unit_scale`, what stays as it is and why,
     and the share of elements that FP8 and FP16 would flush to zero or saturate.
     """
-    with checking_arguments():
-        if rows < 0:
-            raise ValueError(f"--rows is {rows}; expected at least 0")
-        if not 0 <= budget <= 1:
-            raise ValueError(f"--budget is {budget}; expected a share from 0 to 1")
-        asked = asked_recipes(what_if, suggest_skip)
-        from unitscale.models.existing import find_factory
-
-        factory = find_factory(model)
-        if out is not None:
-            from unitscale.train.run_folder import make_folder
-
-            make_folder(out)
-        if dtype not in DTYPE_NAMES:
-            raise ValueError(f"--dtype is {dtype!r}; expected one of {', '.join(DTYPE_NAMES)}")
-        from unitscale.train.device import resolve
-
-        place = resolve(device)
-    results = run(model, factory, place, dtype, asked)
-    if suggest_skip is not None:
-        results["suggest_skip"] = suggestion(results, suggest_skip, budget)
-    if out is not None:
-        from unitscale.report.analysis import write_analysis
-        from unitscale.train.run_folder import write_json
-
+    with ExitStack() as held:
         with checking_arguments():
-            write_json(out / "results.json", results)
-            write_analysis(results, out / "report.html")
-    if json:
-        print(json_module.dumps(results, indent=2))
-        return
-    print_tables(results, rows, out)
+            if rows < 0:
+                raise ValueError(f"--rows is {rows}; expected at least 0")
+            if not 0 <= budget <= 1:
+                raise ValueError(f"--budget is {budget}; expected a share from 0 to 1")
+            asked = asked_recipes(what_if, suggest_skip)
+            from unitscale.models.existing import find_factory
+
+            factory = find_factory(model)
+            if out is not None:
+                from unitscale.train.run_folder import make_folder
+                from unitscale.train.unbegun import made_for_this
+
+                held.enter_context(made_for_this(out))
+                make_folder(out)
+            if dtype not in DTYPE_NAMES:
+                raise ValueError(f"--dtype is {dtype!r}; expected one of {', '.join(DTYPE_NAMES)}")
+            from unitscale.train.device import resolve
+
+            place = resolve(device)
+        results = run(model, factory, place, dtype, asked)
+        if suggest_skip is not None:
+            results["suggest_skip"] = suggestion(results, suggest_skip, budget)
+        if out is not None:
+            from unitscale.report.analysis import write_analysis
+            from unitscale.train.run_folder import write_json
+
+            with checking_arguments():
+                write_json(out / "results.json", results)
+                write_analysis(results, out / "report.html")
+        if json:
+            print(json_module.dumps(results, indent=2))
+            return
+        print_tables(results, rows, out)
 
 
 def asked_recipes(what_if: str | None, skip_for: str | None) -> str:

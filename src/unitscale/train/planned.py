@@ -9,7 +9,8 @@ from unitscale.data import Corpus
 from unitscale.recipes import parse
 from unitscale.train.config import TrainConfig
 from unitscale.train.lock import locked
-from unitscale.train.run_folder import CHECKPOINT, CONFIG, check_run, make_folder
+from unitscale.train.run_folder import CHECKPOINT, CONFIG, LOG, check_run, make_folder
+from unitscale.train.unbegun import made_for_this, undone_unless_begun
 
 BASELINE, CONTROL = "fp32", "fp32-units"
 
@@ -71,6 +72,8 @@ def claimed_comparison(
 ) -> Iterator[None]:
     """Hold `folder` for these runs inside the context, or raise before anything in it changes.
 
+    What fails inside the context before the first step leaves the folder as it was.
+
     Raises:
         InUseError: another process is writing to it.
         FileExistsError: it holds results, and `resume` is off.
@@ -78,10 +81,12 @@ def claimed_comparison(
         CheckpointError: one of its runs has a damaged configuration, or none.
         OSError: it cannot be written.
     """
-    make_folder(folder)
-    with locked(folder):
-        check_comparison(folder, configs, corpus, resume=resume)
-        yield
+    with made_for_this(folder):
+        make_folder(folder)
+        with locked(folder):
+            check_comparison(folder, configs, corpus, resume=resume)
+            with undone_unless_begun(folder, LOG):
+                yield
 
 
 def check_comparison(
