@@ -13,6 +13,7 @@ import pytest
 
 from train.tiny import text_corpus
 from unitscale.cli import main
+from unitscale.cli.compare import reasons
 
 TINY = ["--width", "32", "--depth", "1", "--batch-size", "4", "--sequence-length", "16"]
 TINY += ["--set", "eval_windows=8"]
@@ -125,10 +126,11 @@ def test_finished_comparison_resumes_to_the_same_results(command: Command, tmp_p
 def test_comparison_of_something_else_does_not_resume(
     changes: list[Any], message: str, command: Command, tmp_path: Path
 ) -> None:
-    line = ["compare", "--steps", 3, "--recipes", "fp32", "--out", tmp_path / "out"]
-    command(*line)
+    line = ["compare", "--steps", 3, "--out", tmp_path / "out"]
+    command(*line, "--recipes", "fp32")
     before = files(tmp_path / "out")
-    code, _, err = command(*line, "--resume", *changes)
+    recipes = [] if "--recipes" in changes else ["--recipes", "fp32"]  # which would add up
+    code, _, err = command(*line, "--resume", *recipes, *changes)
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
     assert files(tmp_path / "out") == before
@@ -186,3 +188,27 @@ def test_ctrl_c_leaves_a_folder_that_resumes(data: Path, tmp_path: Path) -> None
         "config.json",
         "log.jsonl",
     ]
+
+
+def test_what_is_not_rounded_is_said_with_its_reasons(command: Command, tmp_path: Path) -> None:
+    line = ["compare", "--steps", 1, "--recipes", "mxfp8,fp8-none", "--out", tmp_path / "out"]
+    code, out, err = command(*line)
+    assert code == 0, err
+    runs = {
+        run["recipe"]: run
+        for run in json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    }
+    shares = runs["mxfp8"]["full_precision"]
+    assert sum(shares.values()) == pytest.approx(1 - runs["mxfp8"]["coverage"], abs=2e-4)
+    (why,) = shares
+    assert why == "recipe mxfp8 has no rule for attention products"
+    assert runs["fp8-none"]["full_precision"] == {}
+    text = " ".join(out.split())
+    assert "mxfp8 rounds " in text
+    assert f"{shares[why]:.1%} {why}" in text
+    assert "us.summary" not in text  # of which there is no model here
+
+
+def test_many_reasons_are_counted() -> None:
+    text = reasons({"a": 0.3, "b": 0.2, "c": 0.1, "d": 0.05})
+    assert text == "30.0% a; 20.0% b; 10.0% c; 1 more in results.json"

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unitscale import units
-from unitscale.recipes import RECIPES, Recipe, Rule, uniform
-from unitscale.record import record
+from unitscale.recipes import RECIPES, RIVALS, Recipe, Rule, uniform
+from unitscale.record import record, suggest_skip
 
 RECIPE_NAMES = ["fp8", "fp8-current", "mxfp8", "nvfp4"]
 
@@ -97,6 +97,33 @@ def test_all_is_every_recipe_that_rounds() -> None:
     (row, *_) = what_ifs(Mlp(), "all", inputs())
     assert list(row["recipes"]) == [r.name for r in RECIPES.values() if r.rounds]
     assert all("errors" in found for found in row["recipes"].values())
+
+
+def test_groups_are_taken_in_a_list_beside_names() -> None:
+    (row, *_) = what_ifs(Mlp(), ["rivals", "fp8", "fp8-none"], inputs())
+    rivals = [name for name in RIVALS if RECIPES[name].rounds]
+    assert set(row["recipes"]) == {*rivals, "fp8-none"}
+
+
+def test_rows_of_a_file_are_read_from_it(tmp_path: Path) -> None:
+    for path in (None, tmp_path / "w.jsonl"):
+        with record(Mlp(), what_if=["nvfp4"], path=path) as recorder:
+            pass
+        assert recorder.rows == []
+        model = Mlp()
+        with record(model, what_if=["nvfp4"], path=path) as recorder:
+            model(inputs()).backward()
+            recorder.collect()
+            assert len(recorder.rows) > 2
+        assert suggest_skip(recorder.rows, "nvfp4", budget=1)
+
+
+def test_rows_of_a_parquet_file_are_not_silently_none(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    with record(Mlp(), path=tmp_path / "w.parquet") as recorder:
+        pass
+    with pytest.raises(ValueError, match=r"w\.parquet and not in memory; read them after"):
+        print(recorder.rows)
 
 
 def test_model_without_products_is_said() -> None:

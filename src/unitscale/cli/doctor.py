@@ -1,17 +1,17 @@
 """`unitscale doctor`: what this machine can run, and why; whether FP8 can pay for some shapes."""
 
 import json as json_module
-import sys
 from functools import partial
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unitscale.cli import option
 from unitscale.cli.exit import checking_arguments
 from unitscale.cli.output import show
+
+if TYPE_CHECKING:
+    from unitscale.recipes import Recipe
 
 PANEL = "Can FP8 pay?"
 ROWS, MOST_ROWS = 8192, 2**40
@@ -55,6 +55,16 @@ def doctor(
             show_default=False,
         ),
     ] = None,
+    recipes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe",
+            metavar="RECIPE",
+            help="Show this recipe alone: a name, or one's own as MODULE:NAME or FILE.py:NAME. "
+            "Repeatable, or with commas.",
+            show_default=False,
+        ),
+    ] = None,
     device_name: Annotated[
         str | None,
         typer.Option(
@@ -74,6 +84,8 @@ def doctor(
     """
     if shapes or model is not None:
         with checking_arguments():
+            if recipes:
+                raise ValueError("--recipe does not go with --shapes or --model; leave it out")
             found = weighed(shapes or [], model, tokens, settings or [], device_name)
         if json:
             print(json_module.dumps(found, indent=2))
@@ -83,13 +95,27 @@ def doctor(
     with checking_arguments():
         refuse_ignored("--shapes or --model", device_name=device_name)
         refuse_ignored("--model", set=settings, tokens=tokens)
-    from unitscale.units.doctor import examine
+        from unitscale.train.named import expanded, find_recipe
 
-    found = examine()
+        chosen = [find_recipe(name) for name in expanded(recipes or [])]
+    found = examined(chosen)
     if json:
         print(json_module.dumps(found, indent=2))
         return
     show(*lines(found), *recipe_lines(found["recipes"]))
+
+
+def examined(chosen: "list[Recipe]") -> dict[str, Any]:
+    """What this machine can run; with some recipes, of those alone."""
+    import torch
+
+    from unitscale.units.doctor import examine, recipe_row
+
+    found = examine()
+    if chosen:
+        device = torch.device(found["device"])
+        found["recipes"] = [recipe_row(recipe, device) for recipe in chosen if recipe.rounds]
+    return found
 
 
 def refuse_ignored(what: str, **given: Any) -> None:
@@ -155,7 +181,7 @@ def factory_options(settings: list[str]) -> dict[str, Any]:
 
 
 def factory_of(model: str, options: dict[str, Any]) -> Any:
-    """What makes the model; a file is imported as the module of its name, from its folder.
+    """What makes the model.
 
     Raises:
         ValueError: there is none.
@@ -166,38 +192,7 @@ def factory_of(model: str, options: dict[str, Any]) -> Any:
         raise ValueError(
             f"--model is {model!r}; expected gpt2, llama, MODULE:FACTORY or FILE.py:FACTORY"
         )
-    path, colon, name = model.rpartition(":")
-    if colon and path.endswith(".py"):
-        file = Path(path)
-        if not file.is_file():
-            raise ValueError(f"--model {model}: there is no file {path}")
-        model = f"{imported(file.resolve())}:{name}"
     return find_factory(model, options)
-
-
-def imported(file: Path) -> str:
-    """Import a file, which may import its neighbours, and return the name of its module.
-
-    That is the file's own name, unless it hides another module: `random.py`, say.
-
-    Raises:
-        ValueError: it cannot be imported.
-    """
-    name = file.stem
-    if name in sys.modules or find_spec(name) is not None:
-        name = f"model_in_{name}"
-    sys.path.insert(0, str(file.parent))
-    spec = spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ValueError(f"importing {file} failed: {type(error).__name__}: {error}") from error
-    return name
 
 
 def show_weighed(found: dict[str, Any]) -> None:

@@ -16,7 +16,12 @@ from unitscale.cli.progress import RunProgress
 
 def train(
     recipe: Annotated[
-        str, typer.Option(help="Recipe; it also decides on unit scaling.", rich_help_panel="Run")
+        str,
+        typer.Option(
+            help="Recipe: a name, or MODULE:NAME or FILE.py:NAME of one's own. It also decides on "
+            "unit scaling.",
+            rich_help_panel="Run",
+        ),
     ] = "fp8",
     data: option.Data = None,
     out: Annotated[
@@ -96,7 +101,7 @@ def train(
                     config,
                     corpus,
                     out,
-                    on_record=lambda record: progress.show(config.recipe, record),
+                    on_record=lambda record: progress.show(config.recipe_name, record),
                     tensorboard=tensorboard,
                 )
             with reporting():

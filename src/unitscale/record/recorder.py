@@ -59,8 +59,8 @@ def record(
     A training call is one with gradients enabled. Calls before one backward pass are one step (of
     a contrastive loss, say); the tensors of a second call have "@2" after their name. A sampled
     step computes what the model computes: bit-equal to it in eager mode, and with the rounding of
-    its recipe if it has one. The recorder has the rows in `rows`, and those of the last sampled
-    step in `latest`.
+    its recipe if it has one. The recorder has the rows in `rows`, those of `what_if` among them,
+    and those of the last sampled step in `latest`. With a path, `rows` reads the file.
 
     A row has step, name, op, direction ("value", "gradient" or "state"), the statistics of
     `digest`, `held_log2`, `operand` (whether a product that the recipe rounds takes it; of a
@@ -145,8 +145,12 @@ class Recorder:
 
     @property
     def rows(self) -> list[Row]:
-        """All rows that are kept in memory: without a path those of the whole recording."""
-        return list(self.sink.rows)
+        """All rows: from memory, or with a path from its JSONL file, which is read anew.
+
+        Raises:
+            ValueError: they are in a Parquet file.
+        """
+        return self.sink.all_rows()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call of the model."""

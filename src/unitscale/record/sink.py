@@ -13,6 +13,7 @@ from unitscale.recipes import Recipe
 from unitscale.report import FormatLimits
 from unitscale.report.checksum import checked, sealed
 from unitscale.report.parquet import SUFFIX, ParquetWriter
+from unitscale.report.recording import read_rows
 
 Row = dict[str, Any]
 FirstRms = dict[tuple[str, str], float]
@@ -44,7 +45,7 @@ class Sink:
         if recipe is not None and recipe.rounds:
             self.header["recipe"] = recipe.name
         self.rows: deque[Row] = deque(maxlen=limit)
-        self.limit, self.is_full = limit, False
+        self.limit, self.is_full, self.path = limit, False, path
         self.first_rms: FirstRms = {}
         self.file: IO[bytes] | ParquetWriter | None = None
         self.crc = 0
@@ -79,6 +80,21 @@ class Sink:
                 stacklevel=2,
             )
         self.rows.extend(rows)
+
+    def all_rows(self) -> list[Row]:
+        """The rows in memory, or those in the JSONL file without its first line.
+
+        Raises:
+            ValueError: they are in a Parquet file, which can be read once it is closed.
+        """
+        if self.path is None:
+            return list(self.rows)
+        if self.path.suffix == SUFFIX:
+            raise ValueError(
+                f"record: the rows are in {self.path} and not in memory; read them after the "
+                "recording with unitscale.report.read_recording, or record to a .jsonl file"
+            )
+        return [dict(row) for row in read_rows(self.path) if "step" in row]
 
     def close(self) -> None:
         """Close the file."""

@@ -43,6 +43,7 @@ from unitscale.train.tensorboard import Board
 from unitscale.train.units import (
     apply_numerics,
     coverage_of,
+    full_precision_of,
     is_measuring,
     take_measurement,
 )
@@ -188,6 +189,7 @@ class Run:
                     record["lost"] = lost
         if state.step == 0 and config.numerics.rounds:
             record["coverage"] = round(coverage_of(state.model), 4)
+            record["full_precision"] = full_precision_of(state.model)
         if self.recorder and (rows := self.recorder.collect()):
             names = [fmt.name for fmt in self.recorder.formats]
             if state_now := latest_state(rows, names, config.numerics):

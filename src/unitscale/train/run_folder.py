@@ -20,6 +20,7 @@ from typing import Any
 from unitscale.data import Corpus
 from unitscale.train.config import TrainConfig
 from unitscale.train.lock import locked
+from unitscale.train.named import is_own
 from unitscale.train.unbegun import made_for_this, undone_unless_begun
 
 Record = dict[str, Any]
@@ -101,13 +102,22 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def describe(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
-    """What config.json holds: the configuration and the identity of the text."""
-    return {
+    """What config.json holds: the configuration and the identity of the text.
+
+    Of a recipe of one's own, which may change between two calls, its rules as well.
+    """
+    own = {"recipe": own_recipe(config)} if is_own(config.recipe) else {}
+    return own | {
         "version": VERSION,
         "config": config.to_json(),
         "data": corpus.name,
         "fingerprint": corpus.fingerprint,
     }
+
+
+def own_recipe(config: TrainConfig) -> dict[str, str]:
+    """The name and the printed rules of a recipe of one's own."""
+    return {"name": config.recipe_name, "rules": str(config.numerics)}
 
 
 def identity(config: TrainConfig, corpus: Corpus) -> str:
