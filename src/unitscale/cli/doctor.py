@@ -1,6 +1,7 @@
 """`unitscale doctor`: what this machine can run, and why; whether FP8 can pay for some shapes."""
 
 import json as json_module
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,8 +32,8 @@ def doctor(
     model: Annotated[
         str | None,
         typer.Option(
-            help="The linear layers of a model: gpt2 or llama of transformers, MODULE:FACTORY or "
-            "FILE.py:FACTORY. It is made without values, and not run.",
+            help="The products of a model with its weights: gpt2 or llama of transformers, "
+            "MODULE:FACTORY or FILE.py:FACTORY. It is made without values, and not run.",
             rich_help_panel=PANEL,
             show_default=False,
         ),
@@ -145,7 +146,8 @@ def weighed(
         ValueError: a shape is none, no such model or device, or an argument would be ignored.
     """
     from unitscale.gemm.payoff import parse_shape
-    from unitscale.units.weigh import layer_shapes, model_on_paper, speaks_for, weigh
+    from unitscale.units.weigh import model_on_paper, speaks_for, weigh
+    from unitscale.units.weight import weights_of
 
     speaks_for(device_name)
     texts = [text for given in shapes for text in given.split(",")]
@@ -158,10 +160,17 @@ def weighed(
         raise ValueError(f"--tokens is {rows}; expected from 1 to 2^40")
     options = factory_options(settings)
     factory = factory_of(model, options)
-    found = layer_shapes(model_on_paper(partial(factory, **options)), rows)
-    if not found:
-        raise ValueError(f"--model {model} has no linear layer; give sizes with --shapes MxKxN")
-    return weigh([*layers, *found], device_name)
+    found = weights_of(model_on_paper(partial(factory, **options)), rows)
+    if not found.layers:
+        why = f" ({found.left_out[0].name}: {found.left_out[0].why})" if found.left_out else ""
+        raise ValueError(
+            f"--model {model} has no linear layer{why}; give sizes with --shapes MxKxN"
+        )
+    left_out = [asdict(one) | {"elements": one.elements} for one in found.left_out]
+    return weigh([*layers, *found.layers], device_name) | {
+        "elements": found.elements,
+        "left_out": left_out,
+    }
 
 
 def factory_options(settings: list[str]) -> dict[str, Any]:
@@ -216,12 +225,13 @@ def show_weighed(found: dict[str, Any]) -> None:
         show(f"{row['shape']}{names}: {row['verdict'].upper()}. {why}.")
     if sum(row["count"] for row in found["shapes"]) > 1:
         show(total_line(found))
+    show(*left_out_lines(found.get("left_out", []), found.get("elements", 0)))
 
 
 def shape_row(row: dict[str, Any]) -> dict[str, Any]:
     """One row of the table: the three products, forward and backward."""
     times = {"BF16 us": row["bf16_s"], "FP8 us": row["fp8_s"]}
-    cells = {name: "-" if t is None else f"{t * 1e6:,.1f}" for name, t in times.items()}
+    cells = {name: "-" if t is None else micro(t) for name, t in times.items()}
     speedups = {
         name: "-" if value is None else f"{value:.2f}x" for name, value in row["speedup"].items()
     }
@@ -234,6 +244,11 @@ def shape_row(row: dict[str, Any]) -> dict[str, Any]:
         "torchao takes": "both" if len(taken) == 2 else "".join(taken) or "none",
         "pays": row["verdict"],
     }
+
+
+def micro(seconds: float) -> str:
+    """Microseconds, with three digits of what is short."""
+    return f"{seconds * 1e6:,.1f}" if seconds >= 1e-4 else f"{seconds * 1e6:.3g}"
 
 
 def layers_of(row: dict[str, Any]) -> str:
@@ -250,6 +265,23 @@ def total_line(found: dict[str, Any]) -> str:
         for name, value in ways.items()
     )
     return f"All layers together, products and passes alone: {'; '.join(parts)}."
+
+
+def left_out_lines(left_out: list[dict[str, Any]], elements: int) -> list[str]:
+    """What of a model is not in the table, by reason."""
+    by_why: dict[str, list[dict[str, Any]]] = {}
+    for one in left_out:
+        by_why.setdefault(one["why"], []).append(one)
+    total = elements + sum(one["elements"] for one in left_out)
+    found = []
+    for why, members in by_why.items():
+        share = sum(one["elements"] for one in members) / total
+        more = f" and {len(members) - 1} more" if len(members) > 1 else ""
+        found.append(
+            f"Left out: {members[0]['name']} {list(members[0]['shape'])}{more}, {share:.1%} of the "
+            f"weights: {why}."
+        )
+    return found
 
 
 def recipe_lines(rows: list[dict[str, Any]]) -> list[str]:
