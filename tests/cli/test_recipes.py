@@ -1,12 +1,14 @@
 """`unitscale recipes`."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from unitscale.cli import main
+from unitscale.cli.compare import compare
 from unitscale.recipes import RECIPES, RIVALS
 
 
@@ -91,3 +93,13 @@ def test_an_unknown_name_is_one_line(
         main()
     assert stopped.value.code == 2
     assert "Did you mean 'nvfp4'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["help", "docs"])
+def test_what_is_said_to_have_units_has_them(place: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / "existing_models.md"
+    text = compare.__doc__ if place == "help" else page.read_text()
+    assert text is not None
+    (said,) = re.findall(r"Recipes with units \(([^)]*)\)", text)
+    names = [name.strip("`") for name in said.replace("\n", " ").replace(",", " ").split()]
+    assert names == [recipe.name for recipe in RECIPES.values() if recipe.unit_scaled]

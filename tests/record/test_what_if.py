@@ -151,7 +151,7 @@ class Convolution(nn.Module):
 @pytest.mark.parametrize(
     ("recipe", "why"),
     [
-        ("fp32", "recipe 'fp32' rounds none of the 1 products .* recipe fp32 rounds nothing"),
+        ("fp32", "recipe 'fp32' rounds none of the 1 product .* recipe fp32 rounds nothing"),
         ("mxfp8", "recipe 'mxfp8' rounds none .* no rule for convolution products"),
     ],
 )
@@ -266,7 +266,7 @@ def test_operand_that_is_written_to_is_not_measured() -> None:
         with torch.no_grad():
             model.x.add_(1)
         loss.backward()
-        with pytest.warns(UserWarning, match="'fp8' was measured in none of the 1 products"):
+        with pytest.warns(UserWarning, match="'fp8' was measured in none of the 1 product"):
             recorder.collect()
     (row,) = [row for row in recorder.rows if "what_if" in row]
     assert "was written to" in row["recipes"]["fp8"]["why"]

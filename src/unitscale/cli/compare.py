@@ -83,9 +83,10 @@ def compare(
 ) -> None:
     """Train the same model on the same text under several recipes, and compare them.
 
-    Recipes ending in -none or -loss, and fp32 and bf16, train the standard model; the others its
-    unit-scaled version. An existing model (--model gpt2, say) is the same model under all of them,
-    with the same learning rate, and the others give units to its tensors. The folder gets
+    Recipes with units (fp32-units, bf16-units, fp16, fp8, fp8-bf16, fp8-e4m3, nvfp4-units, mus)
+    train the unit-scaled version of the model; all others train the standard one. An existing model
+    (--model gpt2, say) is the same model under all of them, with the same learning rate; recipes
+    with units give units to its tensors, and the others round its products alone. The folder gets
     results.json, loss.png, report.html and one folder per run.
     """
     from unitscale.data import open_corpus

@@ -8,8 +8,8 @@ their time, and adds passes over the operands x [m, k], weight [n, k] and gradie
 Products grow with m k n, passes with m k + n k + m n: small layers, and layers that are small in
 one direction, gain less than their passes cost. Each product takes the longer of its arithmetic and
 its memory traffic, and starts a kernel, as each pass does; nothing overlaps; passes reach the full
-bandwidth. So this is a bound from above: measured speedups are lower (docs/speed.md has both for the
-shapes that others published).
+bandwidth. So this is a bound from above: measured speedups are lower (docs/speed.md has both for
+the shapes that others published).
 """
 
 from dataclasses import dataclass

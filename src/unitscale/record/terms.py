@@ -94,8 +94,9 @@ def complaints(
     for name in recipes:
         whys = [row["recipes"][name].get("why") for row in rows]
         if all(why is not None for why in whys):
+            products = "product" if len(rows) == 1 else "products"
             verb = "rounds" if whys[0].startswith(FULL_PRECISION) else "was measured in"
             yield (
-                f"what_if: recipe {name!r} {verb} none of the {len(rows)} products of this "
+                f"what_if: recipe {name!r} {verb} none of the {len(rows)} {products} of this "
                 f"{model}; of {rows[0]['what_if']!r}: {whys[0]}"
             )
