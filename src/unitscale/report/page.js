@@ -118,7 +118,6 @@ function drawLosses() {
   const recipes = [...new Set(data.curves.map((c) => c.recipe))];
   const others = recipes.filter((r) => r !== "fp32");
   const pen = (r) => (r === "fp32" ? color("ink") : CYCLE[others.indexOf(r) % CYCLE.length]);
-  const wide = (r) => 1.8 + 1.5 * Math.max(0, Math.floor(others.indexOf(r) / CYCLE.length));
   const seen = new Set();
   const traces = data.curves.map((c) => {
     const first = !seen.has(c.recipe);
@@ -127,7 +126,7 @@ function drawLosses() {
     return {
       x: c.losses.map((_, i) => i * c.stride + 1), y: c.losses, name: c.recipe, legendgroup: c.recipe,
       showlegend: first, mode: c.diverged ? "lines+markers" : "lines",
-      line: { color: pen(c.recipe), dash: c.unitScaled ? "solid" : "dash", width: wide(c.recipe) },
+      line: { color: pen(c.recipe), dash: c.unitScaled ? "solid" : "dash", width: 1.8 + ((others.indexOf(c.recipe) + 1) >> 3) },
       marker: { symbol: "x", color: pen(c.recipe), size: c.losses.map((_, i) => (i === end ? 11 : 0)) },
       hovertemplate: "step %{x}: %{y:.3f}",
     };
@@ -375,7 +374,7 @@ function drawDetail() {
   const percent = (x) => (x === null || x === undefined ? "–" : `${+(100 * x).toPrecision(2)} %`);
   const shares = run.shares[format];
   $("detail-text").textContent = `${op}, ${direction}; at step ${step} in ${format}: ` + (run.ownScale[chosen]
-    ? "its scale is computed from it; its what-if says what is lost"
+    ? "its scale is computed; its what-if says what is lost"
     : `${percent(shares.flushed[chosen][i])} flushed to zero, ${percent(shares.subnormal[chosen][i])} subnormal, ` +
       `${percent(shares.saturated[chosen][i])} saturated`) + (shift ? `; held times 2^${shift}` : "") + ".";
   for (const row of $("table").tBodies[0].rows) row.setAttribute("aria-selected", +row.dataset.tensor === chosen);
