@@ -372,11 +372,10 @@ function drawDetail() {
     shapes: limitLines(format, true), annotations: limitNotes(format, true),
   });
   const percent = (x) => (x === null || x === undefined ? "–" : `${+(100 * x).toPrecision(2)} %`);
-  const shares = run.shares[format];
+  const part = (kind) => percent(run.shares[format][kind][chosen][i]);
   $("detail-text").textContent = `${op}, ${direction}; at step ${step} in ${format}: ` + (run.ownScale[chosen]
     ? "its scale is computed; its what-if says what is lost"
-    : `${percent(shares.flushed[chosen][i])} flushed to zero, ${percent(shares.subnormal[chosen][i])} subnormal, ` +
-      `${percent(shares.saturated[chosen][i])} saturated`) + (shift ? `; held times 2^${shift}` : "") + ".";
+    : `${part("flushed")} flushed to zero, ${part("subnormal")} subnormal, ${part("saturated")} saturated`) + (shift ? `; held times 2^${shift}` : "") + ".";
   for (const row of $("table").tBodies[0].rows) row.setAttribute("aria-selected", +row.dataset.tensor === chosen);
 }
 
