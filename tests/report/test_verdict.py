@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from report.sample import recording_rows
-from unitscale.recipes import RECIPES
+from unitscale.recipes import RECIPES, parse
 from unitscale.report import group, judge
 from unitscale.report.recording import Series, thin
 from unitscale.report.verdict import latest_state
@@ -270,7 +270,7 @@ def test_recipe_of_ones_own_gets_no_verdict_by_shares_either() -> None:
     rows = rounded(recording_rows(steps=[0]), "MX_E4M3FN current floor 1x32", "E5M2 current")
     verdict = judge(group(rows, recipe="mine"))
     assert verdict.losses == []
-    assert "The recipe computes the scales of 8 operands" in verdict.sentences[0]
+    assert "mine computes the scales of 8 operands" in verdict.sentences[0]
     assert "record(what_if=[RECIPE])" in verdict.sentences[0]
 
 
@@ -298,5 +298,13 @@ def test_what_if_of_the_own_recipe_is_the_verdict() -> None:
     )
     healthy = judge(group([*rows, asked[1]], recipe="nvfp4")).sentences[0]
     assert healthy.endswith("none of 1 product loses more than 1 % of the values of an operand.")
+    own = [*rows, what_if_row("layers.0", "mine", 0.125)]
+    assert judge(group(own, recipe="mine")).sentences[0].startswith("At the scales that mine comp")
     other = [what_if_row("layers.0", "mxfp8", 0.125)]
     assert "is not in these rows" in judge(group([*rows, *other], recipe="nvfp4")).sentences[0]
+
+
+def test_recipe_with_a_number_in_its_name_is_known() -> None:
+    rows = recording_rows(steps=[0])
+    assert group(rows, recipe="fp8-cscale(3)").recipe == parse("fp8-cscale(3)")
+    assert group(rows, recipe="mine").recipe is None

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unitscale.recipes import RECIPES
 from unitscale.report.curve import Curve
 from unitscale.report.html import write_html
 from unitscale.report.parquet import SUFFIX
-from unitscale.report.recording import Recording, read_recording, read_rows
+from unitscale.report.recording import Recording, known_recipe, read_recording, read_rows
 from unitscale.report.shape import (
     CONFIG,
     DESCRIPTION,
@@ -29,8 +28,9 @@ ProductsOf = Callable[[str], Sequence[tuple[str, str, str, str]]]
 
 
 def products_of(recipe: str) -> Sequence[tuple[str, str, str, str]]:
-    """The three products of a recipe; none for a name of another version."""
-    return RECIPES[recipe].products() if recipe in RECIPES else ()
+    """The three products of a recipe; none for a name of another version, or one's own."""
+    found = known_recipe(recipe)
+    return () if found is None else found.products()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,20 +6,23 @@ the recording has them; else a sentence says how to get them.
 
 from collections.abc import Sequence
 
-from unitscale.report.recording import Recording, Series
+from unitscale.report.recording import Recording, Series, known_recipe
 from unitscale.report.what_if import Answer, answers_of
 
 __all__ = ["how_to_see", "own_scale_sentences"]
 
 
 def how_to_see(recipe: str | None) -> str:
-    """How a person sees what a recipe with scales of its own loses."""
-    name = recipe or "RECIPE"
+    """How a person sees what a recipe with scales of its own loses.
+
+    Args:
+        recipe: its name; only one of the catalogue can be asked for by it.
+    """
+    if known_recipe(recipe) is None:
+        return "record with record(what_if=[RECIPE]), the recipe of the run, to see it"
     return (
         f"record with record(what_if=[{recipe!r}]) or run `unitscale analyse MODULE:FACTORY "
-        f"--what-if {name}` to see it"
-        if recipe
-        else "record with record(what_if=[RECIPE]), the recipe of the run, to see it"
+        f"--what-if {recipe}` to see it"
     )
 
 
@@ -34,7 +37,7 @@ def own_scale_sentences(
     """
     if not found:
         return []
-    name = None if recording.recipe is None else recording.recipe.name
+    name = recording.recipe_name
     known = [a for a in answers_of(recording.what_if) if a.recipe == name and a.why is None]
     if known and name is not None:
         return [measured(name, known, worth_naming)]

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from unitscale.formats import E4M3FN, E5M2, FloatFormat
-from unitscale.recipes import RECIPES, Recipe
+from unitscale.recipes import Recipe
+from unitscale.recipes import parse as parse_recipe
 from unitscale.report.operand import operand_of
 from unitscale.report.parquet import SUFFIX, read_parquet
 from unitscale.report.shape import HEADER, ROW, WHAT_IF, Field, check, parse
@@ -69,8 +70,8 @@ class Recording:
 
     Values come first, in the order of the model, then gradients in the same order (they appear from
     the loss backward), then the optimizer's state. `recipe` is that of the run; None if it is not
-    known, as it is not from the rows alone. `what_if` are the rows of what other recipes would make
-    of the products.
+    known, as it is not from the rows alone. `recipe_name` is what the run called it. `what_if` are
+    the rows of what other recipes would make of the products.
     """
 
     formats: dict[str, FormatLimits]
@@ -78,6 +79,7 @@ class Recording:
     label: str = ""
     recipe: Recipe | None = None
     what_if: Sequence[Row] = ()
+    recipe_name: str | None = None
 
     @property
     def steps(self) -> list[int]:
@@ -158,8 +160,16 @@ def group(
     ordered = sorted(
         found.values(), key=lambda one: (DIRECTIONS.index(one.direction), place[one.name])
     )
-    known = RECIPES.get(recipe or "")
-    return Recording(formats or DEFAULT_FORMATS, ordered, label, known, answers)
+    known = known_recipe(recipe)
+    return Recording(formats or DEFAULT_FORMATS, ordered, label, known, answers, recipe)
+
+
+def known_recipe(name: str | None) -> Recipe | None:
+    """The recipe of a name, `fp8-cscale(3)` too; None for one of another version, or one's own."""
+    try:
+        return None if name is None else parse_recipe(name)
+    except ValueError:
+        return None
 
 
 def unfold(given: Any) -> Iterator[Row]:

@@ -8,13 +8,14 @@ from itertools import pairwise
 
 from unitscale.recipes import Recipe
 from unitscale.report.operand import computes_scale, operand_test
-from unitscale.report.own_scale import how_to_see, own_scale_sentences
+from unitscale.report.own_scale import own_scale_sentences
 from unitscale.report.reach import outgrown, reach_sentences
 from unitscale.report.recording import (
     FormatLimits,
     Recording,
     Row,
     Series,
+    known_recipe,
     lost_fraction,
 )
 
@@ -369,8 +370,8 @@ def latest_state(
         if not computes_scale(row, recipe)
     ]
     if not found:
-        name = None if recipe is None else recipe.name
-        return {"not_judged": f"scales are computed from the tensors; {how_to_see(name)}"}
+        asked = "RECIPE" if recipe is None or known_recipe(recipe.name) is None else recipe.name
+        return {"not_judged": f"scales are computed: analyse --what-if {asked} says what is lost"}
     share, row = max(found, key=lambda pair: pair[0])
     return {
         "worst": Series(row["name"], row["op"], row["direction"]).label,
