@@ -209,6 +209,25 @@ def test_what_is_not_rounded_is_said_with_its_reasons(command: Command, tmp_path
     assert "us.summary" not in text  # of which there is no model here
 
 
+def test_train_with_ones_own_recipe_says_what_it_leaves_out(
+    command: Command, tmp_path: Path
+) -> None:
+    text = "from dataclasses import replace\nfrom unitscale.recipes import RECIPES\n"
+    (tmp_path / "of_train.py").write_text(text + "R = replace(RECIPES['mxfp8'], name='mine')\n")
+    recipe = f"{tmp_path / 'of_train.py'}:R"
+    code, out, err = command("train", "--steps", 1, "--recipe", recipe, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "mine rounds " in out
+    assert "recipe mine has no rule for attention products" in " ".join(out.split())
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["recipe"] == "mine"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["recipe"]["rules"].startswith("mine: ")
+    assert "mine: a run of 1 step<" in (tmp_path / "run" / "report.html").read_text()
+    code, _, err = command("train", "--recipe", "rivals", "--out", tmp_path / "other")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'rivals' is a group of 17 recipes; expected one" in err
+
+
 def test_many_reasons_are_counted() -> None:
     text = reasons({"a": 0.3, "b": 0.2, "c": 0.1, "d": 0.05})
     assert text == "30.0% a; 20.0% b; 10.0% c; 1 more in results.json"

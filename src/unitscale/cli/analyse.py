@@ -26,7 +26,8 @@ def analyse(
         str,
         typer.Argument(
             metavar="MODULE:FACTORY",
-            help="A function without arguments; or gpt2 or llama, of transformers.",
+            help="A function without arguments, also as FILE.py:FACTORY; or gpt2 or llama, of "
+            "transformers.",
         ),
     ],
     out: Annotated[
@@ -52,13 +53,16 @@ def analyse(
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help="Name the modules to keep in full precision under this recipe, for skip=.",
+            help="Name the modules to keep in full precision under this recipe (or one's own, as "
+            "MODULE:NAME or FILE.py:NAME), for skip=.",
             show_default=False,
         ),
     ] = None,
     budget: Annotated[
         float,
-        typer.Option(help="Share of the multiply-adds that --suggest-skip may keep, from 0 to 1."),
+        typer.Option(
+            help="Share, of the multiply-adds that the recipe rounds, that --suggest-skip may keep: 0 to 1."
+        ),
     ] = 0.1,
     device: Device = "auto",
     dtype: Dtype = "fp32",
@@ -205,7 +209,8 @@ def print_tables(results: dict[str, Any], rows: int, out: Path | None) -> None:
     hidden = len(results["tensors"]) - rows
     if hidden > 0:
         where = f"{out / 'report.html'} has" if out else "--json, --out or --rows show"
-        show(f"the {rows} tensors furthest from 1; {where} the other {hidden} too")
+        first = "tensor" if rows == 1 else f"{rows} tensors"
+        show(f"the {first} furthest from 1; {where} the other {hidden} too")
     if "what_if" in results:
         show_what_if(results, rows)
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from unitscale.cli import option
+from unitscale.cli.compare import left_out
 from unitscale.cli.exit import checking_arguments, reporting, running
 from unitscale.cli.output import show
 from unitscale.cli.progress import RunProgress
@@ -111,13 +112,10 @@ def train(
                 return
             from unitscale.report import comparison_table
 
-            show(
-                comparison_table(
-                    {
-                        "data": corpus.name,
-                        "model": config.model_name,
-                        "steps": config.steps,
-                        "runs": [asdict(result)],
-                    }
-                )
-            )
+            results = {
+                "data": corpus.name,
+                "model": config.model_name,
+                "steps": config.steps,
+                "runs": [asdict(result)],
+            }
+            show(comparison_table(results), *left_out(results))

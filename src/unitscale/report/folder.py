@@ -152,7 +152,7 @@ def read_run(folder: Path) -> Contents:
     result = folder / "result.json"
     outcome = read_object(result, RUN) if result.exists() else {"recipe": recipe, "diverged": False}
     return Contents(
-        title=f"{recipe}: a run of {config['steps']} steps",
+        title=f"{recipe}: a run of {config['steps']} step{'' if config['steps'] == 1 else 's'}",
         recordings=recording_of(folder, recipe, recipe),
         curves=curve_of(folder, outcome),
         results={

@@ -305,15 +305,15 @@ def unit_sentences(recording: Recording, *, is_all: bool) -> list[str]:
     if not scales:
         return ["Nothing was measured."] if is_all else []
     before, after = (sum(0.5 <= pair[i] <= 2 for pair in scales) for i in (0, 1))
-    total = len(scales)
+    total, have = len(scales), "has" if len(scales) == 1 else "have"
     if is_held:
         is_constant = recording.recipe is not None and not recording.recipe.unit_scaled
         word = "constants" if is_constant else "units"
         return [
-            f"{before} of {total} tensors have an RMS between 1/2 and 2 as the model computes "
-            f"them, and {after} as they are held at their {word}."
+            f"{before} of {plural(total, 'tensor')} {have} an RMS between 1/2 and 2 as the model "
+            f"computes them, and {after} as they are held at their {word}."
         ]
-    return [f"{before} of {total} tensors have an RMS between 1/2 and 2."] if is_all else []
+    return [f"{before} of {plural(total, 'tensor')} {have} an RMS between 1/2 and 2."] * is_all
 
 
 def fate(loss: Loss) -> str:

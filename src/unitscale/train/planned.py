@@ -42,9 +42,11 @@ def plan_runs(
     named: dict[str, str] = {}
     for recipe in recipes:
         name = find_recipe(recipe).name
-        if named.setdefault(name, recipe) != recipe:
+        if named.setdefault(run_name(name, 0), recipe) != recipe:
+            other = named[run_name(name, 0)]
             raise ValueError(
-                f"{named[name]} and {recipe} are both called {name!r}; give one another name"
+                f"{other} and {recipe} are both called {name!r}, or so alike that their folders "
+                "would be one; give one another name"
             )
     return [
         replace(config, lr=unit_lr if config.is_written_unit_scaled else standard_lr)
