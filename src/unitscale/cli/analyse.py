@@ -61,7 +61,8 @@ def analyse(
     budget: Annotated[
         float,
         typer.Option(
-            help="Share, of the multiply-adds that the recipe rounds, that --suggest-skip may keep: 0 to 1."
+            help="Share of the multiply-adds that the recipe rounds, from 0 to 1, that "
+            "--suggest-skip may keep."
         ),
     ] = 0.1,
     device: Device = "auto",
