@@ -29,8 +29,12 @@ def test_total_with_fp8_where_it_pays_is_never_slower():
 def test_model_is_made_without_its_values():
     model = model_on_paper(lambda: nn.Linear(100_000, 100_000))
     assert model.weight.device.type == "meta"
+    model = model_on_paper(lambda: (nn.Linear(4, 4), torch.ones(2, 4)))  # as `analyse` takes it
+    assert model.in_features == 4
     with pytest.raises(ValueError, match="made a int; expected a torch module"):
         model_on_paper(lambda: 3)
+    with pytest.raises(ValueError, match="made a tuple; expected a torch module"):
+        model_on_paper(lambda: (3, nn.Linear(4, 4)))
     with pytest.raises(ValueError, match=r"failed on the meta device: RuntimeError: .*--shapes"):
         model_on_paper(lambda: torch.ones(1).item())
 

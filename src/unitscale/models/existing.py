@@ -60,8 +60,10 @@ def import_attribute(name: str, what: str = "model") -> Any:
     """
     module_name, _, attribute = name.rpartition(":")
     if not module_name or not attribute:
+        called = "FACTORY" if what == "model" else "NAME"
         raise ValueError(
-            f"{name!r} is not a {what}; expected MODULE:NAME or FILE.py:NAME, as in my.code:build"
+            f"{name!r} is not a {what}; expected MODULE:{called} or FILE.py:{called}, as in "
+            "my.code:build"
         )
     here = str(Path.cwd())
     if here not in sys.path:

@@ -106,18 +106,21 @@ def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def model_on_paper(factory: Callable[[], Any]) -> nn.Module:
     """The model without its values, so that its size costs no memory.
 
+    A factory for `analyse`, which makes a model and its inputs, will do.
+
     Raises:
         ValueError: the factory fails, or makes something else.
     """
     try:
         with torch.device("meta"):
-            model = factory()
+            made = factory()
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
             f"the factory failed on the meta device: {type(error).__name__}: {first}; give sizes "
             "with --shapes MxKxN instead"
         ) from error
+    model = made[0] if isinstance(made, tuple) and made else made
     if not isinstance(model, nn.Module):
-        raise ValueError(f"the factory made a {type(model).__name__}; expected a torch module")
+        raise ValueError(f"the factory made a {type(made).__name__}; expected a torch module")
     return model
