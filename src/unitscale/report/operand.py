@@ -78,7 +78,8 @@ def operand_of(row: Row, recipe: Recipe | None) -> Operand | None:
             return parse_operand(text)
         except ValueError:  # of another version
             return None
-    if recipe is None or not recipe.rounds or row["direction"] == "state":
+    is_none = row["direction"] == "state" or row.get("operand") is False
+    if recipe is None or not recipe.rounds or is_none:
         return None
     return recipe.gradient if row["direction"] == "gradient" else recipe.value
 
