@@ -105,7 +105,8 @@ def notes_of(name: str, result: dict[str, Any]) -> Iterator[str]:
     for found in result["unrounded"]:
         names = ", ".join(f"`{x}`" for x in found["names"])
         more = " and more" if found["products"] > len(found["names"]) else ""
-        yield f"- {name}: {found['products']} products ({names}{more}): {found['why']}."
+        products = "product" if found["products"] == 1 else "products"
+        yield f"- {name}: {found['products']} {products} ({names}{more}): {found['why']}."
     reasons: dict[str, list[str]] = {}
     for path, why in result["plain"].items():
         reasons.setdefault(why, []).append(path)

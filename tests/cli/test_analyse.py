@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from unitscale.cli import main
+from unitscale.recipes import RECIPES, RIVALS
 
 MODELS = """
 import torch
@@ -188,10 +189,73 @@ def test_what_if_in_a_terminal_and_in_the_report(
     text = " ".join(out.split())
     assert "In nvfp4 no result of 1 product would lose 3 dB more than the median." in text
     # The path in the user's model, which the command wraps in a loss.
-    assert "with 100.0% of the multiply-adds in full precision: skip=['1']" in text
+    assert "with 100.0% of the multiply-adds that it rounds in full precision (" in text
+    assert "(nvfp4 rounds 100.0% of the multiply-adds of the model): skip=['1']" in text
     page = (folder / "report" / "report.html").read_text()
     assert "What other recipes would do" in page
     assert "skip=[&#x27;1&#x27;]" in page
+
+
+def test_what_if_options_and_groups_add_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--what-if", "fp8-e4m3,rivals", "--what-if", "fp8-none")
+    code, out, err = run(monkeypatch, capsys, "models_of_test:parts", "--json", *arguments)
+    assert code == 0, err
+    found = set(json.loads(out)["what_if"][0]["recipes"])
+    assert found == {"fp8-none"} | {name for name in RIVALS if RECIPES[name].rounds}
+
+
+@pytest.mark.parametrize("columns", [120, 220])
+def test_recipes_that_have_no_room_side_by_side_are_no_table_of_dots(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1" if columns == 220 else "0")
+    for asked, has_room in (("all", False), ("fp8,nvfp4", True)):
+        code, out, err = run(monkeypatch, capsys, "models_of_test:parts", "--what-if", asked)
+        assert code == 0, err
+        assert "…" not in out
+        assert ("no room side by side" in out) != has_room
+        assert out.count("layers.2.linear") > 1  # of a recipe the worst product, if no more
+        assert "nvfp4" in out
+
+
+def test_budget_that_no_module_fits_into_names_one_that_would(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(
+        monkeypatch, capsys, "models_of_test:parts", "--suggest-skip", "fp8", "--budget", 0.01
+    )
+    assert code == 0, err
+    text = " ".join(out.split())
+    assert "For fp8 no module fits into a budget of 1.0% of the multiply-adds that it" in text
+    assert "the smallest has 20.0%, so give --budget 0.2 or more (fp8 rounds 100.0%" in text
+
+
+OWN_RECIPE = """
+from dataclasses import replace
+from unitscale.recipes import RECIPES, Recipe
+MINE = replace(RECIPES["fp8-current"], name="mine")
+TAKEN = replace(RECIPES["fp8-current"], name="fp8")
+NUMBER = 3
+"""
+
+
+@pytest.mark.parametrize("name", ["own_recipe_of_test:MINE", "own_recipe_of_test.py:MINE"])
+def test_recipe_of_ones_own_by_module_or_file(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "own_recipe_of_test.py").write_text(OWN_RECIPE)
+    arguments = ("--what-if", f"fp8-current,{name}", "--suggest-skip", name, "--budget", 1)
+    code, out, err = run(monkeypatch, capsys, "models_of_test.py:parts", "--json", *arguments)
+    assert code == 0, err
+    results = json.loads(out)
+    recipes = results["what_if"][0]["recipes"]
+    assert recipes["mine"] == recipes["fp8-current"]
+    assert results["suggest_skip"]["recipe"] == "mine"
+    assert list(results["recipes"]) == ["mine"]
+    assert "E4M3FN current @ E4M3FN current" in results["recipes"]["mine"]
 
 
 def test_results_without_what_if_are_as_before(
@@ -207,6 +271,10 @@ def test_results_without_what_if_are_as_before(
     [
         (["--what-if", "fp8,fp9"], 2, "unknown recipe 'fp9'"),
         (["--what-if", ""], 2, "unknown recipe ''"),
+        (["--what-if", "fp8", "--what-if", "fp8"], 2, "--what-if names 'fp8' twice"),
+        (["--suggest-skip", "rivals"], 2, "'rivals' is a group of 17 recipes; expected one"),
+        (["--what-if", "models_of_test:parts"], 2, "is a function; expected a unitscale.recipes"),
+        (["--what-if", "nothing.py:MINE"], 2, "there is no file nothing.py"),
         (["--what-if", "fp8,fp8"], 2, "--what-if names 'fp8' twice"),
         (["--suggest-skip", "fp9"], 2, "unknown recipe 'fp9'"),
         (["--suggest-skip", "nvfp4", "--budget", "1.5"], 2, "--budget is 1.5; expected a share"),

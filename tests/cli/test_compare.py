@@ -13,6 +13,7 @@ import pytest
 
 from train.tiny import text_corpus
 from unitscale.cli import main
+from unitscale.cli.compare import reasons
 
 TINY = ["--width", "32", "--depth", "1", "--batch-size", "4", "--sequence-length", "16"]
 TINY += ["--set", "eval_windows=8"]
@@ -125,10 +126,11 @@ def test_finished_comparison_resumes_to_the_same_results(command: Command, tmp_p
 def test_comparison_of_something_else_does_not_resume(
     changes: list[Any], message: str, command: Command, tmp_path: Path
 ) -> None:
-    line = ["compare", "--steps", 3, "--recipes", "fp32", "--out", tmp_path / "out"]
-    command(*line)
+    line = ["compare", "--steps", 3, "--out", tmp_path / "out"]
+    command(*line, "--recipes", "fp32")
     before = files(tmp_path / "out")
-    code, _, err = command(*line, "--resume", *changes)
+    recipes = [] if "--recipes" in changes else ["--recipes", "fp32"]  # which would add up
+    code, _, err = command(*line, "--resume", *recipes, *changes)
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
     assert files(tmp_path / "out") == before
@@ -186,3 +188,46 @@ def test_ctrl_c_leaves_a_folder_that_resumes(data: Path, tmp_path: Path) -> None
         "config.json",
         "log.jsonl",
     ]
+
+
+def test_what_is_not_rounded_is_said_with_its_reasons(command: Command, tmp_path: Path) -> None:
+    line = ["compare", "--steps", 1, "--recipes", "mxfp8,fp8-none", "--out", tmp_path / "out"]
+    code, out, err = command(*line)
+    assert code == 0, err
+    runs = {
+        run["recipe"]: run
+        for run in json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    }
+    shares = runs["mxfp8"]["full_precision"]
+    assert sum(shares.values()) == pytest.approx(1 - runs["mxfp8"]["coverage"], abs=2e-4)
+    (why,) = shares
+    assert why == "recipe mxfp8 has no rule for attention products"
+    assert runs["fp8-none"]["full_precision"] == {}
+    text = " ".join(out.split())
+    assert "mxfp8 rounds " in text
+    assert f"{shares[why]:.1%} {why}" in text
+    assert "us.summary" not in text  # of which there is no model here
+
+
+def test_train_with_ones_own_recipe_says_what_it_leaves_out(
+    command: Command, tmp_path: Path
+) -> None:
+    text = "from dataclasses import replace\nfrom unitscale.recipes import RECIPES\n"
+    (tmp_path / "of_train.py").write_text(text + "R = replace(RECIPES['mxfp8'], name='mine')\n")
+    recipe = f"{tmp_path / 'of_train.py'}:R"
+    code, out, err = command("train", "--steps", 1, "--recipe", recipe, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "mine rounds " in out
+    assert "recipe mine has no rule for attention products" in " ".join(out.split())
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["recipe"] == "mine"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["recipe"]["rules"].startswith("mine: ")
+    assert "mine: a run of 1 step<" in (tmp_path / "run" / "report.html").read_text()
+    code, _, err = command("train", "--recipe", "rivals", "--out", tmp_path / "other")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'rivals' is a group of 17 recipes; expected one" in err
+
+
+def test_many_reasons_are_counted() -> None:
+    text = reasons({"a": 0.3, "b": 0.2, "c": 0.1, "d": 0.05})
+    assert text == "30.0% a; 20.0% b; 10.0% c; 1 more in results.json"

@@ -146,6 +146,35 @@ def test_layers_of_a_model_in_a_file_are_judged(capsys, monkeypatch, tmp_path, n
     assert "All layers together" in printed
 
 
+def test_what_is_left_out_is_printed(capsys, monkeypatch, tmp_path):
+    text = "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 3, 3), "
+    (tmp_path / "with_conv_of_test.py").write_text(text + "nn.Linear(9, 9))\n")
+    name = f"{tmp_path / 'with_conv_of_test.py'}:build"
+    found = json.loads(run(capsys, monkeypatch, "--model", name, "--json"))
+    assert [one["name"] for one in found["left_out"]] == ["0.weight"]
+    printed = run(capsys, monkeypatch, "--model", name)
+    assert "Left out: 0.weight [3, 3, 3, 3], 50.0% of the weights: torch multiplies" in printed
+
+
+def test_small_products_are_no_zeros(capsys, monkeypatch):
+    """Their time is that of starting three kernels."""
+    printed = run(capsys, monkeypatch, "--shapes", "32x64x64", "--device-name", "h100")
+    (row,) = [line for line in printed.splitlines() if line.strip().startswith("32x64x64 ")]
+    bf16, fp8, units = row.split()[2:5]
+    assert 9.0 <= float(fp8) <= float(bf16) < 9.1
+    assert units == "0.50x"  # three more launches, for the casts
+    assert "0.0 us" not in printed
+
+
+def test_one_recipe_alone_also_of_ones_own(capsys, monkeypatch, tmp_path):
+    text = "from dataclasses import replace\nfrom unitscale.recipes import RECIPES\n"
+    text += "MINE = replace(RECIPES['nvfp4'], name='mine')\n"
+    (tmp_path / "recipe_of_doctor.py").write_text(text)
+    name = f"{tmp_path / 'recipe_of_doctor.py'}:MINE"
+    found = json.loads(run(capsys, monkeypatch, "--recipe", name, "--recipe", "fp8", "--json"))
+    assert [row["recipe"] for row in found["recipes"]] == ["mine", "fp8"]
+
+
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_layers_of_a_known_model_are_judged(capsys, monkeypatch, model):
     pytest.importorskip("transformers")

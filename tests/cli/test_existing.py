@@ -172,3 +172,34 @@ def test_loss_of_one_element_is_a_loss(
     model = ["--model", "odd_model_of_test:good", "--recipes", "fp32", "--out", "out"]
     code, _, err = run(monkeypatch, capsys, *model)
     assert code == 0, err
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "analyse"])
+def test_model_that_fails_before_its_first_step_leaves_the_folder_free(
+    command: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "images_of_test.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Conv2d(3, 8, 3)\n"
+    )
+    wrong, right = "images_of_test:build", "own_model_of_test:build"
+    common = ["--data", "text.txt", *TINY]
+    before = set(folder.iterdir())
+    for model, expected in ((wrong, 1), (right, 0)):
+        line = ["unitscale", command, "--out", "new/out"]
+        line += [model] if command == "analyse" else [*common, "--model", model]
+        line += ["--recipes", "fp32"] if command == "compare" else []
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        _, err = capsys.readouterr()
+        assert (stopped.value.code or 0) == expected, err
+        if expected:
+            assert {p for p in folder.iterdir() if p.name != "__pycache__"} == before
+            assert err.count("\n") == 1
+            if command != "analyse":
+                assert "a language model over byte ids" in err
+                assert "docs/existing_models.md" in err
+    assert (folder / "new" / "out" / "report.html").exists()

@@ -1,12 +1,15 @@
 """`unitscale recipes`."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
 from unitscale.cli import main
-from unitscale.recipes import RECIPES
+from unitscale.cli.compare import compare
+from unitscale.recipes import RECIPES, RIVALS
 
 
 def run(
@@ -45,7 +48,28 @@ def test_table_has_a_line_for_every_recipe(
     lines = run(capsys, monkeypatch).splitlines()
     assert max(map(len, lines)) <= 120
     rows = [line for line in lines if line.strip()][2:]  # after the head and its line
-    assert [row.split()[0] for row in rows] == list(RECIPES)
+    assert [row.split()[0] for row in rows[: len(RECIPES)]] == list(RECIPES)
+    groups = " ".join(rows[len(RECIPES) :])
+    assert groups.startswith("groups, wherever several recipes are taken: all; and rivals")
+    assert groups.endswith(", ".join(RIVALS))
+
+
+def test_group_is_listed_in_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = json.loads(run(capsys, monkeypatch, "rivals", "--json"))
+    assert [row["recipe"] for row in rows] == list(RIVALS)
+    lines = [line for line in run(capsys, monkeypatch, "rivals").splitlines() if line.strip()]
+    assert [line.split()[0] for line in lines[2:]] == list(RIVALS)
+
+
+def test_recipe_of_ones_own_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = "from unitscale.recipes import Recipe, uniform\nMINE = Recipe(name='mine')\n"
+    (tmp_path / "recipe_to_show.py").write_text(text)
+    out = run(capsys, monkeypatch, f"{tmp_path / 'recipe_to_show.py'}:MINE")
+    assert out.split() == ["mine", "rounds", "nothing"]
 
 
 def test_every_recipe_says_who_uses_it_and_what_a_person_chose() -> None:
@@ -69,3 +93,13 @@ def test_an_unknown_name_is_one_line(
         main()
     assert stopped.value.code == 2
     assert "Did you mean 'nvfp4'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["help", "docs"])
+def test_what_is_said_to_have_units_has_them(place: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / "existing_models.md"
+    text = compare.__doc__ if place == "help" else page.read_text()
+    assert text is not None
+    (said,) = re.findall(r"Recipes with units \(([^)]*)\)", text)
+    names = [name.strip("`") for name in said.replace("\n", " ").replace(",", " ").split()]
+    assert names == [recipe.name for recipe in RECIPES.values() if recipe.unit_scaled]

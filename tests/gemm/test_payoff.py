@@ -18,10 +18,10 @@ def speedups(shape: str, device=H100) -> dict[str, float]:
 
 
 def test_arithmetic_by_hand():
-    """4096 cubed on an H100: 3 * 2 * 4096^3 operations, 3 * 4096^2 elements."""
+    """4096 cubed on an H100: 3 * 2 * 4096^3 operations, 3 * 4096^2 elements, 3 kernels."""
     judged = judge(Shape(4096, 4096, 4096), H100)
-    assert judged.bf16 == pytest.approx(3 * 2 * 4096**3 / (0.7 * 989e12))
-    assert judged.fp8 == pytest.approx(3 * 2 * 4096**3 / (0.7 * 1979e12))
+    assert judged.bf16 == pytest.approx(3 * 2 * 4096**3 / (0.7 * 989e12) + 9e-6)
+    assert judged.fp8 == pytest.approx(3 * 2 * 4096**3 / (0.7 * 1979e12) + 9e-6)
     moved = 3 * 4096**2 / 3.35e12
     assert judged.passes["units"] == pytest.approx(4 * moved + 9e-6)
     assert judged.passes["tensorwise"] == pytest.approx(6 * moved + 18e-6)
@@ -34,21 +34,22 @@ def test_arithmetic_by_hand():
     [(8192, 0.58, 0.55), (4096, 0.68, 0.62)],
 )
 def test_it_is_the_arithmetic_of_the_documentation(size, tensorwise, units):
-    """The tables of docs/speed.md, as multiples of the time of BF16."""
+    """The tables of docs/speed.md, as multiples of the time of BF16; products start for nothing."""
     judged = judge(Shape(size, size, size), H100)
-    assert judged.seconds("tensorwise") / judged.bf16 == pytest.approx(tensorwise, abs=0.006)
-    assert judged.seconds("units") / judged.bf16 == pytest.approx(units, abs=0.006)
+    bf16 = judged.bf16 - 9e-6
+    assert (judged.seconds("tensorwise") - 9e-6) / bf16 == pytest.approx(tensorwise, abs=0.006)
+    assert (judged.seconds("units") - 9e-6) / bf16 == pytest.approx(units, abs=0.006)
 
 
 @pytest.mark.parametrize(
     ("shape", "verdict", "words"),
     [
-        ("8192x8192x8192", "yes", "1.81 times as fast at best, 1.73 with a scale of now"),
-        ("16384x4096x1024", "yes", "1.45 times as fast with scales known before the tensor, 1.26"),
-        ("16384x1024x1024", "perhaps", "1.19 times as fast at best; too few features in: 1024"),
+        ("8192x8192x8192", "yes", "1.81 times as fast at best, 1.72 with a scale of now"),
+        ("16384x4096x1024", "yes", "1.44 times as fast with scales known before the tensor, 1.25"),
+        ("16384x1024x1024", "perhaps", "1.18 times as fast at best; too few features in: 1024"),
         ("16x4096x4096", "no", "16 operations a byte where the H100 SXM needs 295"),
         ("1024x1024x1024", "no", "the starts of kernels weigh, 3.0 us each"),
-        ("4096x4100x4100", "perhaps", "at best; 1.62 if every size were a multiple of 16"),
+        ("4096x4100x4100", "perhaps", "at best; 1.61 if every size were a multiple of 16"),
         ("4096x60x40", "no", "of which 25 us fill sizes up"),
     ],
 )

@@ -1,8 +1,10 @@
 """The recipes by name: what each of them is, to the last operand."""
 
+from pathlib import Path
+
 import pytest
 
-from unitscale.recipes import RECIPES, STATIC_LOSS_SCALE, Recipe, cscale, parse, uniform
+from unitscale.recipes import RECIPES, RIVALS, STATIC_LOSS_SCALE, Recipe, cscale, parse, uniform
 
 E4, E5, E4Z, E5Z = "E4M3FN", "E5M2", "E4M3FNUZ", "E5M2FNUZ"
 AMAX, BELOW = "current rceil", "current rceil margin=3"
@@ -158,3 +160,9 @@ def test_a_recipe_prints_its_products(name):
         for product, left, right, _ in rule.gemm.rows():
             assert f"{product:<12} {left} @ {right}" in shown
     assert ("rounds nothing" in shown) == (not recipe.rules)
+
+
+def test_page_of_results_names_the_rivals_that_were_not_run() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    section = page.split("## The rivals, 200 steps")[1].split("\n## ")[0]
+    assert [name for name in RIVALS if f"`{name}`" not in section] == []

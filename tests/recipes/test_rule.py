@@ -74,6 +74,7 @@ REFUSED = {
         (Operand(NVFP4, Current(), transform=RandomHadamard(2)), TURNED)
     ),
     "output is 'E4M3FN'; expected a pair": lambda: Gemm(output="E4M3FN"),
+    "unitscale.recipes.parse_operand makes one of a text": lambda: Gemm.of("E4M3FN current"),
     "grad_input is (Operand(": lambda: Gemm(grad_input=(X,)),
     "expected a pair of operands, (grad_output, weight)": lambda: Gemm(grad_input=(E5M2, E4M3FN)),
     "results is 'NVFP4'; expected a FloatFormat": lambda: Gemm(results="NVFP4"),

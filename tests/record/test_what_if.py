@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unitscale import units
-from unitscale.recipes import RECIPES, Recipe, Rule, uniform
-from unitscale.record import record
+from unitscale.recipes import RECIPES, RIVALS, Recipe, Rule, uniform
+from unitscale.record import record, suggest_skip
 
 RECIPE_NAMES = ["fp8", "fp8-current", "mxfp8", "nvfp4"]
 
@@ -99,6 +99,33 @@ def test_all_is_every_recipe_that_rounds() -> None:
     assert all("errors" in found for found in row["recipes"].values())
 
 
+def test_groups_are_taken_in_a_list_beside_names() -> None:
+    (row, *_) = what_ifs(Mlp(), ["rivals", "fp8", "fp8-none"], inputs())
+    rivals = [name for name in RIVALS if RECIPES[name].rounds]
+    assert set(row["recipes"]) == {*rivals, "fp8-none"}
+
+
+def test_rows_of_a_file_are_read_from_it(tmp_path: Path) -> None:
+    for path in (None, tmp_path / "w.jsonl"):
+        with record(Mlp(), what_if=["nvfp4"], path=path) as recorder:
+            pass
+        assert recorder.rows == []
+        model = Mlp()
+        with record(model, what_if=["nvfp4"], path=path) as recorder:
+            model(inputs()).backward()
+            recorder.collect()
+            assert len(recorder.rows) > 2
+        assert suggest_skip(recorder.rows, "nvfp4", budget=1)
+
+
+def test_rows_of_a_parquet_file_are_not_silently_none(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    with record(Mlp(), path=tmp_path / "w.parquet") as recorder:
+        pass
+    with pytest.raises(ValueError, match=r"w\.parquet and not in memory; read them after"):
+        print(recorder.rows)
+
+
 def test_model_without_products_is_said() -> None:
     class Scale(nn.Module):
         def __init__(self) -> None:
@@ -124,7 +151,7 @@ class Convolution(nn.Module):
 @pytest.mark.parametrize(
     ("recipe", "why"),
     [
-        ("fp32", "recipe 'fp32' rounds none of the 1 products .* recipe fp32 rounds nothing"),
+        ("fp32", "recipe 'fp32' rounds none of the 1 product .* recipe fp32 rounds nothing"),
         ("mxfp8", "recipe 'mxfp8' rounds none .* no rule for convolution products"),
     ],
 )
@@ -239,7 +266,7 @@ def test_operand_that_is_written_to_is_not_measured() -> None:
         with torch.no_grad():
             model.x.add_(1)
         loss.backward()
-        with pytest.warns(UserWarning, match="'fp8' was measured in none of the 1 products"):
+        with pytest.warns(UserWarning, match="'fp8' was measured in none of the 1 product"):
             recorder.collect()
     (row,) = [row for row in recorder.rows if "what_if" in row]
     assert "was written to" in row["recipes"]["fp8"]["why"]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 
+from unitscale.recipes import RECIPES
 from unitscale.report import Curve, draw_losses
-from unitscale.report.plot import legend_label
+from unitscale.report.plot import legend_label, pick_pens
 
 FALLING = [5.0 - i / 50 for i in range(200)]
 
@@ -52,3 +53,11 @@ def test_every_kind_of_curve_is_drawn(tmp_path: Path, curves: list[Curve]) -> No
     draw_losses(curves, tmp_path / "loss.png", title="a title")
     height, width, _ = image.imread(tmp_path / "loss.png").shape
     assert (width, height) == (1560, 600)
+
+
+def test_no_two_recipes_have_one_pen() -> None:
+    pens = pick_pens(list(RECIPES))
+    assert len({(pen.color, pen.marker) for pen in pens.values()}) == len(RECIPES)
+    assert len({pens[name] for name in list(RECIPES)[:11]}) == 11
+    assert {pens[name].marker for name in list(RECIPES)[:11]} == {""}  # as before
+    assert pens["fp32"].color == "black"

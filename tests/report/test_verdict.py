@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from report.sample import recording_rows
-from unitscale.recipes import RECIPES
+from unitscale.recipes import RECIPES, parse
 from unitscale.report import group, judge
 from unitscale.report.recording import Series, thin
 from unitscale.report.verdict import latest_state
@@ -213,3 +213,98 @@ def test_state_of_a_step_names_the_worst_tensor() -> None:
     assert latest_state(rows, ["E4M3FN", "E5M2"], RECIPES["fp8"]) is not None
     assert latest_state(rows, ["E4M3FN", "E5M2"], RECIPES["fp32"]) is None
     assert latest_state([], ["E5M2"]) is None
+
+
+def rounded(rows: list[dict[str, Any]], values: str, gradients: str) -> list[dict[str, Any]]:
+    """Rows of which every linear and its gradient are rounded so, and lose all as they are."""
+    texts = {"value": values, "gradient": gradients}
+    return [
+        losing(row, operand=True, rounded_as=texts[row["direction"]])
+        if row.get("op") == "linear"
+        else row | ({"operand": False} if "name" in row else {})
+        for row in rows
+    ]
+
+
+OWN = ["fp8-current", "fp8-delayed", "fp8-rowwise", "fp8-block", "mxfp8", "nvfp4", "nvfp4-units"]
+
+
+@pytest.mark.parametrize("says_itself", [True, False])
+@pytest.mark.parametrize("name", OWN)
+def test_scale_that_is_computed_gets_no_verdict_by_shares(name: str, says_itself: bool) -> None:
+    recipe = RECIPES[name]
+    rows = rounded(recording_rows(steps=[0, 50]), str(recipe.value), str(recipe.gradient))
+    if not says_itself:  # a recording of a version before, whose recipe its folder knows
+        rows = [{k: v for k, v in row.items() if k != "rounded_as"} for row in rows]
+    verdict = judge(group(rows, recipe=name))
+    assert verdict.losses == []
+    assert verdict.paragraph == (
+        f"{name} computes the scales of 8 operands from their values, so what is lost at those "
+        f"scales is not in these rows; record with record(what_if=[{name!r}]) or run `unitscale "
+        f"analyse MODULE:FACTORY --what-if {name}` to see it."
+    )
+    state = latest_state(rows[1:], ["E4M3FN", "E5M2"], recipe)
+    assert state is not None
+    assert list(state) == ["not_judged"]
+    assert f"--what-if {name}" in str(state["not_judged"])
+
+
+@pytest.mark.parametrize("name", ["fp8", "fp8-none", "fp8-cscale", "mus"])
+def test_scale_that_is_given_is_judged(name: str) -> None:
+    recipe = RECIPES[name]
+    rows = rounded(recording_rows(steps=[0]), str(recipe.value), str(recipe.gradient))
+    assert len(judge(group(rows, recipe=name)).losses) == 8
+    state = latest_state(rows[1:], ["E4M3FN", "E5M2"], recipe)
+    assert state is not None
+    assert state["losing_fraction"] == 1.0
+
+
+def test_gradient_is_judged_in_the_format_that_its_row_names() -> None:
+    rows = rounded(recording_rows(steps=[0]), "E4M3FN unit", "E4M3FN unit")
+    losses = judge(group(rows)).losses  # of record(), whose caller says no recipe
+    assert {loss.format for loss in losses} == {"E4M3FN"}
+    assert {loss.series.direction for loss in losses} == {"value", "gradient"}
+
+
+def test_recipe_of_ones_own_gets_no_verdict_by_shares_either() -> None:
+    rows = rounded(recording_rows(steps=[0]), "MX_E4M3FN current floor 1x32", "E5M2 current")
+    verdict = judge(group(rows, recipe="mine"))
+    assert verdict.losses == []
+    assert "mine computes the scales of 8 operands" in verdict.sentences[0]
+    assert "record(what_if=[RECIPE])" in verdict.sentences[0]
+
+
+def what_if_row(product: str, recipe: str, flushed: float) -> dict[str, Any]:
+    """A row of what a recipe makes of a product."""
+    operands = {"output.input": [30.0, flushed, 0.0], "output.weight": [30.0, 0.0, 0.0]}
+    numbers = {"errors": {"output": 0.01}, "operands": operands}
+    return {
+        "what_if": product,
+        "formats": {},
+        "step": 0,
+        "op": "linear",
+        "module": product,
+        "macs": 8,
+        "recipes": {recipe: numbers},
+    }
+
+
+def test_what_if_of_the_own_recipe_is_the_verdict() -> None:
+    rows = rounded(recording_rows(steps=[0]), "NVFP4 current", "NVFP4 current stochastic")
+    asked = [what_if_row("layers.0", "nvfp4", 0.125), what_if_row("layers.1", "nvfp4", 0.001)]
+    assert judge(group([*rows, *asked], recipe="nvfp4")).sentences[0] == (
+        "At the scales that nvfp4 computes, 1 of 2 products loses more than 1 % of the values of "
+        "an operand; worst: layers.0, up to 12 % flushed to zero."
+    )
+    healthy = judge(group([*rows, asked[1]], recipe="nvfp4")).sentences[0]
+    assert healthy.endswith("none of 1 product loses more than 1 % of the values of an operand.")
+    own = [*rows, what_if_row("layers.0", "mine", 0.125)]
+    assert judge(group(own, recipe="mine")).sentences[0].startswith("At the scales that mine comp")
+    other = [what_if_row("layers.0", "mxfp8", 0.125)]
+    assert "is not in these rows" in judge(group([*rows, *other], recipe="nvfp4")).sentences[0]
+
+
+def test_recipe_with_a_number_in_its_name_is_known() -> None:
+    rows = recording_rows(steps=[0])
+    assert group(rows, recipe="fp8-cscale(3)").recipe == parse("fp8-cscale(3)")
+    assert group(rows, recipe="mine").recipe is None

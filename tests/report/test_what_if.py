@@ -170,3 +170,18 @@ def test_page_without_what_if_says_nothing_of_it(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_html([{"step": 0, "name": "x", "op": "add", "direction": "value", "rms": 1.0}], path)
     assert "What other recipes would do" not in path.read_text()
+
+
+def test_nothing_lost_or_gained_has_no_sign() -> None:
+    rows = [row(f"layers.{i}.x", nvfp4=numbers(1.03 if i < 3 else 1.8, 1.03)) for i in range(4)]
+    said = " ".join(sentences(rows))  # 20 log10(1.03) = 0.26, and 5 dB more at the last
+    assert "(0 dB)" in said
+    assert "-0 dB" not in said
+    almost = recipe_rows(answers_of([row("x", nvfp4=numbers(1.004, 1.004))]))
+    assert str(almost[0]["output, dB"]) == "0.0"
+
+
+def test_module_that_is_called_by_a_number_has_its_op() -> None:
+    rows = [row(f"layers.{i}.0", nvfp4=numbers(0.1)) for i in range(4)]
+    rows.append(row("layers.4.0", nvfp4=numbers(0.9)))
+    assert "layer 4's linear 0 would lose" in " ".join(sentences(rows))

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from train.tiny import text_corpus, tiny_config
-from unitscale.report import read_recording
+from unitscale.report import judge, read_recording
 from unitscale.train import CheckpointError, train
 from unitscale.train.run_log import check_recording
 
@@ -46,6 +46,17 @@ def test_every_kind_of_recipe_is_recorded_in_its_formats(tmp_path: Path, recipe:
     recording = read_recording(tmp_path / "run" / "numerics.jsonl")
     assert list(recording.formats) == FORMATS[recipe]
     assert recording.steps == [2, 4]
+
+
+@pytest.mark.parametrize("recipe", ["fp8-cscale", "fp8-none", "fp8-current", "nvfp4", "mxfp8"])
+def test_progress_judges_no_scale_that_the_recipe_computes(tmp_path: Path, recipe: str) -> None:
+    config, records = tiny_config(recipe=recipe, steps=2, record_every=2), []
+    train(config, text_corpus(tmp_path), tmp_path / "run", on_record=records.append)
+    (found,) = [record["numerics"] for record in records if "numerics" in record]
+    is_given = recipe in ("fp8-cscale", "fp8-none")
+    assert ("worst" in found, "not_judged" in found) == (is_given, not is_given)
+    verdict = judge(read_recording(tmp_path / "run" / "numerics.jsonl"))
+    assert any("what is lost at those scales" in x for x in verdict.sentences) != is_given
 
 
 def test_resumed_run_ends_with_the_same_recording(tmp_path: Path) -> None:

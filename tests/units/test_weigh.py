@@ -1,4 +1,4 @@
-"""The linear layers of a model, and whom the verdict speaks for."""
+"""What is said of shapes, and whom the verdict speaks for."""
 
 import pytest
 import torch
@@ -6,20 +6,7 @@ from torch import nn
 
 from unitscale.gemm.payoff import Shape
 from unitscale.units import weigh as room
-from unitscale.units.weigh import layer_shapes, model_on_paper, speaks_for, weigh
-
-
-class Conv1D(nn.Module):
-    """As transformers has it: weight [in, out]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(6, 18))
-
-
-def test_layers_are_found_with_their_sizes():
-    model = nn.Sequential(nn.Embedding(7, 6), Conv1D(), nn.Linear(6, 4), nn.LayerNorm(4))
-    assert layer_shapes(model, 10) == [("1", Shape(10, 6, 18)), ("2", Shape(10, 6, 4))]
+from unitscale.units.weigh import model_on_paper, speaks_for, weigh
 
 
 def test_layers_of_one_shape_are_one_row():
@@ -42,8 +29,12 @@ def test_total_with_fp8_where_it_pays_is_never_slower():
 def test_model_is_made_without_its_values():
     model = model_on_paper(lambda: nn.Linear(100_000, 100_000))
     assert model.weight.device.type == "meta"
+    model = model_on_paper(lambda: (nn.Linear(4, 4), torch.ones(2, 4)))  # as `analyse` takes it
+    assert model.in_features == 4
     with pytest.raises(ValueError, match="made a int; expected a torch module"):
         model_on_paper(lambda: 3)
+    with pytest.raises(ValueError, match="made a tuple; expected a torch module"):
+        model_on_paper(lambda: (3, nn.Linear(4, 4)))
     with pytest.raises(ValueError, match=r"failed on the meta device: RuntimeError: .*--shapes"):
         model_on_paper(lambda: torch.ones(1).item())
 

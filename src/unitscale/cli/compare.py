@@ -18,20 +18,24 @@ if TYPE_CHECKING:
 
 MOST_SEEDS = 1000
 WHOLE = 0.995
+MOST_REASONS = 3
 RECIPES = "fp32,fp32-units,fp16-none,fp8-none,fp16,fp8,fp8-e4m3"
 
 
 def compare(
     data: option.Data = None,
     recipes: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            help="Recipes, with commas between them; `rivals` stands for one of each kind that "
-            "people train with, `all` for every one. fp32-units is added where fp32 alone does not "
-            "say what the format costs.",
+            metavar="RECIPE,...",
+            help="Recipes, with commas between them, or repeated; `rivals` stands for one of each "
+            "kind that people train with, `all` for every one, and MODULE:NAME or FILE.py:NAME for "
+            "one's own. fp32-units is added where fp32 alone does not say what the format costs. "
+            f"Default: {RECIPES}.",
             rich_help_panel="Run",
+            show_default=False,
         ),
-    ] = RECIPES,
+    ] = None,
     out: Annotated[
         Path,
         typer.Option(
@@ -79,9 +83,10 @@ def compare(
 ) -> None:
     """Train the same model on the same text under several recipes, and compare them.
 
-    Recipes ending in -none or -loss, and fp32 and bf16, train the standard model; the others its
-    unit-scaled version. An existing model (--model gpt2, say) is the same model under all of them,
-    with the same learning rate, and the others give units to its tensors. The folder gets
+    Recipes with units (fp32-units, bf16-units, fp16, fp8, fp8-bf16, fp8-e4m3, nvfp4-units, mus)
+    train the unit-scaled version of the model; all others train the standard one. An existing model
+    (--model gpt2, say) is the same model under all of them, with the same learning rate; recipes
+    with units give units to its tensors, and the others round its products alone. The folder gets
     results.json, loss.png, report.html and one folder per run.
     """
     from unitscale.data import open_corpus
@@ -105,7 +110,7 @@ def compare(
                 reserved={"recipe": "--recipes", "seed": "--seeds", "lr": "--lr and --unit-lr"},
             )
             imported("matplotlib")  # before anything is computed: loss.png is drawn at the end
-            names = with_control(base, parse_recipes(recipes))
+            names = with_control(base, parse_recipes(recipes or [RECIPES]))
             configs = plan_runs(base, names, parse_seeds(seeds), standard_lr=lr, unit_lr=unit_lr)
             corpus = open_corpus(data)
             corpus.require(batch_size=base.batch_size, length=base.sequence_length + 1)
@@ -157,36 +162,41 @@ def run(
 
 
 def left_out(results: dict[str, Any]) -> list[str]:
-    """A line under the table for each recipe that did not round all of the model."""
-    shares = {run["recipe"]: run.get("coverage") for run in results["runs"]}
+    """A line under the table for each recipe that did not round all of the model, and why."""
+    found = {run["recipe"]: run for run in results["runs"]}
     return [
-        f"{recipe} rounds {share:.1%} of the multiply-adds of this model: the rest is in full "
-        "precision, and us.summary(model) says why."
-        for recipe, share in shares.items()
-        if share is not None and share < WHOLE
+        f"{recipe} rounds {run['coverage']:.1%} of the multiply-adds of this model; the rest is in "
+        f"full precision: {reasons(run.get('full_precision') or {})}"
+        for recipe, run in found.items()
+        if run.get("coverage") is not None and run["coverage"] < WHOLE
     ]
+
+
+def reasons(shares: dict[str, float]) -> str:
+    """Why products are in full precision, the largest share first, and how many more reasons."""
+    shown = [f"{share:.1%} {why}" for why, share in shares.items()][:MOST_REASONS]
+    more = f"; {len(shares) - MOST_REASONS} more in results.json" * (len(shares) > MOST_REASONS)
+    return "; ".join(shown) + more if shown else "the reasons were not logged"
 
 
 def label(config: "TrainConfig", configs: list["TrainConfig"]) -> str:
     """What the progress of a run is called: its recipe, and its seed where there are several."""
     several = any(other.seed != config.seed for other in configs)
-    return f"{config.recipe} seed {config.seed}" if several else config.recipe
+    return f"{config.recipe_name} seed {config.seed}" if several else config.recipe_name
 
 
-def parse_recipes(text: str) -> list[str]:
+def parse_recipes(texts: list[str]) -> list[str]:
     """The names between the commas, each once; `all` and `rivals` are several.
 
     Raises:
         ValueError: there is none.
     """
-    from unitscale.recipes import RECIPES, RIVALS
+    from unitscale.train.named import expanded
 
-    groups = {"all": tuple(RECIPES), "rivals": RIVALS}
-    names = (name.strip() for name in text.split(","))
-    found = dict.fromkeys(x for name in names if name for x in groups.get(name, (name,)))
+    found = expanded(texts)
     if not found:
-        raise ValueError(f"--recipes is {text!r}; expected names with commas between them")
-    return list(found)
+        raise ValueError(f"--recipes is {','.join(texts)!r}; expected names with commas between")
+    return found
 
 
 def parse_seeds(count: int) -> range:

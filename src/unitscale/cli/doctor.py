@@ -1,17 +1,18 @@
 """`unitscale doctor`: what this machine can run, and why; whether FP8 can pay for some shapes."""
 
 import json as json_module
-import sys
+from dataclasses import asdict
 from functools import partial
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unitscale.cli import option
 from unitscale.cli.exit import checking_arguments
 from unitscale.cli.output import show
+
+if TYPE_CHECKING:
+    from unitscale.recipes import Recipe
 
 PANEL = "Can FP8 pay?"
 ROWS, MOST_ROWS = 8192, 2**40
@@ -31,8 +32,8 @@ def doctor(
     model: Annotated[
         str | None,
         typer.Option(
-            help="The linear layers of a model: gpt2 or llama of transformers, MODULE:FACTORY or "
-            "FILE.py:FACTORY. It is made without values, and not run.",
+            help="The products of a model with its weights: gpt2 or llama of transformers, "
+            "MODULE:FACTORY or FILE.py:FACTORY. It is made without values, and not run.",
             rich_help_panel=PANEL,
             show_default=False,
         ),
@@ -55,6 +56,16 @@ def doctor(
             show_default=False,
         ),
     ] = None,
+    recipes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe",
+            metavar="RECIPE",
+            help="Show this recipe alone: a name, or one's own as MODULE:NAME or FILE.py:NAME. "
+            "Repeatable, or with commas.",
+            show_default=False,
+        ),
+    ] = None,
     device_name: Annotated[
         str | None,
         typer.Option(
@@ -74,6 +85,8 @@ def doctor(
     """
     if shapes or model is not None:
         with checking_arguments():
+            if recipes:
+                raise ValueError("--recipe does not go with --shapes or --model; leave it out")
             found = weighed(shapes or [], model, tokens, settings or [], device_name)
         if json:
             print(json_module.dumps(found, indent=2))
@@ -83,13 +96,27 @@ def doctor(
     with checking_arguments():
         refuse_ignored("--shapes or --model", device_name=device_name)
         refuse_ignored("--model", set=settings, tokens=tokens)
-    from unitscale.units.doctor import examine
+        from unitscale.train.named import expanded, find_recipe
 
-    found = examine()
+        chosen = [find_recipe(name) for name in expanded(recipes or [])]
+    found = examined(chosen)
     if json:
         print(json_module.dumps(found, indent=2))
         return
     show(*lines(found), *recipe_lines(found["recipes"]))
+
+
+def examined(chosen: "list[Recipe]") -> dict[str, Any]:
+    """What this machine can run; with some recipes, of those alone."""
+    import torch
+
+    from unitscale.units.doctor import examine, recipe_row
+
+    found = examine()
+    if chosen:
+        device = torch.device(found["device"])
+        found["recipes"] = [recipe_row(recipe, device) for recipe in chosen if recipe.rounds]
+    return found
 
 
 def refuse_ignored(what: str, **given: Any) -> None:
@@ -119,7 +146,8 @@ def weighed(
         ValueError: a shape is none, no such model or device, or an argument would be ignored.
     """
     from unitscale.gemm.payoff import parse_shape
-    from unitscale.units.weigh import layer_shapes, model_on_paper, speaks_for, weigh
+    from unitscale.units.weigh import model_on_paper, speaks_for, weigh
+    from unitscale.units.weight import weights_of
 
     speaks_for(device_name)
     texts = [text for given in shapes for text in given.split(",")]
@@ -132,10 +160,17 @@ def weighed(
         raise ValueError(f"--tokens is {rows}; expected from 1 to 2^40")
     options = factory_options(settings)
     factory = factory_of(model, options)
-    found = layer_shapes(model_on_paper(partial(factory, **options)), rows)
-    if not found:
-        raise ValueError(f"--model {model} has no linear layer; give sizes with --shapes MxKxN")
-    return weigh([*layers, *found], device_name)
+    found = weights_of(model_on_paper(partial(factory, **options)), rows)
+    if not found.layers:
+        why = f" ({found.left_out[0].name}: {found.left_out[0].why})" if found.left_out else ""
+        raise ValueError(
+            f"--model {model} has no linear layer{why}; give sizes with --shapes MxKxN"
+        )
+    left_out = [asdict(one) | {"elements": one.elements} for one in found.left_out]
+    return weigh([*layers, *found.layers], device_name) | {
+        "elements": found.elements,
+        "left_out": left_out,
+    }
 
 
 def factory_options(settings: list[str]) -> dict[str, Any]:
@@ -155,7 +190,7 @@ def factory_options(settings: list[str]) -> dict[str, Any]:
 
 
 def factory_of(model: str, options: dict[str, Any]) -> Any:
-    """What makes the model; a file is imported as the module of its name, from its folder.
+    """What makes the model.
 
     Raises:
         ValueError: there is none.
@@ -166,38 +201,7 @@ def factory_of(model: str, options: dict[str, Any]) -> Any:
         raise ValueError(
             f"--model is {model!r}; expected gpt2, llama, MODULE:FACTORY or FILE.py:FACTORY"
         )
-    path, colon, name = model.rpartition(":")
-    if colon and path.endswith(".py"):
-        file = Path(path)
-        if not file.is_file():
-            raise ValueError(f"--model {model}: there is no file {path}")
-        model = f"{imported(file.resolve())}:{name}"
     return find_factory(model, options)
-
-
-def imported(file: Path) -> str:
-    """Import a file, which may import its neighbours, and return the name of its module.
-
-    That is the file's own name, unless it hides another module: `random.py`, say.
-
-    Raises:
-        ValueError: it cannot be imported.
-    """
-    name = file.stem
-    if name in sys.modules or find_spec(name) is not None:
-        name = f"model_in_{name}"
-    sys.path.insert(0, str(file.parent))
-    spec = spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ValueError(f"importing {file} failed: {type(error).__name__}: {error}") from error
-    return name
 
 
 def show_weighed(found: dict[str, Any]) -> None:
@@ -221,12 +225,13 @@ def show_weighed(found: dict[str, Any]) -> None:
         show(f"{row['shape']}{names}: {row['verdict'].upper()}. {why}.")
     if sum(row["count"] for row in found["shapes"]) > 1:
         show(total_line(found))
+    show(*left_out_lines(found.get("left_out", []), found.get("elements", 0)))
 
 
 def shape_row(row: dict[str, Any]) -> dict[str, Any]:
     """One row of the table: the three products, forward and backward."""
     times = {"BF16 us": row["bf16_s"], "FP8 us": row["fp8_s"]}
-    cells = {name: "-" if t is None else f"{t * 1e6:,.1f}" for name, t in times.items()}
+    cells = {name: "-" if t is None else micro(t) for name, t in times.items()}
     speedups = {
         name: "-" if value is None else f"{value:.2f}x" for name, value in row["speedup"].items()
     }
@@ -239,6 +244,11 @@ def shape_row(row: dict[str, Any]) -> dict[str, Any]:
         "torchao takes": "both" if len(taken) == 2 else "".join(taken) or "none",
         "pays": row["verdict"],
     }
+
+
+def micro(seconds: float) -> str:
+    """Microseconds, with three digits of what is short."""
+    return f"{seconds * 1e6:,.1f}" if seconds >= 1e-4 else f"{seconds * 1e6:.3g}"
 
 
 def layers_of(row: dict[str, Any]) -> str:
@@ -255,6 +265,23 @@ def total_line(found: dict[str, Any]) -> str:
         for name, value in ways.items()
     )
     return f"All layers together, products and passes alone: {'; '.join(parts)}."
+
+
+def left_out_lines(left_out: list[dict[str, Any]], elements: int) -> list[str]:
+    """What of a model is not in the table, by reason."""
+    by_why: dict[str, list[dict[str, Any]]] = {}
+    for one in left_out:
+        by_why.setdefault(one["why"], []).append(one)
+    total = elements + sum(one["elements"] for one in left_out)
+    found = []
+    for why, members in by_why.items():
+        share = sum(one["elements"] for one in members) / total
+        more = f" and {len(members) - 1} more" if len(members) > 1 else ""
+        found.append(
+            f"Left out: {members[0]['name']} {list(members[0]['shape'])}{more}, {share:.1%} of the "
+            f"weights: {why}."
+        )
+    return found
 
 
 def recipe_lines(rows: list[dict[str, Any]]) -> list[str]:

@@ -101,7 +101,7 @@ Model = Annotated[
     str,
     typer.Option(
         help="Sequence layer (attention, conv or rnn) of the built-in model, or an existing model, "
-        "unchanged: gpt2 or llama of transformers, or MODULE:FACTORY.",
+        "unchanged: gpt2 or llama of transformers, or MODULE:FACTORY or FILE.py:FACTORY.",
         rich_help_panel=MODEL,
     ),
 ]

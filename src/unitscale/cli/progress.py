@@ -73,7 +73,7 @@ class RunProgress:
         step = record["step"]
         note = f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
         if numerics := record.get("numerics"):
-            self.numerics[label] = (
+            self.numerics[label] = numerics.get("not_judged") or (
                 f"{numerics['losing_fraction']:.0%} of tensors lose over 1 %, "
                 f"most {numerics['worst_lost_fraction']:.1%}: {numerics['worst']}"
             )

@@ -1,13 +1,14 @@
 """`unitscale recipes`: the recipes as a table, or some of them in full. Imports no torch."""
 
 import json as json_module
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unitscale.cli.exit import checking_arguments
 from unitscale.cli.option import Json
-from unitscale.cli.output import show
+from unitscale.cli.output import WIDTH_OF_A_FILE, show
 
 if TYPE_CHECKING:
     from unitscale.recipes import Operand, Recipe
@@ -30,7 +31,11 @@ SHORT = {
 
 def recipes(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Recipes to show in full; none lists all.")
+        list[str] | None,
+        typer.Argument(
+            help="Recipes to show in full, by name, as MODULE:NAME or as FILE.py:NAME; or a group. "
+            "None lists all."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -38,22 +43,26 @@ def recipes(
 
     A line has the format of inputs and weights, that of gradients (and what results are rounded
     to), where the scale comes from and which values share one, and which products are rounded. With
-    names, every operand of every product of those recipes, and the source. In the Python API:
-    `unitscale.recipe(name)`.
+    names, every operand of every product of those recipes, and the source; a group (`rivals`) is
+    listed in lines too. In the Python API: `unitscale.recipe(name)`.
     """
-    from unitscale.recipes import RECIPES, parse
+    from unitscale.train.named import GROUPS, expanded, find_recipe
 
     with checking_arguments():
-        chosen = [parse(name) for name in names or RECIPES]
+        chosen = [find_recipe(name) for name in expanded(names or ["all"])]
     if json:
         print(json_module.dumps([describe(recipe) for recipe in chosen], indent=2))
         return
-    if names:
+    if names and not GROUPS.keys() & set(names):
         show("\n\n".join(map(str, chosen)))
         return
     from unitscale.report import plain_table
 
     show(plain_table([line(describe(recipe)) for recipe in chosen]))
+    if not names:
+        text = "groups, wherever several recipes are taken: all; and rivals, one of each kind that "
+        text += f"people train with: {', '.join(GROUPS['rivals'])}"
+        show(*wrap(text, WIDTH_OF_A_FILE, break_on_hyphens=False))
 
 
 def line(row: dict[str, Any]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from unitscale.cli import option
+from unitscale.cli.compare import left_out
 from unitscale.cli.exit import checking_arguments, reporting, running
 from unitscale.cli.output import show
 from unitscale.cli.progress import RunProgress
@@ -16,7 +17,12 @@ from unitscale.cli.progress import RunProgress
 
 def train(
     recipe: Annotated[
-        str, typer.Option(help="Recipe; it also decides on unit scaling.", rich_help_panel="Run")
+        str,
+        typer.Option(
+            help="Recipe: a name, or MODULE:NAME or FILE.py:NAME of one's own. It also decides on "
+            "unit scaling.",
+            rich_help_panel="Run",
+        ),
     ] = "fp8",
     data: option.Data = None,
     out: Annotated[
@@ -96,7 +102,7 @@ def train(
                     config,
                     corpus,
                     out,
-                    on_record=lambda record: progress.show(config.recipe, record),
+                    on_record=lambda record: progress.show(config.recipe_name, record),
                     tensorboard=tensorboard,
                 )
             with reporting():
@@ -106,13 +112,10 @@ def train(
                 return
             from unitscale.report import comparison_table
 
-            show(
-                comparison_table(
-                    {
-                        "data": corpus.name,
-                        "model": config.model_name,
-                        "steps": config.steps,
-                        "runs": [asdict(result)],
-                    }
-                )
-            )
+            results = {
+                "data": corpus.name,
+                "model": config.model_name,
+                "steps": config.steps,
+                "runs": [asdict(result)],
+            }
+            show(comparison_table(results), *left_out(results))

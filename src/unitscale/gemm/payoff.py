@@ -7,8 +7,9 @@ their time, and adds passes over the operands x [m, k], weight [n, k] and gradie
 
 Products grow with m k n, passes with m k + n k + m n: small layers, and layers that are small in
 one direction, gain less than their passes cost. Each product takes the longer of its arithmetic and
-its memory traffic; nothing overlaps; passes reach the full bandwidth. So this is a bound from
-above: measured speedups are lower (docs/speed.md has both for the shapes that others published).
+its memory traffic, and starts a kernel, as each pass does; nothing overlaps; passes reach the full
+bandwidth. So this is a bound from above: measured speedups are lower (docs/speed.md has both for
+the shapes that others published).
 """
 
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def judge(shape: Shape, device: Accelerator) -> Judged:
 
 
 def products_seconds(shape: Shape, peak: float, width: int, device: Accelerator) -> float:
-    """The three products with operands of `width` bytes and results in BF16."""
+    """The three products with operands of `width` bytes and results in BF16, a launch each."""
     x, w, g = shape.m * shape.k, shape.k * shape.n, shape.m * shape.n
     arithmetic = shape.operations / (REACHED * peak)
     traffic = (
@@ -181,7 +182,7 @@ def products_seconds(shape: Shape, peak: float, width: int, device: Accelerator)
         (width * (g + w) + 2 * x) / device.bandwidth,
         (width * (g + x) + 2 * w) / device.bandwidth,
     )
-    return sum(max(arithmetic, moved) for moved in traffic)
+    return sum(max(arithmetic, moved) + LAUNCH for moved in traffic)
 
 
 def passes_seconds(shape: Shape, way: Way, device: Accelerator) -> float:
@@ -278,5 +279,7 @@ def bf16_seconds_saved(shape: Shape, device: Accelerator) -> float:
 
 
 def us(seconds: float) -> str:
-    """In microseconds."""
-    return f"{seconds * 1e6:,.0f} us" if seconds >= 1e-5 else f"{seconds * 1e6:.1f} us"
+    """In microseconds; two digits of what is less than one."""
+    if seconds >= 1e-5:
+        return f"{seconds * 1e6:,.0f} us"
+    return f"{seconds * 1e6:.1f} us" if seconds >= 1e-6 else f"{seconds * 1e6:.2g} us"

@@ -60,9 +60,11 @@ class Gemm:
         for name, pair in self.pairs():
             is_pair = isinstance(pair, tuple) and len(pair) == len(PRODUCTS[name])
             if not (is_pair and all(isinstance(operand, Operand) for operand in pair)):
+                has_text = isinstance(pair, tuple) and any(isinstance(x, str) for x in pair)
+                hint = "; unitscale.recipes.parse_operand makes one of a text" if has_text else ""
                 raise TypeError(
                     f"Gemm: {name} is {pair!r}; expected a pair of operands, "
-                    f"({', '.join(PRODUCTS[name])})"
+                    f"({', '.join(PRODUCTS[name])}){hint}"
                 )
         if not isinstance(self.results, FloatFormat | None):
             raise TypeError(f"Gemm: results is {self.results!r}; expected a FloatFormat or None")

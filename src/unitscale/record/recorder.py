@@ -16,22 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from unitscale.formats import E4M3FN, E5M2, FloatFormat
+from unitscale.formats import FloatFormat
 from unitscale.graph.capture import TensorNode
 from unitscale.graph.engine import modes_set_aside
-from unitscale.graph.example import storage_id
 from unitscale.numerics.digest import SAMPLE, Digest, digest, read
-from unitscale.recipes import Recipe, parse
+from unitscale.recipes import Operand, Recipe, parse
 from unitscale.record.sink import Row, Sink
+from unitscale.record.taken import (
+    constant_log2,
+    formats_of,
+    is_reshaped,
+    operand_of,
+    true_value,
+)
 from unitscale.record.terms import complaints, recipes_of
 from unitscale.record.what_if import ProductReader, WhatIf
 from unitscale.report.parquet import SUFFIX
 from unitscale.units.forward import ScaledForward, forward_of
-from unitscale.units.ops import operands, rule_of
-from unitscale.units.products import gemm_at
 from unitscale.units.session import Session
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -40,7 +44,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 @contextmanager
 def record(
     model: nn.Module,
-    formats: Sequence[FloatFormat] = (E4M3FN, E5M2),
+    formats: Sequence[FloatFormat] | None = None,
     *,
     every: int = 50,
     path: str | Path | None = None,
@@ -55,16 +59,20 @@ def record(
     A training call is one with gradients enabled. Calls before one backward pass are one step (of
     a contrastive loss, say); the tensors of a second call have "@2" after their name. A sampled
     step computes what the model computes: bit-equal to it in eager mode, and with the rounding of
-    its recipe if it has one. The recorder has the rows in `rows`, and those of the last sampled
-    step in `latest`.
+    its recipe if it has one. The recorder has the rows in `rows`, those of `what_if` among them,
+    and those of the last sampled step in `latest`. With a path, `rows` reads the file.
 
     A row has step, name, op, direction ("value", "gradient" or "state"), the statistics of
     `digest`, `held_log2`, `operand` (whether a product that the recipe rounds takes it; of a
-    model without one, any product) and `drift`, the RMS over the first one recorded. Shares and
-    SQNR of a format are those of the tensor as it is held: times 2**held_log2, its unit.
+    model without one, any product), `rounded_as` (the operand's text, of one that the recipe
+    rounds) and `drift`, the RMS over the first one recorded. Shares and SQNR of a format are those
+    of the tensor as it is held: times 2**held_log2, its unit or its constant. A scale that is
+    computed from the tensor, as `current`, `delayed` and blocks have it, is not in them: what is
+    lost under it is said by `what_if=` with the recipe of the model.
 
     Args:
-        formats: what the values are judged in (the first) and the gradients (the last).
+        formats: what the values are judged in (the first) and the gradients (the last); unless
+            given the formats of the model's recipe, or E4M3FN and E5M2 of a model without one.
         path: a file to stream to; only the last step is then kept in memory. JSONL: a row a line
             after a line with the formats, readable at any moment; rows from `first_step` on are
             replaced. A name that ends in .parquet: a row group a step, readable once the recording
@@ -81,7 +89,7 @@ def record(
     """
     if every < 1:
         raise ValueError(f"record: every is {every}; expected at least 1")
-    if not formats:
+    if formats is not None and not formats:
         raise ValueError("record: formats is empty; name at least one, such as (E4M3FN, E5M2)")
     if isinstance(model._compiled_call_impl, Recorder):
         raise ValueError(f"record: this {type(model).__name__} is being recorded already")
@@ -91,8 +99,11 @@ def record(
             f"record: {path} is a Parquet file, which has no place for what_if; use a file that "
             "ends in .jsonl"
         )
-    sink = Sink(None if path is None else Path(path), formats, every, first_step, limit)
-    recorder = Recorder(model, tuple(formats), every, sink)
+    known = forward_of(getattr(model, "_orig_mod", model))
+    recipe = parse("fp32") if known is None else known.session.recipe
+    formats = formats_of(recipe) if formats is None else tuple(formats)
+    sink = Sink(None if path is None else Path(path), formats, every, first_step, limit, recipe)
+    recorder = Recorder(model, formats, every, sink)
     recorder.what_if = WhatIf(others, sink.header["formats"]) if others else None
     recorder.optimizer, recorder.step, recorder.sample = optimizer, first_step, sample
     original = model.__dict__.get("_compiled_call_impl")
@@ -127,15 +138,19 @@ class Recorder:
         self.current: Sampled | None = None
         self.waiting: list[Sampled] = []
         self.outputs: list[weakref.ref[Tensor]] = []
-        self.operands: set[tuple[str, str]] = set()
+        self.operands: dict[tuple[str, str], Operand] = {}
         self.first_rms = sink.first_rms
         self.latest: list[Row] = []
         self.what_if: WhatIf | None = None
 
     @property
     def rows(self) -> list[Row]:
-        """All rows that are kept in memory: without a path those of the whole recording."""
-        return list(self.sink.rows)
+        """All rows: from memory, or with a path from its JSONL file, which is read anew.
+
+        Raises:
+            ValueError: they are in a Parquet file.
+        """
+        return self.sink.all_rows()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call of the model."""
@@ -254,13 +269,15 @@ class Recorder:
 
     def row(self, step: int, name: str, op: str, direction: str, held_log2: int, found: Row) -> Row:
         """One row: what it is of, its statistics, and its drift."""
+        operand = self.operands.get((name, direction))
         row = {
             "step": step,
             "name": name,
             "op": op,
             "direction": direction,
             "held_log2": held_log2,
-            "operand": (name, direction) in self.operands,
+            "operand": operand is not None,
+            **({"rounded_as": str(operand)} if operand is not None and operand.rounds else {}),
             **found,
         }
         rms = row["rms"]
@@ -323,13 +340,15 @@ class Reading:
     def digest(self, tensor: TensorNode, direction: str, x: Tensor, held_log2: int) -> None:
         """Take the statistics of one value or gradient."""
         key = (self.prefix + tensor.name + self.suffix, tensor.op, direction)
-        if is_operand(tensor.node, direction, self.recorder.session.recipe, self.prefix):
-            self.recorder.operands.add((key[0], direction))
+        recipe = self.recorder.session.recipe
+        operand = operand_of(tensor.node, direction, recipe, self.prefix)
+        if operand is not None and (operand.rounds or not recipe.rounds):
+            self.recorder.operands[key[0], direction] = operand
         with torch.no_grad(), modes_set_aside():
             self.sampled.digests[key] = digest(
                 x.detach(),
                 self.recorder.formats,
-                held_log2=held_log2,
+                held_log2=held_log2 + constant_log2(operand),
                 sample=self.recorder.sample,
             )
 
@@ -339,50 +358,3 @@ def forward_that_rounds_nothing(model: nn.Module) -> ScaledForward:
     session = Session(parse("fp32"), scale=False, remeasure="never", model=model)
     session.lacking = "recording: nothing is seen of"
     return ScaledForward(model, session, model.__dict__.get("forward"))
-
-
-def is_operand(node: fx.Node, direction: str, recipe: Recipe, prefix: str) -> bool:
-    """Whether a product takes a tensor, or a view of it; as a gradient, that of its result.
-
-    With a recipe that rounds something, only of the products that it rounds.
-    """
-
-    def is_taken_by(product: fx.Node) -> bool:
-        if not recipe.rounds:
-            return rule_of(product).product
-        return gemm_at(product, recipe, prefix) is not None
-
-    if direction == "gradient":
-        return is_taken_by(node)
-    return any(
-        node in operands(user, rule_of(user))
-        if is_taken_by(user)
-        else is_view(user, node) and is_operand(user, direction, recipe, prefix)
-        for user in node.users
-    )
-
-
-def is_view(node: fx.Node, base: fx.Node) -> bool:
-    """Whether a node is another one in another shape or order: all its elements, in its memory."""
-    value, other = (n.meta.get("example_value") for n in (node, base))
-    return (
-        isinstance(value, Tensor)
-        and isinstance(other, Tensor)
-        and value.numel() == other.numel()
-        and storage_id(value) == storage_id(other) != 0
-    )
-
-
-def true_value(held: Tensor, log2: int) -> Tensor:
-    """`held * 2**log2`; in float32 where it might leave the range of half precision."""
-    if log2 == 0:
-        return held
-    wide = held.detach().float() if held.dtype == torch.float16 else held.detach()
-    return wide * 2.0**log2
-
-
-def is_reshaped(tensor: TensorNode) -> bool:
-    """Whether a tensor is another one in another shape or order, so that its statistics are too."""
-    if tensor.pinned is not None:  # written to in place, perhaps
-        return False
-    return any(is_view(tensor.node, base) for base in tensor.node.all_input_nodes)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from unitscale.formats import FloatFormat
+from unitscale.recipes import Recipe
 from unitscale.report import FormatLimits
 from unitscale.report.checksum import checked, sealed
 from unitscale.report.parquet import SUFFIX, ParquetWriter
+from unitscale.report.recording import read_rows
 
 Row = dict[str, Any]
 FirstRms = dict[tuple[str, str], float]
@@ -24,6 +26,7 @@ class Sink:
         path: a JSONL file, or a Parquet file by its name; None keeps rows in memory.
         first_step: rows from this step on in an older JSONL file are dropped, the others kept.
         limit: rows to keep in memory.
+        recipe: that of the model, which the first line names if it rounds something.
     Raises:
         ValueError: a Parquet file that exists is to be continued, or pyarrow is missing; a JSONL
             file to be continued is damaged.
@@ -36,10 +39,13 @@ class Sink:
         every: int,
         first_step: int,
         limit: int,
+        recipe: Recipe | None = None,
     ) -> None:
         self.header: Row = {"formats": format_limits(formats), "every": every}
+        if recipe is not None and recipe.rounds:
+            self.header["recipe"] = recipe.name
         self.rows: deque[Row] = deque(maxlen=limit)
-        self.limit, self.is_full = limit, False
+        self.limit, self.is_full, self.path = limit, False, path
         self.first_rms: FirstRms = {}
         self.file: IO[bytes] | ParquetWriter | None = None
         self.crc = 0
@@ -74,6 +80,21 @@ class Sink:
                 stacklevel=2,
             )
         self.rows.extend(rows)
+
+    def all_rows(self) -> list[Row]:
+        """The rows in memory, or those in the JSONL file without its first line.
+
+        Raises:
+            ValueError: they are in a Parquet file, which can be read once it is closed.
+        """
+        if self.path is None:
+            return list(self.rows)
+        if self.path.suffix == SUFFIX:
+            raise ValueError(
+                f"record: the rows are in {self.path} and not in memory; read them after the "
+                "recording with unitscale.report.read_recording, or record to a .jsonl file"
+            )
+        return [dict(row) for row in read_rows(self.path) if "step" in row]
 
     def close(self) -> None:
         """Close the file."""

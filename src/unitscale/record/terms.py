@@ -8,7 +8,7 @@ from torch import fx
 
 from unitscale.gemm import ProductFormats
 from unitscale.graph.dynamo import example
-from unitscale.recipes import RECIPES, Recipe, parse
+from unitscale.recipes import RECIPES, RIVALS, Recipe, parse
 from unitscale.record.product import layer_of
 from unitscale.units.ops import operands, rule_of
 from unitscale.units.products import (
@@ -25,24 +25,34 @@ DYNAMIC_LOSS_LOG2 = 16
 """Of a dynamic loss scale: where torch.amp.GradScaler begins."""
 
 
-def recipes_of(what_if: str | Iterable[str | Recipe]) -> list[Recipe]:
-    """The recipes that are asked for, each once; "all" are those that round something.
+GROUPS: dict[str, tuple[str, ...]] = {"all": tuple(RECIPES), "rivals": RIVALS}
 
-    A text may name several, with commas between them.
+
+def recipes_of(what_if: str | Iterable[str | Recipe]) -> list[Recipe]:
+    """The recipes that are asked for, each once.
+
+    A text may name several, with commas between them. "all" and "rivals" are groups, of which those
+    count that round something.
 
     Raises:
         ValueError: an unknown name, two recipes of one name, or none at all.
     """
-    if what_if == "all":
-        return [recipe for recipe in RECIPES.values() if recipe.rounds]
     asked = what_if.split(",") if isinstance(what_if, str) else list(what_if)
-    found = [parse(one.strip() if isinstance(one, str) else one) for one in asked]
-    if not found:
+    if not asked:
         raise ValueError('what_if is empty; name at least one recipe, or "all", or leave it out')
-    for index, recipe in enumerate(found):
-        if recipe.name in [other.name for other in found[:index]]:
+    found: dict[str, Recipe] = {}
+    named: set[str] = set()
+    for one in (x.strip() if isinstance(x, str) else x for x in asked):
+        if isinstance(one, str) and one in GROUPS:
+            known = {name: RECIPES[name] for name in GROUPS[one] if RECIPES[name].rounds}
+            found = known | found
+            continue
+        recipe = parse(one)
+        if recipe.name in named or found.get(recipe.name, recipe) != recipe:
             raise ValueError(f"what_if names {recipe.name!r} twice; name each recipe once")
-    return found
+        named.add(recipe.name)
+        found[recipe.name] = recipe
+    return list(found.values())
 
 
 class Terms(NamedTuple):
@@ -84,8 +94,9 @@ def complaints(
     for name in recipes:
         whys = [row["recipes"][name].get("why") for row in rows]
         if all(why is not None for why in whys):
+            products = "product" if len(rows) == 1 else "products"
             verb = "rounds" if whys[0].startswith(FULL_PRECISION) else "was measured in"
             yield (
-                f"what_if: recipe {name!r} {verb} none of the {len(rows)} products of this "
+                f"what_if: recipe {name!r} {verb} none of the {len(rows)} {products} of this "
                 f"{model}; of {rows[0]['what_if']!r}: {whys[0]}"
             )

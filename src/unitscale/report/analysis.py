@@ -103,14 +103,19 @@ def what_if_sentences(results: Mapping[str, Any]) -> list[str]:
 
 def skip_sentence(found: Mapping[str, Any]) -> str:
     """The modules to keep in full precision, as an argument."""
+    recipe, least = found["recipe"], found["smallest_share"]
+    whole = f"{recipe} rounds {found['rounded_share']:.1%} of the multiply-adds of the model"
+    if not found["skip"] and least is None:
+        return f"{whole}, in no module that skip= could name."
     if not found["skip"]:
         return (
-            f"For {found['recipe']} no module fits into a budget of {found['budget']:.0%} of the "
-            "multiply-adds; raise --budget."
+            f"For {recipe} no module fits into a budget of {found['budget']:.1%} of the "
+            f"multiply-adds that it rounds: the smallest has {least:.1%}, so give --budget "
+            f"{math.ceil(1000 * least) / 1000:g} or more ({whole})."
         )
     return (
-        f"For {found['recipe']}, best first, with {found['share_of_multiply_adds']:.1%} of the "
-        f"multiply-adds in full precision: skip={found['skip']!r}"
+        f"For {recipe}, best first, with {found['share_of_multiply_adds']:.1%} of the "
+        f"multiply-adds that it rounds in full precision ({whole}): skip={found['skip']!r}"
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from unitscale.report.atomic import replacing
 from unitscale.report.extra import imported
+from unitscale.report.operand import computes_scale
 from unitscale.report.page import octaves
 from unitscale.report.plot import new_figure
 from unitscale.report.point import Labels, labeled
@@ -83,13 +84,14 @@ def draw_exponents(
     for axes_row, kind in zip(grid, kinds, strict=True):
         for axes, held in zip(axes_row, (False, True), strict=False):
             name = recording.format_for(kind)
+            limits = limits_of(name, found[kind], recording)
             mesh = draw_columns(axes, found[kind], recording.formats[name], held=held)
             if label is not None or len(found[kind]) <= NAMED:
                 name_columns(axes, [series for series, _ in found[kind]], chosen, label)
             else:
                 axes.set_xlabel("tensor, in the order of the model")
             axes.set_title(
-                f"{KINDS[kind]}{' as held' if held else ''}, limits of {name}",
+                f"{KINDS[kind]}{' as held' if held else ''}, {limits}",
                 loc="left",
                 fontsize="small",
             )
@@ -99,6 +101,15 @@ def draw_exponents(
     figure.suptitle(f"Exponents at step {step}", x=0.01, ha="left", fontsize="medium")
     save(figure, path)
     return chosen
+
+
+def limits_of(name: str, found: Sequence[tuple[Series, Row]], recording: Recording) -> str:
+    """What the lines of a figure are, in words.
+
+    Where scales are computed from the tensors, no line holds for a tensor as it is drawn.
+    """
+    is_own = any(computes_scale(row, recording.recipe) for _, row in found)
+    return f"limits of {name}{' (each tensor is scaled into them)' if is_own else ''}"
 
 
 def histograms(recording: Recording, direction: str, step: int | None) -> list[tuple[Series, Row]]:
@@ -249,7 +260,8 @@ def draw_depth(
         ]
         name_points(axes, sorted(named))
         axes.set_ylabel("log2 RMS")
-        axes.set_title(f"{KINDS[kind]}, limits of {name}", loc="left", fontsize="small")
+        limits = limits_of(name, found[kind], recording)
+        axes.set_title(f"{KINDS[kind]}, {limits}", loc="left", fontsize="small")
         if is_held:
             axes.legend(
                 frameon=False,

@@ -1,16 +1,16 @@
 """The report of a folder: of a run, of a comparison, or of a recording on its own."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unitscale.recipes import RECIPES
 from unitscale.report.curve import Curve
 from unitscale.report.html import write_html
 from unitscale.report.parquet import SUFFIX
-from unitscale.report.recording import Recording, read_recording, read_rows
+from unitscale.report.recording import Recording, known_recipe, read_recording, read_rows
 from unitscale.report.shape import (
     CONFIG,
     DESCRIPTION,
@@ -28,8 +28,9 @@ ProductsOf = Callable[[str], Sequence[tuple[str, str, str, str]]]
 
 
 def products_of(recipe: str) -> Sequence[tuple[str, str, str, str]]:
-    """The three products of a recipe; none for a name of another version."""
-    return RECIPES[recipe].products() if recipe in RECIPES else ()
+    """The three products of a recipe; none for a name of another version, or one's own."""
+    found = known_recipe(recipe)
+    return () if found is None else found.products()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,12 @@ def read_contents(folder: Path) -> Contents:
     )
 
 
+def run_name(recipe: str, seed: int) -> str:
+    """The folder of a run in that of its comparison; a person may call a recipe anything."""
+    safe = re.sub(r"[^\w.()+=,-]", "_", recipe)
+    return f"{safe}-seed{seed}"
+
+
 def read_comparison(folder: Path) -> Contents:
     """All runs of a comparison."""
     path = folder / "results.json"
@@ -123,7 +130,7 @@ def read_comparison(folder: Path) -> Contents:
     curves: list[Curve] = []
     recordings: list[Recording] = []
     for run in runs:
-        own = folder / "runs" / f"{run['recipe']}-seed{run['seed']}"
+        own = folder / "runs" / run_name(run["recipe"], run["seed"])
         label = f"{run['recipe']} seed {run['seed']}" if several else run["recipe"]
         curves += curve_of(own, run)
         recordings += recording_of(own, label, run["recipe"])
@@ -141,11 +148,11 @@ def read_run(folder: Path) -> Contents:
     """One run, finished or not."""
     description = read_description(folder)
     config = description["config"]
-    recipe = config["recipe"]
+    recipe = recipe_name(description)
     result = folder / "result.json"
     outcome = read_object(result, RUN) if result.exists() else {"recipe": recipe, "diverged": False}
     return Contents(
-        title=f"{recipe}: a run of {config['steps']} steps",
+        title=f"{recipe}: a run of {config['steps']} step{'' if config['steps'] == 1 else 's'}",
         recordings=recording_of(folder, recipe, recipe),
         curves=curve_of(folder, outcome),
         results={
@@ -158,6 +165,14 @@ def read_run(folder: Path) -> Contents:
         recipes=[recipe],
         configuration=description,
     )
+
+
+def recipe_name(description: Mapping[str, Any]) -> str:
+    """The name of a run's recipe; the configuration says where a person's own one is."""
+    own = description.get("recipe")
+    if isinstance(own, Mapping) and "name" in own:
+        return str(own["name"])
+    return str(description["config"]["recipe"])
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -228,4 +243,4 @@ def recipe_of(folder: Path) -> str | None:
     """The recipe of the run in a folder; None where no run is."""
     if not (folder / "config.json").exists():
         return None
-    return str(read_description(folder)["config"]["recipe"])
+    return recipe_name(read_description(folder))

@@ -10,12 +10,20 @@ and its name decide:
 
 So a bias, the gain of a norm, an embedding's table and the gradient of a sum do not count, however
 much of them a format would lose.
+
+A row says what its format loses of the tensor as it is held: at its unit, its constant, or as it
+is. Where the recipe computes a scale from the tensor (`current`, `delayed`, blocks) that says
+nothing of what is lost, and there is no verdict on the row (`computes_scale`):
+
+    a gradient with an amax of 2**-20, under `E5M2 current`: all of it is flushed as it is held, and
+    none of it once its scale has brought the amax to 57344.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from unitscale.recipes import Recipe
+from unitscale.formats import BlockFormat
+from unitscale.recipes import Constant, Current, Delayed, Operand, Recipe, parse_operand
 
 Row = Mapping[str, Any]
 
@@ -56,3 +64,34 @@ def operand_test(rows: Iterable[Row], recipe: Recipe | None = None) -> Callable[
         return holds_all or row["direction"] == "value" or row["op"] in PRODUCTS
 
     return is_operand
+
+
+def operand_of(row: Row, recipe: Recipe | None) -> Operand | None:
+    """How the recipe rounds the tensor of a row, if it does: as the row says, or its recipe.
+
+    Returns:
+        None where neither is known, or the recipe rounds nothing.
+    """
+    text = row.get("rounded_as")
+    if text is not None:
+        try:
+            return parse_operand(text)
+        except ValueError:  # of another version
+            return None
+    is_none = row["direction"] == "state" or row.get("operand") is False
+    if recipe is None or not recipe.rounds or is_none:
+        return None
+    return recipe.gradient if row["direction"] == "gradient" else recipe.value
+
+
+def computes_scale(row: Row, recipe: Recipe | None) -> bool:
+    """Whether the scale of a row's tensor is not in the row, so that its shares say nothing.
+
+    Of a constant it is, since rows say how they are rounded (`rounded_as`).
+    """
+    operand = operand_of(row, recipe)
+    if operand is None or not operand.rounds:
+        return False
+    if isinstance(operand.scale, Constant):
+        return operand.scale.log2 != 0 and "rounded_as" not in row
+    return isinstance(operand.format, BlockFormat) or isinstance(operand.scale, Current | Delayed)

@@ -126,7 +126,7 @@ function drawLosses() {
     return {
       x: c.losses.map((_, i) => i * c.stride + 1), y: c.losses, name: c.recipe, legendgroup: c.recipe,
       showlegend: first, mode: c.diverged ? "lines+markers" : "lines",
-      line: { color: pen(c.recipe), dash: c.unitScaled ? "solid" : "dash", width: 1.8 },
+      line: { color: pen(c.recipe), dash: c.unitScaled ? "solid" : "dash", width: 1.8 + ((others.indexOf(c.recipe) + 1) >> 3) },
       marker: { symbol: "x", color: pen(c.recipe), size: c.losses.map((_, i) => (i === end ? 11 : 0)) },
       hovertemplate: "step %{x}: %{y:.3f}",
     };
@@ -372,10 +372,10 @@ function drawDetail() {
     shapes: limitLines(format, true), annotations: limitNotes(format, true),
   });
   const percent = (x) => (x === null || x === undefined ? "–" : `${+(100 * x).toPrecision(2)} %`);
-  const shares = run.shares[format];
-  $("detail-text").textContent = `${op}, ${direction}; at step ${step} in ${format}: ` +
-    `${percent(shares.flushed[chosen][i])} flushed to zero, ${percent(shares.subnormal[chosen][i])} subnormal, ` +
-    `${percent(shares.saturated[chosen][i])} saturated` + (shift ? `; held at its unit, times 2^${shift}` : "") + ".";
+  const part = (kind) => percent(run.shares[format][kind][chosen][i]);
+  $("detail-text").textContent = `${op}, ${direction}; at step ${step} in ${format}: ` + (run.ownScale[chosen]
+    ? "its scale is computed; its what-if says what is lost"
+    : `${part("flushed")} flushed to zero, ${part("subnormal")} subnormal, ${part("saturated")} saturated`) + (shift ? `; held times 2^${shift}` : "") + ".";
   for (const row of $("table").tBodies[0].rows) row.setAttribute("aria-selected", +row.dataset.tensor === chosen);
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unitscale.report.curve import Curve
-from unitscale.report.operand import operand_test
+from unitscale.report.operand import computes_scale, operand_test
 from unitscale.report.recording import Recording, Row, Series, thin
 from unitscale.report.verdict import Jump, Loss, Verdict, judge
 from unitscale.report.what_if import RESULTS, Answer, answers_of, text_of
@@ -48,8 +48,16 @@ def recording_data(recording: Recording, verdict: Verdict, max_samples: int) -> 
     def matrix(value: Callable[[Row], float | None]) -> list[list[float | None]]:
         return [[None if row is None else value(row) for row in rows] for rows in aligned]
 
+    def known(row: Row, name: str) -> Row:
+        # Of a scale that is computed from the tensor the shares of the tensor say nothing.
+        is_own = computes_scale(row, recording.recipe)
+        return {} if is_own else row.get("formats", {}).get(name, {})
+
     def share(name: str, kind: str) -> Callable[[Row], float | None]:
-        return lambda row: two_digits(row.get("formats", {}).get(name, {}).get(kind))
+        return lambda row: two_digits(known(row, name).get(kind))
+
+    def sqnr(name: str) -> Callable[[Row], float | None]:
+        return lambda row: decibels(known(row, name))
 
     rounds = recording.recipe is None or recording.recipe.rounds
     is_operand = operand_test((s.rows[0] for s in recording.series), recording.recipe)
@@ -67,13 +75,14 @@ def recording_data(recording: Recording, verdict: Verdict, max_samples: int) -> 
         "steps": steps,
         "tensors": [[s.name, s.op, s.direction] for s in recording.series],
         "operands": [rounds and is_operand(s.rows[0]) for s in recording.series],
+        "ownScale": [computes_scale(s.rows[0], recording.recipe) for s in recording.series],
         "held": matrix(lambda row: row.get("held_log2", 0)),
         "rms": matrix(lambda row: octaves(row.get("rms"))),
         "amax": matrix(lambda row: octaves(row.get("amax"))),
         "kurtosis": matrix(lambda row: two_digits(row.get("kurtosis"))),
         "shares": {
             name: {kind: matrix(share(name, kind)) for kind in SHARES}
-            | {"sqnr": matrix(lambda row, name=name: decibels(row, name))}  # type: ignore[misc]
+            | {"sqnr": matrix(sqnr(name))}
             for name in recording.formats
         },
         "histogramSteps": histogram_steps,
@@ -184,9 +193,9 @@ def octaves(x: float | None) -> float | None:
     return round(math.log2(x), 1) if x and x > 0 and math.isfinite(x) else None
 
 
-def decibels(row: Row, name: str) -> float | None:
+def decibels(shares: Row) -> float | None:
     """The SQNR to a decibel."""
-    found = row.get("formats", {}).get(name, {}).get("sqnr_db")
+    found = shares.get("sqnr_db")
     return None if found is None else round(found)
 
 

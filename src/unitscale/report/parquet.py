@@ -74,6 +74,7 @@ def schema(pa: Any, formats: Iterable[str]) -> Any:
             *((name, pa.float64()) for name in NUMBERS),
             ("sampled", pa.int32()),
             ("operand", pa.bool_()),
+            ("rounded_as", pa.string()),
             ("histogram_low", pa.int32()),
             ("histogram", pa.list_(pa.int32())),
             ("formats", pa.struct([(name, shares) for name in formats])),
@@ -97,8 +98,9 @@ def read_parquet(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     histogram = [row.pop("histogram_low"), row.pop("histogram")]
-                    if row.get("operand") is None:  # not known when it was written
-                        row.pop("operand", None)
+                    for key in ("operand", "rounded_as"):  # not known when it was written
+                        if row.get(key) is None:
+                            row.pop(key, None)
                     yield row | {"histogram": histogram}
     except damage as error:
         raise ValueError(f"{path} is not a whole Parquet recording ({error})") from error

@@ -10,19 +10,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from textwrap import wrap
-from typing import Any
+from typing import Any, NamedTuple
 
 from unitscale.report.atomic import replacing
 from unitscale.report.curve import FINAL, Curve
 from unitscale.report.extra import imported
 from unitscale.report.summary import BASELINE
 
+MARKERS = ("", "o", "s", "^", "D", "v")
+"""Of the first ten recipes, the next ten, and so on."""
+
+MARKS = 12
+"""How many markers a line has."""
+
 NEAR = 0.25
 """Nats above the best final loss up to which the right panel shows a recipe."""
 
 
+class Pen(NamedTuple):
+    """What tells the lines of one recipe from those of another."""
+
+    color: Any
+    marker: str
+
+    def options(self, count: int) -> dict[str, Any]:
+        """How matplotlib draws a line of so many points."""
+        every = max(count // MARKS, 1)
+        return {"color": self.color, "marker": self.marker, "markersize": 4, "markevery": every}
+
+
 def draw_losses(curves: Sequence[Curve], path: Path, *, title: str) -> None:
-    """Draw the curves of all runs, a color per recipe, as a PNG.
+    """Draw the curves of all runs, a color or a color and a marker per recipe, as a PNG.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -34,14 +52,14 @@ def draw_losses(curves: Sequence[Curve], path: Path, *, title: str) -> None:
         recipe: [curve for curve in curves if curve.recipe == recipe]
         for recipe in dict.fromkeys(curve.recipe for curve in curves)
     }
-    colors = pick_colors(list(by_recipe))
+    pens = pick_pens(list(by_recipe))
     limits(whole, curves)
     # From the highest curve to the lowest, so that the legend has the order of the picture.
     lines = {
-        recipe: draw_runs(whole, by_recipe[recipe], colors[recipe])
+        recipe: draw_runs(whole, by_recipe[recipe], pens[recipe])
         for recipe in sorted(by_recipe, key=lambda recipe: -final_loss(by_recipe[recipe]))
     }
-    draw_detail(detail, by_recipe, colors)
+    draw_detail(detail, by_recipe, pens)
     for axes in (whole, detail):
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
@@ -86,20 +104,22 @@ def limits(axes: Any, curves: Sequence[Curve]) -> None:
         axes.set_ylim(low - pad, max(high, low) + pad)
 
 
-def draw_runs(axes: Any, curves: Sequence[Curve], color: Any) -> Any:
+def draw_runs(axes: Any, curves: Sequence[Curve], pen: Pen) -> Any:
     """Every seed of one recipe, over its whole length; returns the last line."""
-    top = axes.get_ylim()[1]
+    top, color = axes.get_ylim()[1], pen.color
     for curve in curves:
         steps = range(1, len(curve.losses) + 1)
         axes.plot(steps, curve.losses, color=color, alpha=0.13, linewidth=0.7)
-        (line,) = axes.plot(steps, curve.smoothed, line_style(curve), color=color, linewidth=1.7)
+        style = line_style(curve)
+        options = pen.options(len(steps))
+        (line,) = axes.plot(steps, curve.smoothed, linestyle=style, linewidth=1.7, **options)
         if curve.diverged:
             height = min(curve.end, top)
             axes.plot(steps[-1], height, "X", color=color, markersize=12, clip_on=False, zorder=9)
     return line
 
 
-def draw_detail(axes: Any, by_recipe: dict[str, list[Curve]], colors: dict[str, Any]) -> None:
+def draw_detail(axes: Any, by_recipe: dict[str, list[Curve]], pens: dict[str, Pen]) -> None:
     """The second half of every recipe that ended near the best, averaged over its seeds."""
     best = min(final_loss(curves) for curves in by_recipe.values())
     for recipe, curves in by_recipe.items():
@@ -109,7 +129,8 @@ def draw_detail(axes: Any, by_recipe: dict[str, list[Curve]], colors: dict[str, 
             half = len(means) // 2
             steps = range(half + 1, len(means) + 1)
             style = line_style(curves[0])
-            axes.plot(steps, means[half:], style, color=colors[recipe], linewidth=1.7)
+            options = pens[recipe].options(len(steps))
+            axes.plot(steps, means[half:], linestyle=style, linewidth=1.7, **options)
 
 
 def line_style(curve: Curve) -> str:
@@ -117,11 +138,14 @@ def line_style(curve: Curve) -> str:
     return "-" if curve.unit_scaled else "--"
 
 
-def pick_colors(recipes: Sequence[str]) -> dict[str, Any]:
-    """Black for the baseline, the color cycle for the others."""
+def pick_pens(recipes: Sequence[str]) -> dict[str, Pen]:
+    """Black for the baseline, a color for each other; where they begin again, with a marker."""
     cycle = imported("matplotlib").color_sequences["tab10"]
     others = [recipe for recipe in recipes if recipe != BASELINE]
-    return {BASELINE: "black"} | {recipe: cycle[i % 10] for i, recipe in enumerate(others)}
+    found = {BASELINE: Pen("black", "")}
+    for i, recipe in enumerate(others):
+        found[recipe] = Pen(cycle[i % len(cycle)], MARKERS[i // len(cycle) % len(MARKERS)])
+    return found
 
 
 def final_loss(curves: Sequence[Curve]) -> float:

@@ -16,8 +16,8 @@ first step both *fall* (`docs/numerics.md`), because what grows is the whole ten
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unitscale.recipes import Cast, Constant, Operand, Unit
-from unitscale.report.operand import operand_test
+from unitscale.recipes import Recipe
+from unitscale.report.operand import Row, computes_scale, operand_of, operand_test
 from unitscale.report.recording import Recording, Series
 
 __all__ = ["Outgrown", "outgrown", "reach_sentences"]
@@ -49,26 +49,24 @@ class Outgrown:
 def outgrown(recording: Recording) -> list[Outgrown]:
     """The tensors to which the rule of this file applies, the earliest first."""
     recipe = recording.recipe
-    if recipe is None or not recipe.rounds:
-        return []
     is_operand = operand_test((series.rows[0] for series in recording.series), recipe)
     found = []
     for series in recording.series:
-        operand = recipe.gradient if series.direction == "gradient" else recipe.value
-        if is_given(operand) and is_operand(series.rows[0]):
+        if is_given(series.rows[0], recipe) and is_operand(series.rows[0]):
             one = first_run(series, recording)
             found += [] if one is None else [one]
     return sorted(found, key=lambda one: (one.began, -one.reach))
 
 
-def is_given(operand: Operand) -> bool:
-    """Whether an operand has a scale that does not follow the tensor by itself."""
-    return operand.rounds and isinstance(operand.scale, Unit | Constant | Cast)
+def is_given(row: Row, recipe: Recipe | None) -> bool:
+    """Whether a tensor is rounded at a scale that does not follow it by itself."""
+    operand = operand_of(row, recipe)
+    return operand is not None and operand.rounds and not computes_scale(row, recipe)
 
 
 def first_run(series: Series, recording: Recording) -> Outgrown | None:
     """The first samples in a row that are beyond the range; None if there are none."""
-    name = recording.format_for(series.direction)
+    name = recording.format_of(series.rows[0])
     top = recording.formats[name].max
     known = [
         (row["step"], row["amax"] * 2.0 ** row.get("held_log2", 0) / top)

@@ -11,7 +11,9 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from unitscale.formats import E4M3FN, E5M2, FloatFormat
-from unitscale.recipes import RECIPES, Recipe
+from unitscale.recipes import Recipe
+from unitscale.recipes import parse as parse_recipe
+from unitscale.report.operand import operand_of
 from unitscale.report.parquet import SUFFIX, read_parquet
 from unitscale.report.shape import HEADER, ROW, WHAT_IF, Field, check, parse
 
@@ -68,8 +70,8 @@ class Recording:
 
     Values come first, in the order of the model, then gradients in the same order (they appear from
     the loss backward), then the optimizer's state. `recipe` is that of the run; None if it is not
-    known, as it is not from the rows alone. `what_if` are the rows of what other recipes would make
-    of the products.
+    known, as it is not from the rows alone. `recipe_name` is what the run called it. `what_if` are
+    the rows of what other recipes would make of the products.
     """
 
     formats: dict[str, FormatLimits]
@@ -77,6 +79,7 @@ class Recording:
     label: str = ""
     recipe: Recipe | None = None
     what_if: Sequence[Row] = ()
+    recipe_name: str | None = None
 
     @property
     def steps(self) -> list[int]:
@@ -95,6 +98,17 @@ class Recording:
                 return operand.element.name
         return list(self.formats)[-1 if is_gradient else 0]
 
+    def format_of(self, row: Row) -> str:
+        """The format that a row is judged in: of its elements as it is rounded, if that is known.
+
+        Else that of its direction.
+        """
+        operand = operand_of(row, self.recipe)
+        element = None if operand is None else operand.element
+        if element is not None and element.name in self.formats:
+            return element.name
+        return self.format_for(row["direction"])
+
 
 def lost_fraction(row: Row, format_name: str) -> float | None:
     """Share of a tensor's values that a format flushes to zero or saturates; None if unknown."""
@@ -110,7 +124,8 @@ def group(
     """Rows of any of the known kinds to a recording.
 
     Args:
-        recipe: the name of the run's recipe; a name of another version counts as none.
+        recipe: the name of the run's recipe; unless given, that in the line with the formats. A
+            name of another version counts as none.
         source: what an error calls a row, before its number.
     Raises:
         TypeError: a row is neither of `record.record` nor of `us.units`.
@@ -132,6 +147,7 @@ def group(
                     name: FormatLimits(**{k: limits[k] for k in FormatLimits.__annotations__})
                     for name, limits in row["formats"].items()
                 }
+                recipe = recipe or row.get("recipe")
                 continue
             key = row["name"], row["direction"]
             series = found.setdefault(key, Series(row["name"], row["op"], row["direction"]))
@@ -144,8 +160,16 @@ def group(
     ordered = sorted(
         found.values(), key=lambda one: (DIRECTIONS.index(one.direction), place[one.name])
     )
-    known = RECIPES.get(recipe or "")
-    return Recording(formats or DEFAULT_FORMATS, ordered, label, known, answers)
+    known = known_recipe(recipe)
+    return Recording(formats or DEFAULT_FORMATS, ordered, label, known, answers, recipe)
+
+
+def known_recipe(name: str | None) -> Recipe | None:
+    """The recipe of a name, `fp8-cscale(3)` too; None for one of another version, or one's own."""
+    try:
+        return None if name is None else parse_recipe(name)
+    except ValueError:
+        return None
 
 
 def unfold(given: Any) -> Iterator[Row]:

@@ -96,7 +96,10 @@ def optional(field: Field) -> Field:
     return field._replace(is_required=False)
 
 
-HEADER = {"formats": Field("the max, min_normal and min_subnormal of each format", is_limits)}
+HEADER = {
+    "formats": Field("the max, min_normal and min_subnormal of each format", is_limits),
+    "recipe": optional(TEXT),
+}
 
 ROW = {
     "step": INTEGER,
@@ -113,6 +116,7 @@ ROW = {
         is_required=False,
     ),
     "operand": Field("true or false", lambda x: isinstance(x, bool), is_required=False),
+    "rounded_as": optional(TEXT),
     "histogram": Field("[lowest exponent, counts]", is_histogram, is_required=False),
     "formats": Field("the shares lost, per format", is_shares, is_required=False),
 }

@@ -177,7 +177,8 @@ def headline(results: Mapping[str, Any]) -> str:
     """What was compared, in one line."""
     seeds = len({run["seed"] for run in results["runs"]})
     text = (
-        f"{results['model']} model on {results['data']}: {results['steps']} steps, "
+        f"{results['model']} model on {results['data']}: {results['steps']} "
+        f"step{'' if results['steps'] == 1 else 's'}, "
         f"{seeds} seed{'' if seeds == 1 else 's'}; losses in nats a byte"
     )
     # A file's name that is not UTF-8 could be written nowhere, neither in a page nor in a picture.

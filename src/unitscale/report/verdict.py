@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from unitscale.recipes import Recipe
-from unitscale.report.operand import operand_test
+from unitscale.report.operand import computes_scale, operand_test
+from unitscale.report.own_scale import own_scale_sentences
 from unitscale.report.reach import outgrown, reach_sentences
-from unitscale.report.recording import Recording, Row, Series, lost_fraction
+from unitscale.report.recording import (
+    FormatLimits,
+    Recording,
+    Row,
+    Series,
+    known_recipe,
+    lost_fraction,
+)
 
 WORTH_NAMING = 0.01
 """Share of a tensor's values from which on a loss is counted."""
@@ -68,7 +76,8 @@ class Verdict:
     """What is wrong, the worst first; `paragraph` says it in words.
 
     Losses are of what the recipe of the run rounds (`report.operand`): none for a recipe that
-    rounds nothing, of which the sentences say what it would lose.
+    rounds nothing, of which the sentences say what it would lose, and none of an operand whose
+    scale is computed from it (`report.own_scale`).
     """
 
     blank: Blank | None
@@ -87,11 +96,9 @@ def judge(recording: Recording) -> Verdict:
     """The verdict on a recording."""
     recipe = recording.recipe
     is_operand = operand_test((series.rows[0] for series in recording.series), recipe)
-    judged = [
-        loss
-        for series in recording.series
-        if is_operand(series.rows[0]) and (loss := worst(series, recording))
-    ]
+    taken = [series for series in recording.series if is_operand(series.rows[0])]
+    own = [series for series in taken if computes_scale(series.rows[0], recipe)]
+    judged = [loss for series in taken if series not in own and (loss := worst(series, recording))]
     would_lose = sorted((x for x in judged if x.share > WORTH_NAMING), key=lambda x: -x.share)
     blank = first_blank(recording)
     jumps = sorted(
@@ -110,7 +117,8 @@ def judge(recording: Recording) -> Verdict:
         sentences.append(f"{recipe.name} rounds no product.")
     with_step = len(recording.steps) > 1
     sentences += loss_sentences(would_lose, judged, with_step=with_step, is_real=rounds)
-    sentences += unit_sentences(recording, is_all=not judged)
+    sentences += own_scale_sentences(recording, own, worth_naming=WORTH_NAMING)
+    sentences += unit_sentences(recording, is_all=not judged and not own)
     return Verdict(
         blank=blank,
         losses=would_lose if rounds else [],
@@ -190,7 +198,7 @@ def blank_sentences(blank: Blank) -> list[str]:
 
 def worst(series: Series, recording: Recording) -> Loss | None:
     """Where a tensor loses most; None if no row knows its shares."""
-    format_name = recording.format_for(series.direction)
+    format_name = recording.format_of(series.rows[0])
     known = [
         (share, row)
         for row in series.rows
@@ -297,13 +305,15 @@ def unit_sentences(recording: Recording, *, is_all: bool) -> list[str]:
     if not scales:
         return ["Nothing was measured."] if is_all else []
     before, after = (sum(0.5 <= pair[i] <= 2 for pair in scales) for i in (0, 1))
-    total = len(scales)
+    total, have = len(scales), "has" if len(scales) == 1 else "have"
     if is_held:
+        is_constant = recording.recipe is not None and not recording.recipe.unit_scaled
+        word = "constants" if is_constant else "units"
         return [
-            f"{before} of {total} tensors have an RMS between 1/2 and 2 as the model computes "
-            f"them, and {after} as they are held at their units."
+            f"{before} of {plural(total, 'tensor')} {have} an RMS between 1/2 and 2 as the model "
+            f"computes them, and {after} as they are held at their {word}."
         ]
-    return [f"{before} of {total} tensors have an RMS between 1/2 and 2."] if is_all else []
+    return [f"{before} of {plural(total, 'tensor')} {have} an RMS between 1/2 and 2."] * is_all
 
 
 def fate(loss: Loss) -> str:
@@ -339,21 +349,29 @@ def latest_state(
     """For a progress line: the worst operand of one step, and the share of operands that lose much.
 
     Args:
-        formats: values are judged in the first, gradients in the last.
+        formats: values are judged in the first, gradients in the last, unless the rows say how
+            they are rounded.
         recipe: that of the run; unless given, every operand counts as rounded.
     Returns:
-        None if there are no operands, or the recipe rounds none.
+        None if there are no operands, or the recipe rounds none. Where it computes the scales of
+        all of them, `not_judged` alone: why, and how to see what is lost.
     """
     if recipe is not None and not recipe.rounds:
         return None
     is_operand = operand_test(rows, recipe)
+    taken = [row for row in rows if is_operand(row)]
+    if not taken:
+        return None
+    limits = {name: FormatLimits(1.0, 1.0, 1.0) for name in formats}  # by their names alone
+    recording = Recording(limits, [], recipe=recipe)
     found = [
-        (lost_fraction(row, formats[-1 if row["direction"] == "gradient" else 0]) or 0.0, row)
-        for row in rows
-        if is_operand(row)
+        (lost_fraction(row, recording.format_of(row)) or 0.0, row)
+        for row in taken
+        if not computes_scale(row, recipe)
     ]
     if not found:
-        return None
+        asked = "RECIPE" if recipe is None or known_recipe(recipe.name) is None else recipe.name
+        return {"not_judged": f"scales are computed: analyse --what-if {asked} says what is lost"}
     share, row = max(found, key=lambda pair: pair[0])
     return {
         "worst": Series(row["name"], row["op"], row["direction"]).label,

@@ -170,7 +170,12 @@ def middle(values: Iterable[float | None]) -> float | None:
 
 def shortened(value: float | None) -> float | None:
     """Decibels to a tenth."""
-    return None if value is None else round(value, 1)
+    return None if value is None else round(value, 1) + 0.0  # so that -0.04 is 0, without a sign
+
+
+def whole(value: float) -> str:
+    """Decibels as a whole number; none has the sign of -0.3."""
+    return f"{round(value)} dB"
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
@@ -200,7 +205,7 @@ def ranking(measured: Mapping[str, Sequence[Answer]]) -> str:
     (best, most), (last, least) = order[0], order[-1]
 
     def said(value: float | None) -> str:
-        return "no number" if value is None else f"{value:.0f} dB"
+        return "no number" if value is None else whole(value)
 
     return (
         f"Of {len(order)} recipes {best} would be the closest to FP32 (the worst result of the "
@@ -231,7 +236,7 @@ def sentence(recipe: str, known: Sequence[Answer]) -> str | None:
         return f"In {recipe} {what} of {places(far)} would be no number."
     return (
         f"In {recipe} {what} of {places(far)} would lose {most:.0f} dB more than the median "
-        f"({usual:.0f} dB)."
+        f"({'no number' if usual is None else whole(usual)})."
     )
 
 
@@ -275,7 +280,10 @@ def split(one: Answer) -> tuple[int | None, str]:
     """The number of the layer in a product's path, if there is one, and what it is called there."""
     parts = (one.module or one.product).split(".")
     at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    name = parts[-1] if at is None or at < len(parts) - 1 else one.product.rpartition(".")[2]
+    op = one.product.rpartition(".")[2]
+    name = parts[-1] if at is None or at < len(parts) - 1 else op
+    if name.isdigit():  # of a Sequential within the layer
+        name = f"{op} {name}"
     return (None if at is None else int(parts[at])), name
 
 

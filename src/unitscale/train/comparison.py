@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from unitscale.data import Corpus
-from unitscale.recipes import parse
 from unitscale.report import Curve, summarize
 from unitscale.train.config import TrainConfig
 from unitscale.train.cost import cost_of
 from unitscale.train.divergence import FINAL_OVER
 from unitscale.train.loop import train
+from unitscale.train.named import is_own
 from unitscale.train.planned import claimed_comparison, run_folder
-from unitscale.train.run_folder import LOG, Record
+from unitscale.train.run_folder import LOG, Record, own_recipe
 from unitscale.train.run_log import losses, read_log
 
 OnRecord = Callable[[TrainConfig, Record], None]
@@ -74,7 +74,11 @@ def compare_claimed(
                 asdict(summary)
                 for summary in summarize(runs, is_existing=config.existing is not None)
             ],
-            "recipes": {run["recipe"]: cost_of(parse(run["recipe"])) for run in runs},
+            "recipes": {
+                one.recipe_name: cost_of(one.numerics)
+                | (own_recipe(one) if is_own(one.recipe) else {})
+                for one in configs[: len(runs)]
+            },
             "runs_planned": len(configs),
             "config": without(config.to_json(), "recipe", "seed", "lr"),
             "model_config": config.model_options,

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from unitscale.models import CharLMConfig
 from unitscale.models.existing import BUILT_IN, is_existing
-from unitscale.recipes import Recipe, parse
+from unitscale.recipes import Recipe
+from unitscale.train.named import find_recipe
 
 # The best powers of two after `unitscale train --steps 300 --lr LR --recipe fp32` on Shakespeare's
 # text, seed 0. Validation loss by log2 of the rate, standard (fp32): -9 1.965, -8 1.938, -7 1.948,
@@ -99,7 +100,7 @@ RULES = {
         "'auto', 'eager' or 'inductor'", lambda value: value in ("auto", "eager", "inductor")
     ),
     "existing": Rule(
-        f"{', '.join(BUILT_IN)} or MODULE:FACTORY",
+        f"{', '.join(BUILT_IN)} or MODULE:FACTORY (or FILE.py:FACTORY)",
         lambda value: isinstance(value, str) and is_existing(value),
     ),
     "remeasure": Rule(
@@ -115,8 +116,9 @@ class TrainConfig:
     """Everything that decides what a run computes: equal configurations give equal runs.
 
     Args:
-        recipe: name of the recipe; it also decides between the standard and the unit-scaled model,
-            or, for an existing model, whether it is given units.
+        recipe: name of the recipe, or MODULE:NAME or FILE.py:NAME of one's own; it also decides
+            between the standard and the unit-scaled model, or, for an existing model, whether it
+            is given units.
         existing: an existing model, unchanged, instead of a `CharLM`: "gpt2" or "llama" of
             `transformers`, or MODULE:FACTORY.
         model: fields of `CharLMConfig`, apart from those that follow from this configuration
@@ -247,7 +249,12 @@ class TrainConfig:
     @property
     def numerics(self) -> Recipe:
         """The recipe itself."""
-        return parse(self.recipe)
+        return find_recipe(self.recipe)
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe's own name: `recipe` may say where a person's own one is."""
+        return self.numerics.name
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the step with this number, counted from 0: warm-up, then a cosine."""

@@ -22,6 +22,13 @@ from unitscale.train.loss_scale import LossScale
 UNIT_SCALED_RATES: Mapping[Kind, float] = {"input": 0.1, "output": 2.0}
 
 
+EXPECTED = (
+    "expected a language model over byte ids [batch, time]: model(ids) gives logits, or "
+    "model(ids, targets) the loss; see docs/existing_models.md, and `unitscale analyse` for others"
+)
+"""What `compare` and `train` can train of other people's models."""
+
+
 class ModelError(RuntimeError):
     """The factory of an existing model failed, or its model did."""
 
@@ -104,7 +111,8 @@ def check_output(config: TrainConfig, model: torch.nn.Module) -> None:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with failing(f"{config.existing} failed on bytes"), torch.random.fork_rng(devices=devices):
+        what = f"{config.existing} failed on bytes ({EXPECTED})"
+        with failing(what), torch.random.fork_rng(devices=devices):
             refuse_output(config.existing, model, ids.view(shape))
     finally:
         with torch.no_grad():

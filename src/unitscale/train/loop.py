@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unitscale.data import Corpus, fixed_batches, sample_windows
-from unitscale.formats import E4M3FN, E5M2
 from unitscale.record import Recorder, record
+from unitscale.record.taken import formats_of
 from unitscale.report.verdict import latest_state
 from unitscale.train.checkpoint import (
     TrainState,
@@ -43,6 +43,7 @@ from unitscale.train.tensorboard import Board
 from unitscale.train.units import (
     apply_numerics,
     coverage_of,
+    full_precision_of,
     is_measuring,
     take_measurement,
 )
@@ -188,6 +189,7 @@ class Run:
                     record["lost"] = lost
         if state.step == 0 and config.numerics.rounds:
             record["coverage"] = round(coverage_of(state.model), 4)
+            record["full_precision"] = full_precision_of(state.model)
         if self.recorder and (rows := self.recorder.collect()):
             names = [fmt.name for fmt in self.recorder.formats]
             if state_now := latest_state(rows, names, config.numerics):
@@ -223,7 +225,7 @@ class Run:
             return nullcontext()
         return record(
             state.model,
-            (config.numerics.value.element or E4M3FN, config.numerics.gradient.element or E5M2),
+            formats_of(config.numerics),
             every=config.record_every,
             path=self.folder / RECORDING,
             optimizer=state.optimizer,

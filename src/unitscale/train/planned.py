@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from unitscale.data import Corpus
-from unitscale.recipes import parse
+from unitscale.report.folder import run_name
 from unitscale.train.config import TrainConfig
 from unitscale.train.lock import locked
-from unitscale.train.run_folder import CHECKPOINT, CONFIG, check_run, make_folder
+from unitscale.train.named import find_recipe
+from unitscale.train.run_folder import CHECKPOINT, CONFIG, LOG, check_run, make_folder
+from unitscale.train.unbegun import made_for_this, undone_unless_begun
 
 BASELINE, CONTROL = "fp32", "fp32-units"
 
@@ -30,13 +32,22 @@ def plan_runs(
     recipe's parametrization. An existing model has one parametrization, and so one learning rate.
 
     Raises:
-        ValueError: `unit_lr` for an existing model.
+        ValueError: `unit_lr` for an existing model; two recipes of one name.
     """
     if base.existing is not None and unit_lr is not None:
         raise ValueError(
             f"--unit-lr has no meaning for {base.existing}, whose learning rate is the same with "
             "units; use --lr"
         )
+    named: dict[str, str] = {}
+    for recipe in recipes:
+        name = find_recipe(recipe).name
+        if named.setdefault(run_name(name, 0), recipe) != recipe:
+            other = named[run_name(name, 0)]
+            raise ValueError(
+                f"{other} and {recipe} are both called {name!r}, or so alike that their folders "
+                "would be one; give one another name"
+            )
     return [
         replace(config, lr=unit_lr if config.is_written_unit_scaled else standard_lr)
         for config in (
@@ -53,7 +64,8 @@ def with_control(base: TrainConfig, recipes: Sequence[str]) -> list[str]:
     model computes the same with units, so that `fp32` is its control.
     """
     needs = base.existing is None and BASELINE in recipes and CONTROL not in recipes
-    rounding = [name for name in recipes if parse(name).unit_scaled and parse(name).rounds]
+    known = map(find_recipe, recipes)
+    rounding = [recipe for recipe in known if recipe.unit_scaled and recipe.rounds]
     if not (needs and rounding):
         return list(recipes)
     after = list(recipes).index(BASELINE) + 1
@@ -62,7 +74,7 @@ def with_control(base: TrainConfig, recipes: Sequence[str]) -> list[str]:
 
 def run_folder(folder: Path, config: TrainConfig) -> Path:
     """Where a comparison in `folder` keeps one of its runs."""
-    return folder / "runs" / f"{config.recipe}-seed{config.seed}"
+    return folder / "runs" / run_name(config.recipe_name, config.seed)
 
 
 @contextmanager
@@ -71,6 +83,8 @@ def claimed_comparison(
 ) -> Iterator[None]:
     """Hold `folder` for these runs inside the context, or raise before anything in it changes.
 
+    What fails inside the context before the first step leaves the folder as it was.
+
     Raises:
         InUseError: another process is writing to it.
         FileExistsError: it holds results, and `resume` is off.
@@ -78,10 +92,12 @@ def claimed_comparison(
         CheckpointError: one of its runs has a damaged configuration, or none.
         OSError: it cannot be written.
     """
-    make_folder(folder)
-    with locked(folder):
-        check_comparison(folder, configs, corpus, resume=resume)
-        yield
+    with made_for_this(folder):
+        make_folder(folder)
+        with locked(folder):
+            check_comparison(folder, configs, corpus, resume=resume)
+            with undone_unless_begun(folder, LOG):
+                yield
 
 
 def check_comparison(

@@ -24,6 +24,7 @@ class RunResult:
     """What a finished run was: the row that a comparison shows. Losses are in nats a byte.
 
     `coverage` is the share of multiply-adds that the recipe rounds; None where it rounds nothing.
+    `full_precision` has why the others are not rounded, each reason with its share; None likewise.
     """
 
     recipe: str
@@ -36,6 +37,7 @@ class RunResult:
     peak_bytes_saved_for_backward: int
     share_in_range: dict[str, float | None]
     coverage: float | None = None
+    full_precision: dict[str, float] | None = None
 
 
 def finished(config: TrainConfig, folder: Path) -> RunResult:
@@ -51,7 +53,8 @@ def finished(config: TrainConfig, folder: Path) -> RunResult:
             "it, or choose another folder"
         )
     result = result_of(config, records)
-    if read_object(folder / RESULT) != without_nan(asdict(result)):
+    # A version before did not say why products are in full precision, neither there nor in its log.
+    if {"full_precision": None} | read_object(folder / RESULT) != without_nan(asdict(result)):
         raise CheckpointError(
             f"{folder / RESULT} is damaged (its log says otherwise); nothing was changed: delete "
             "it to have it written again"
@@ -67,7 +70,7 @@ def result_of(config: TrainConfig, records: list[Record]) -> RunResult:
 
     found = losses(records)
     return RunResult(
-        recipe=config.recipe,
+        recipe=config.recipe_name,
         seed=config.seed,
         final_train_loss=finite(final_loss(found)),
         valid_loss=valid_loss(records),
@@ -77,6 +80,7 @@ def result_of(config: TrainConfig, records: list[Record]) -> RunResult:
         peak_bytes_saved_for_backward=logged("peak_bytes_saved_for_backward")[0],
         share_in_range=logged("share_in_range")[0],
         coverage=next(iter(logged("coverage")), None),
+        full_precision=next(iter(logged("full_precision")), None),
     )
 
 

@@ -20,6 +20,8 @@ from typing import Any
 from unitscale.data import Corpus
 from unitscale.train.config import TrainConfig
 from unitscale.train.lock import locked
+from unitscale.train.named import is_own
+from unitscale.train.unbegun import made_for_this, undone_unless_begun
 
 Record = dict[str, Any]
 
@@ -100,13 +102,22 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def describe(config: TrainConfig, corpus: Corpus) -> dict[str, Any]:
-    """What config.json holds: the configuration and the identity of the text."""
-    return {
+    """What config.json holds: the configuration and the identity of the text.
+
+    Of a recipe of one's own, which may change between two calls, its rules as well.
+    """
+    own = {"recipe": own_recipe(config)} if is_own(config.recipe) else {}
+    return own | {
         "version": VERSION,
         "config": config.to_json(),
         "data": corpus.name,
         "fingerprint": corpus.fingerprint,
     }
+
+
+def own_recipe(config: TrainConfig) -> dict[str, str]:
+    """The name and the printed rules of a recipe of one's own."""
+    return {"name": config.recipe_name, "rules": str(config.numerics)}
 
 
 def identity(config: TrainConfig, corpus: Corpus) -> str:
@@ -119,6 +130,8 @@ def identity(config: TrainConfig, corpus: Corpus) -> str:
 def claimed(folder: Path, config: TrainConfig, corpus: Corpus, *, resume: bool) -> Iterator[None]:
     """Make `folder` this run's own inside the context, or raise before anything in it changes.
 
+    What fails inside the context before the first step leaves the folder as it was.
+
     Raises:
         InUseError: another process is writing to it.
         FileExistsError: it holds a run, and `resume` is off.
@@ -126,12 +139,14 @@ def claimed(folder: Path, config: TrainConfig, corpus: Corpus, *, resume: bool) 
         CheckpointError: it holds a run whose configuration is damaged, or missing.
         OSError: it cannot be written.
     """
-    make_folder(folder)
-    with locked(folder):
-        check_run(folder, config, corpus, resume=resume)
-        if not (folder / CONFIG).exists():
-            write_json(folder / CONFIG, describe(config, corpus))
-        yield
+    with made_for_this(folder):
+        make_folder(folder)
+        with locked(folder):
+            check_run(folder, config, corpus, resume=resume)
+            with undone_unless_begun(folder, LOG):
+                if not (folder / CONFIG).exists():
+                    write_json(folder / CONFIG, describe(config, corpus))
+                yield
 
 
 def check_run(folder: Path, config: TrainConfig, corpus: Corpus, *, resume: bool) -> None:

@@ -45,6 +45,22 @@ def coverage_of(model: torch.nn.Module) -> float:
     return units.coverage(model)
 
 
+def full_precision_of(model: torch.nn.Module) -> dict[str, float]:
+    """Why products are in full precision, with their share of the multiply-adds; largest first."""
+    found = units.summary(model)
+    macs: dict[str, int] = {}
+    for product in found.products:
+        if product.why is not None:
+            macs[product.why] = macs.get(product.why, 0) + product.macs
+    for path, why in found.plain.items():
+        macs.setdefault(f"{path or 'the model itself'}: {why}", 0)
+    if found.plain:
+        macs["modules that ran without the recipe"] = found.plain_macs
+    total = found.plain_macs + sum(product.macs for product in found.products)
+    ordered = sorted(macs.items(), key=lambda item: -item[1])
+    return {why: round(count / total, 4) if total else 0.0 for why, count in ordered}
+
+
 def is_measuring(model: torch.nn.Module) -> bool:
     """Whether the forward pass just made is that of a measuring step."""
     session = session_of(model)

@@ -1,4 +1,4 @@
-"""Whether FP8 can pay for the linear layers of a model, or for sizes: rows for `doctor`."""
+"""Whether FP8 can pay for layers of these sizes: rows for `doctor`."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 from unitscale.gemm.accelerator import Accelerator, find_accelerator, recognized
 from unitscale.gemm.payoff import WAYS, Shape, judge
 
-__all__ = ["layer_shapes", "model_on_paper", "speaks_for", "weigh"]
+__all__ = ["model_on_paper", "speaks_for", "weigh"]
 
 DEFAULT = "h100"
 """Whom it speaks for where nothing else is said: most published measurements are from it."""
@@ -106,35 +106,21 @@ def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def model_on_paper(factory: Callable[[], Any]) -> nn.Module:
     """The model without its values, so that its size costs no memory.
 
+    A factory for `analyse`, which makes a model and its inputs, will do.
+
     Raises:
         ValueError: the factory fails, or makes something else.
     """
     try:
         with torch.device("meta"):
-            model = factory()
+            made = factory()
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
             f"the factory failed on the meta device: {type(error).__name__}: {first}; give sizes "
             "with --shapes MxKxN instead"
         ) from error
+    model = made[0] if isinstance(made, tuple) and made else made
     if not isinstance(model, nn.Module):
-        raise ValueError(f"the factory made a {type(model).__name__}; expected a torch module")
+        raise ValueError(f"the factory made a {type(made).__name__}; expected a torch module")
     return model
-
-
-def layer_shapes(model: nn.Module, rows: int) -> list[tuple[str, Shape]]:
-    """The linear layers of a model, each with so many rows: tokens, pixels, samples of a batch.
-
-    `nn.Linear` and its kin, and the `Conv1D` of transformers, whose weight lies the other way.
-    """
-    found = []
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
-            continue
-        if isinstance(module, nn.Linear):
-            found.append((name, Shape(rows, weight.shape[1], weight.shape[0])))
-        elif type(module).__name__ == "Conv1D":
-            found.append((name, Shape(rows, weight.shape[0], weight.shape[1])))
-    return found
