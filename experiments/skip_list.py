@@ -4,9 +4,9 @@
 
 For each seed a short FP32 run is recorded with what-if, `suggest_skip` gets the budget that the
 first and the last layer take, and the same model is trained from the same start under the recipe
-with either list, with none, and with the list of the least gain for each multiply-add. The read-out
-has full precision in all of them, as is usual. Printed are validation losses over FP32's, mean and
-standard deviation over seeds. Runs that are done are kept in a file: start it again and it goes on.
+with either list, with none, and with the list of the least gain for each multiply-add. The
+read-out is a product like any other. Printed are validation losses over FP32's, mean and standard
+deviation over seeds. Runs that are done are kept in a file: start it again and it goes on.
 """
 
 import argparse
@@ -21,8 +21,6 @@ import unitscale as us
 from pool import Result, mean_and_spread, run_all, setting
 from small_run import give, small_model, train, valid_loss
 from unitscale.record.skip import candidates
-
-READOUT = "model.lm_head"
 
 ARMS = ("fp32", "none", "first and last", "suggested", "least gain")
 
@@ -76,7 +74,7 @@ def run(point: Point) -> Result:
     skip: list[str] = []
     share = 0.0
     if point.arm not in ("fp32", "none"):
-        rows = [row for row in looked_at(point) if row["module"] != READOUT]
+        rows = looked_at(point)
         ranked = candidates(rows, point.recipe)
         ends = [f"model.model.layers.{i}" for i in (0, point.depth - 1)]
         budget = sum(
@@ -95,7 +93,7 @@ def run(point: Point) -> Result:
         shares = {c.pattern: c.share for c in ranked}
         share = share or sum(shares[pattern] for pattern in skip)
     model = small_model("llama", point.seed, **shape)
-    give(model, point.recipe, [*skip, READOUT])
+    give(model, point.recipe, skip)
     losses, _ = train(model, steps=point.steps, seed=point.seed)
     return {
         "valid_loss": valid_loss(model),

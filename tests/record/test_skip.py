@@ -13,13 +13,20 @@ from unitscale.record.skip import candidates
 
 
 def row(
-    module: str, macs: int, error: float | None, *, step: int = 0, name: str | None = None
+    module: str,
+    macs: int,
+    error: float | None,
+    *,
+    step: int = 0,
+    name: str | None = None,
+    stake: float = 1.0,
 ) -> dict[str, Any]:
     return {
         "what_if": name or f"{module}.linear",
         "step": step,
         "module": module,
         "macs": macs,
+        "stakes": {"output": stake, "grad_weight": stake},
         "recipes": {
             "nvfp4": {"errors": {"output": error, "grad_weight": error}, "operands": {}},
             "fp8-current": {"why": "full precision: skip='*'"},
@@ -36,21 +43,33 @@ ROWS = [
 ]
 
 
-def test_error_for_each_multiply_add_decides() -> None:
-    # 0.04 / 10, 0.09 / 30, 0.16 / 30, 0.01 / 30
-    assert [c.pattern for c in candidates(ROWS, "nvfp4")] == ["a.down", "a.q", "a.up", "head"]
-    assert suggest_skip(ROWS, "nvfp4", budget=0.3) == ["a.down"]
-    assert suggest_skip(ROWS, "nvfp4", budget=0.4) == ["a.down", "a.q"]
-    assert suggest_skip(ROWS, "nvfp4", budget=1.0) == ["a.down", "a.q", "a.up", "head"]
+def test_harm_for_each_multiply_add_decides() -> None:
+    # 0.4 / 10, 0.6 / 30, 0.8 / 30, 0.2 / 30
+    assert [c.pattern for c in candidates(ROWS, "nvfp4")] == ["a.q", "a.down", "a.up", "head"]
+    assert suggest_skip(ROWS, "nvfp4", budget=0.4) == ["a.q", "a.down"]
+    assert suggest_skip(ROWS, "nvfp4", budget=1.0) == ["a.q", "a.down", "a.up", "head"]
     # What does not fit is passed over for what does.
     assert suggest_skip(ROWS, "nvfp4", budget=0.1) == ["a.q"]
     assert suggest_skip(ROWS, "nvfp4", budget=0.0) == []
 
 
+def test_harm_is_the_error_times_what_is_at_stake() -> None:
+    rows = [*ROWS[:-1], row("head", 30, 0.1, stake=20.0)]
+    assert candidates(rows, "nvfp4")[0].pattern == "head"  # 4 / 30
+    assert candidates(rows, "nvfp4")[0].harm == pytest.approx(4.0)
+    assert suggest_skip(rows, "nvfp4", budget=0.4) == ["head", "a.q"]
+
+
 def test_steps_are_averaged_and_what_is_no_number_is_lost() -> None:
-    rows = [*ROWS, row("a.q", 10, None, step=1), row("head", 30, 0.1, step=1)]
-    assert suggest_skip(rows, "nvfp4", budget=0.1) == ["a.q"]
-    assert candidates(rows, "nvfp4")[0].pattern == "a.q"  # (0.04 + 1) / 2
+    rows = [*ROWS, row("head", 30, None, step=1), row("a.q", 10, 0.2, step=1)]
+    assert candidates(rows, "nvfp4")[-1].pattern == "a.up"
+    assert candidates(rows, "nvfp4")[1].harm == pytest.approx((0.2 + 2) / 2)
+
+
+def test_rows_without_a_gradient_say_nothing_of_harm() -> None:
+    rows = [{k: v for k, v in one.items() if k != "stakes"} for one in ROWS]
+    with pytest.raises(ValueError, match="no gradient came"):
+        suggest_skip(rows, "nvfp4")
 
 
 def test_module_around_others_stands_for_them() -> None:

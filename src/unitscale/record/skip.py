@@ -1,11 +1,15 @@
-"""Which products to keep in full precision, by the error that was measured of each.
+"""Which products to keep in full precision, by how far the error of each moves the loss.
 
-A product's error under a recipe is the mean square of the relative errors of its results (`what_if`
-rows), averaged over the steps. What a module saves is the sum of the errors of its products, what
-it costs their multiply-adds. Modules are taken by error per multiply-add until the budget is spent:
+A product's harm under a recipe is the relative error of each of its results times what is at stake
+in that result (`stake.py`; both from `what_if` rows), summed, and averaged over the steps. What a
+module saves is the sum of the harm of its products, what it costs their multiply-adds. Modules are
+taken by harm per multiply-add until the budget is spent:
 
-    q_proj    error 0.04, 1 of 100 multiply-adds     0.04 for each      first
-    down_proj error 0.09, 3 of 100                   0.03 for each      second
+    v_proj    error 0.1, at stake 0.006, 1 of 100 multiply-adds     0.00060 for each      first
+    down_proj error 0.2, at stake 0.004, 3 of 100                   0.00027 for each      second
+
+The error alone will not do: those of most products are alike, while what is at stake differs a
+hundredfold, from the values and the read-out to the queries and keys of the last layers.
 """
 
 import math
@@ -30,27 +34,27 @@ class Candidate:
 
     Args:
         pattern: of its path, as `skip=` takes it.
-        error: the sum of the mean square errors of its products.
+        harm: of its products, the sum.
         share: of the multiply-adds that the recipe rounds.
     """
 
     pattern: str
-    error: float
+    harm: float
     share: float
 
     @property
     def gain(self) -> float:
-        """Error that is saved for each multiply-add."""
-        return self.error / self.share if self.share else math.inf
+        """Harm that is saved for each multiply-add."""
+        return self.harm / self.share if self.share else math.inf
 
 
 @dataclass
 class Measured:
-    """One product: its module, its multiply-adds and its errors at the steps."""
+    """One product: its module, its multiply-adds and its harm at the steps."""
 
     module: str
     macs: int
-    errors: list[float]
+    harms: list[float]
 
 
 def suggest_skip(rows: Iterable[Any], recipe: str | Recipe, *, budget: float = 0.1) -> list[str]:
@@ -75,7 +79,7 @@ def suggest_skip(rows: Iterable[Any], recipe: str | Recipe, *, budget: float = 0
 
 
 def candidates(rows: Iterable[Any], recipe: str | Recipe) -> list[Candidate]:
-    """The modules with products that a recipe rounds, by error for each multiply-add.
+    """The modules with products that a recipe rounds, by harm for each multiply-add.
 
     A module that has products of its own and modules with products inside stands for all of them,
     as its pattern does; what is inside stands there too. Products outside of every module have no
@@ -92,9 +96,9 @@ def candidates(rows: Iterable[Any], recipe: str | Recipe) -> list[Candidate]:
         inside = [
             p for p in products.values() if p.module == module or p.module.startswith(module + ".")
         ]
-        error = sum(sum(p.errors) / len(p.errors) for p in inside)
+        harm = sum(sum(p.harms) / len(p.harms) for p in inside)
         share = sum(p.macs for p in inside) / total if total else 0.0
-        found.append(Candidate(escape(module), error, share))
+        found.append(Candidate(escape(module), harm, share))
     found.sort(key=lambda candidate: -candidate.gain)
     return without_what_is_inside(found)
 
@@ -118,11 +122,13 @@ def measured(rows: Iterable[Any], recipe: str) -> dict[str, Measured]:
     """The products that a recipe rounds, by name.
 
     Raises:
-        ValueError: the rows have no what-if at all, none of this recipe, or it rounds nothing.
+        ValueError: the rows have no what-if at all, none of this recipe, or it rounds nothing; no
+            gradient came.
     """
     found: dict[str, Measured] = {}
     recipes: dict[str, None] = {}
     whys: dict[str, None] = {}
+    has_stakes = False
     for row in rows:
         if not isinstance(row, Mapping) or "what_if" not in row:
             continue
@@ -134,7 +140,8 @@ def measured(rows: Iterable[Any], recipe: str) -> dict[str, Measured]:
             whys[numbers["why"]] = None
             continue
         product = found.setdefault(row["what_if"], Measured(row["module"], row["macs"], []))
-        product.errors.append(mean_square(numbers["errors"].values()))
+        has_stakes |= bool(row.get("stakes"))
+        product.harms.append(harm_of(numbers["errors"], row.get("stakes", {})))
     if not recipes:
         raise ValueError(
             f"suggest_skip: no row says what {recipe} would do; record with what_if=[{recipe!r}]"
@@ -148,10 +155,20 @@ def measured(rows: Iterable[Any], recipe: str) -> dict[str, Measured]:
             f"suggest_skip: {recipe} was measured in no product here, so there is nothing to keep: "
             f"{'; '.join(list(whys)[:2])}"
         )
+    if not has_stakes:
+        raise ValueError(
+            "suggest_skip: the rows do not say what is at stake in any product: no gradient came "
+            "(call loss.backward() while recording), or they are of an older version"
+        )
     return found
 
 
-def mean_square(errors: Iterable[float | None]) -> float:
-    """The mean square of the errors of a product's results."""
-    known = [LOST if error is None else error for error in errors]
-    return sum(error**2 for error in known) / len(known) if known else 0.0
+def harm_of(errors: Mapping[str, float | None], stakes: Mapping[str, float | None]) -> float:
+    """How far the errors of a product's results move the loss; those that nothing is known of, not.
+
+    What is at stake may be no number either: it counts as nothing, as the step is of no use.
+    """
+    return sum(
+        (LOST if error is None else error) * (stakes.get(name) or 0.0)
+        for name, error in errors.items()
+    )
