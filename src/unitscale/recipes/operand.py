@@ -282,6 +282,11 @@ class Operand:
         return self.format is not None
 
     @property
+    def is_per_tensor(self) -> bool:
+        """Whether it needs no axis of contraction: one scale, or none, for the whole tensor."""
+        return isinstance(self.granularity, PerTensor) and self.transform is None
+
+    @property
     def is_shared(self) -> bool:
         """Whether it is the same function of a matrix and of its transpose.
 

@@ -267,7 +267,7 @@ def rules_of_old(
     results = old.pop("result", gemm.results)
     if not old and source not in OLD_SOURCES:
         return (replace(rule, gemm=replace(gemm, results=results)),)
-    if not gemm.is_per_tensor:
+    if not gemm.is_per_tensor or any(x.rounding != "nearest" for x in gemm.operands):
         raise ValueError(
             f"Recipe {name!r}: forward, backward and source are for one scale a tensor, and its "
             f"products are {'; '.join(f'{left} @ {right}' for _, left, right, _ in gemm.rows())}; "

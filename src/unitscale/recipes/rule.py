@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from unitscale.formats import FloatFormat
-from unitscale.formats.granularity import PerTile
 from unitscale.recipes.operand import AS_IS, Delayed, Operand, Unit
 
 __all__ = ["OPS", "PRODUCTS", "Gemm", "Op", "Rule"]
@@ -123,11 +122,12 @@ class Gemm:
 
     @property
     def is_per_tensor(self) -> bool:
-        """Whether every tensor is rounded once, with one scale: what every kind of product has."""
-        return (
-            all(operand.is_shared for operand in self.operands)
-            and not any(isinstance(operand.granularity, PerTile) for operand in self.operands)
-            and all(one == other for _, (one, other) in self.taken_twice())
+        """Whether every tensor is rounded once, with one scale: what every kind of product has.
+
+        By chance too: both products then take the same draws.
+        """
+        return all(operand.is_per_tensor for operand in self.operands) and all(
+            one == other for _, (one, other) in self.taken_twice()
         )
 
     @property

@@ -113,11 +113,14 @@ def refusal(node: fx.Node, gemm_: Gemm) -> str | None:
         return None
     taken = operands(node, rule_of(node))
     is_matrix = GEMM.get(node.target) in (gemm.linear, gemm.matmul, gemm.addmm) and len(taken) == 2
-    if is_matrix and fits_gemm(node) and all(example(x).dim() >= 2 for x in taken[1:]):
+    if is_matrix and fits_gemm(node):
         return None
+    along = next((str(x) for x in gemm_.operands if not x.is_per_tensor), None)
+    twice = (f"{x} and {y}" for _, (x, y) in gemm_.taken_twice() if x != y)
+    why = f"{along} needs the axis it sums over" if along else f"one is taken as {next(twice)}"
     return (
-        f"{op_name(node)} has no one axis of contraction, along which {gemm_.output[0]} has its "
-        "scales; a rule with one scale for each tensor is possible here"
+        f"{op_name(node)} rounds each tensor once, by one scale, and {why}; a rule with one scale "
+        "for each tensor is possible here"
     )
 
 
