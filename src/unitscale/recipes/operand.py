@@ -164,7 +164,10 @@ class Operand:
         granularity: who shares a scale, where it is `Current`. The last axis is that of the
             contraction: `PerAxis()` is a scale for each row, `PerBlock(32)` for each 32 terms.
             A block format has its own, or one for each tile of its size by its size.
-        rounding: "nearest", or "stochastic", which is right on average.
+        rounding: "nearest", or "stochastic", which is right on average but for what saturates: the
+            maxima of blocks whose scale is rounded down, as NVFP4's are and those of the rule
+            "floor" (of normal values the mean is 0.9967 x and for MXFP4 0.989 x, see
+            `docs/recipes.md`). "rceil" and `margin=1` have none.
         transform: what both operands are turned by before they are rounded.
     Raises:
         TypeError: a part of another type. ValueError: parts that do not go together, or a format
