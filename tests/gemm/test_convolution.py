@@ -50,7 +50,9 @@ def test_both_backward_products_take_the_same_draw_of_a_gradient():
     torch.manual_seed(3)
     got = values_and_gradients(ours, operands)
     torch.manual_seed(3)
-    assert_same_bits(got, values_and_gradients(partial(product_at_edges, F.conv1d, formats), operands))
+    assert_same_bits(
+        got, values_and_gradients(partial(product_at_edges, F.conv1d, formats), operands)
+    )
     output, *gradients = values_and_gradients(ours, operands)  # another draw
     assert torch.equal(output, got[0])
     assert not torch.equal(gradients[0], got[1])

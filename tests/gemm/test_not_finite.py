@@ -1,4 +1,4 @@
-"""What is not finite stays so in every operand, or an overflow would be hidden from a GradScaler."""
+"""What is not finite stays so in every operand, or a GradScaler would miss an overflow."""
 
 from functools import partial
 
@@ -127,7 +127,7 @@ def test_compiled_as_in_eager_code(text):
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # 2026-11-29
 def test_inductor_keeps_it():
-    """One loop reads, compares and rounds: with the layer's backward it is the slowest test here."""
+    """One compiled loop reads, compares and rounds."""
     torch._dynamo.reset()
     product = partial(gemm.linear, formats=formats_of("E4M3FN unit", "emulated"))
     operands = [torch.randn(24, 32), torch.randn(24, 32)]

@@ -76,6 +76,14 @@ REFUSED = {
     "output is 'E4M3FN'; expected a pair": lambda: Gemm(output="E4M3FN"),
     "grad_input is (Operand(": lambda: Gemm(grad_input=(X,)),
     "expected a pair of operands, (grad_output, weight)": lambda: Gemm(grad_input=(E5M2, E4M3FN)),
+    "value is 'E4M3FN current'; expected an Operand; write parse_operand('E4M3": lambda: Gemm.of(
+        "E4M3FN current"
+    ),
+    "gradient is 'E5M2'; expected an Operand; write parse_operand('E5M2')": lambda: Gemm.of(
+        X, "E5M2"
+    ),
+    "weight is 3; expected an Operand": lambda: Gemm.of(X, weight=3),
+    "value is None; expected an Operand": lambda: Gemm.of(None),
     "results is 'NVFP4'; expected a FloatFormat": lambda: Gemm(results="NVFP4"),
     "the input is taken as E4M3FN delayed and as E4M3FN cast; a delayed": lambda: Gemm(
         (DELAYED, X), (G, X), (G, X)

@@ -182,7 +182,8 @@ def at_given_scale(x: Tensor, use: Use, operand: Operand, given: Given | None) -
     format without NaN has it in the scale: then the whole tensor is NaN, as a block would be.
     """
     fmt, rule, scale = operand.format, operand.scale, None
-    assert isinstance(fmt, FloatFormat) and use.text is not None
+    assert isinstance(fmt, FloatFormat)
+    assert use.text is not None
     if isinstance(rule, Constant):
         scale = torch.full((), 2.0**rule.log2, dtype=torch.float32, device=x.device)
     elif isinstance(rule, Delayed):

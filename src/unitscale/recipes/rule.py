@@ -61,7 +61,7 @@ class Gemm:
             if not (is_pair and all(isinstance(operand, Operand) for operand in pair)):
                 raise TypeError(
                     f"Gemm: {name} is {pair!r}; expected a pair of operands, "
-                    f"({', '.join(PRODUCTS[name])})"
+                    f"({', '.join(PRODUCTS[name])}); parse_operand makes one of a text"
                 )
         if not isinstance(self.results, FloatFormat | None):
             raise TypeError(f"Gemm: results is {self.results!r}; expected a FloatFormat or None")
@@ -93,7 +93,13 @@ class Gemm:
         Args:
             value: of the input, and of the weight unless that is given.
             gradient: of the output's gradient; None is `value`.
+        Raises:
+            TypeError: one of them is no Operand.
         """
+        for name, given in (("value", value), ("gradient", gradient), ("weight", weight)):
+            if not isinstance(given, Operand) and (name == "value" or given is not None):
+                hint = f"; write parse_operand({given!r})" if isinstance(given, str) else ""
+                raise TypeError(f"Gemm.of: {name} is {given!r}; expected an Operand{hint}")
         weight = value if weight is None else weight
         gradient = value if gradient is None else gradient
         return cls((value, weight), (gradient, weight), (gradient, value), results)
