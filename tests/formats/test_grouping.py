@@ -36,6 +36,20 @@ def test_where_blocks_divide_nothing_is_copied():
         assert grouping((8, 16), kind).split(x).data_ptr() == x.data_ptr()
 
 
+@pytest.mark.parametrize("shape", [(8, 200), (8, 64), (3, 0)], ids=str)
+def test_a_block_longer_than_the_axis_is_the_axis(shape):
+    """A block of a million would be filled up to a million elements a row."""
+    x = torch.randn(shape)
+    for kind in (PerBlock(10**6), PerTile(10**6, 10**6), PerBlock(10**15)):
+        groups = grouping(shape, kind)
+        blocks = groups.split(x)
+        assert blocks.numel() == x.numel()
+        assert torch.equal(groups.join(blocks), x)
+        amax = groups.unspread(amax_within(blocks, groups.within))
+        assert amax.shape == groups.scale_shape
+    assert grouping((8, 5), PerBlock(128)).split(torch.randn(8, 5)).shape == (8, 1, 128)
+
+
 def test_amax_of_nan_inf_and_nothing():
     x = torch.tensor([[1.0, torch.nan], [-torch.inf, 2.0], [-3.0, 2.0]])
     assert amax_within(x, ()).isnan()

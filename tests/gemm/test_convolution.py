@@ -1,5 +1,7 @@
 """Low-precision convolutions."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from gemm.edges import (
     values_and_gradients,
 )
 from unitscale import gemm
+from unitscale.gemm import ProductFormats
 
 GEOMETRIES = [
     ("conv1d", (2, 4, 9), (6, 4, 3), {}),
@@ -38,6 +41,21 @@ def test_convolution_is_rounding_at_the_edges(op, x_shape, weight_shape, geometr
         lambda *x: product_at_edges(lambda x, w: plain(x, w, **geometry), formats, *x), operands
     )
     assert_same_bits(got, want)
+
+
+def test_both_backward_products_take_the_same_draw_of_a_gradient():
+    operands = [torch.randn(2, 4, 9), torch.randn(6, 4, 3)]
+    formats = ProductFormats.of("E4M3FN current", "E5M2 current stochastic")
+    ours = partial(gemm.conv1d, formats=formats)
+    torch.manual_seed(3)
+    got = values_and_gradients(ours, operands)
+    torch.manual_seed(3)
+    assert_same_bits(
+        got, values_and_gradients(partial(product_at_edges, F.conv1d, formats), operands)
+    )
+    output, *gradients = values_and_gradients(ours, operands)  # another draw
+    assert torch.equal(output, got[0])
+    assert not torch.equal(gradients[0], got[1])
 
 
 def test_bf16_convolution_is_rounding_at_the_edges():

@@ -157,7 +157,7 @@ REFUSED = {
     "Constant: log2 is 0.5; expected a whole number from -126 to 127": lambda: Constant(0.5),
     "Constant: log2 is 200; expected a whole number from -126 to 127": lambda: Constant(200),
     "RandomHadamard: size is 12; expected a power of two": lambda: RandomHadamard(12),
-    "RandomHadamard: size is 1; expected 2 or more": lambda: RandomHadamard(1),
+    "RandomHadamard: size is 1; expected a whole number from 2 to 1024": lambda: RandomHadamard(1),
 }
 
 
@@ -178,10 +178,31 @@ def test_what_does_not_go_together_is_refused_in_one_line(message):
         ("E4M3FN cast margin=3", "'margin=3' is no part of one"),
         ("E4M3FN current hadamard=x", "'hadamard=x' is no part of one"),
         ("E4M3FN unit row", "a scale that is given"),
+        ("E4M3FN current row 1x32", "'row' and '1x32' both say who shares a scale; leave one"),
+        ("E4M3FN current tensor row", "'tensor' and 'row' both say who shares a scale"),
+        ("E4M3FN current floor ceil", "'floor' and 'ceil' both say the rule for powers of two"),
+        ("E4M3FN current margin=1 margin=2", "'margin=1' and 'margin=2' both say margin"),
+        ("E4M3FN cast stochastic nearest", "'stochastic' and 'nearest' both say the rounding"),
+        ("E4M3FN current hadamard=16 hadamard=32", "'hadamard=32' both say the transform"),
+        ("E4M3FN current current", "'current' is no part of one"),
+        ("E4M3FN current margin=²", "margin is '²'; expected a whole number from 0 to 64"),
+        ("E4M3FN current margin=--3", "margin is '--3'; expected a whole number"),
+        ("E4M3FN constant log2=" + "9" * 5000, "; expected a whole number from -126 to 127"),
+        ("E4M3FN current 1x²", "'1x²' is no part of one"),
+        ("E4M3FN current 1x" + "9" * 5000, "9' is no part of one"),
+        ("E4M3FN current hadamard=²", "'hadamard=²' is no part of one"),
+        ("E4M3FN current hadamard=1073741824", "size is 1073741824; expected a whole number"),
     ],
 )
 def test_a_text_that_is_none_says_which_word(text, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        parse_operand(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [None, 3, b"E4M3FN", ["E4M3FN"], Operand()], ids=repr)
+def test_what_is_no_text_is_a_type_error(text):
+    with pytest.raises(TypeError, match=re.escape(f"parse_operand: text is {text!r}; expected")):
         parse_operand(text)
 
 

@@ -1,5 +1,6 @@
 """A recipe as data: rules, and the words of a version before them."""
 
+import math
 import pickle
 import re
 from dataclasses import FrozenInstanceError, replace
@@ -7,6 +8,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from unitscale.formats import BF16, E4M3FN, E5M2, FP16
+from unitscale.formats.catalogue import E8M0FNU
 from unitscale.recipes import (
     RECIPES,
     Current,
@@ -286,3 +288,38 @@ def test_replace_with_old_words_is_refused_where_they_do_not_say_enough(word):
 
 def test_replace_with_new_words_gives_no_warning():
     assert replace(RECIPES["fp8"], name="mine").rules == RECIPES["fp8"].rules
+
+
+WRONG_PARTS = {
+    "loss_scale is nan; expected a positive number, 'dynamic' or None": {"loss_scale": math.nan},
+    "loss_scale is inf; expected": {"loss_scale": math.inf},
+    "loss_scale is -1; expected": {"loss_scale": -1},
+    "loss_scale is 0; expected": {"loss_scale": 0},
+    "loss_scale is True; expected": {"loss_scale": True},
+    "loss_scale is 'static'; expected": {"loss_scale": "static"},
+    "activations is 'FP16'; expected a FloatFormat, such as": {"activations": "FP16"},
+    "saved is <class 'float'>; expected a FloatFormat": {"saved": float},
+    "E8M0FNU has no sign or no zero": {"activations": E8M0FNU},
+    "no format 'MINE' with these fields": {"saved": replace(E4M3FN, name="MINE")},
+    "Recipe None: name is None; expected a string": {"name": None},
+    "optimizer is 3; expected a name or None": {"optimizer": 3},
+    "users is None; expected a string": {"users": None},
+}
+
+
+@pytest.mark.parametrize("message", WRONG_PARTS)
+def test_a_part_that_would_fail_later_is_refused_at_once(message):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)) as error:
+        Recipe(**{"name": "mine", "rules": FP8, **WRONG_PARTS[message]})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("scale", [None, "dynamic", 1, 8.0, 2.0**-3])
+def test_loss_scales_that_are_taken(scale):
+    assert Recipe(name="mine", rules=FP8, loss_scale=scale).loss_scale == scale
+
+
+@pytest.mark.parametrize("name", [None, 3, b"fp8", ["fp8"]], ids=repr)
+def test_a_recipe_is_asked_for_by_its_name(name):
+    with pytest.raises(TypeError, match=re.escape(f"recipe is {name!r}; expected a Recipe")):
+        parse(name)

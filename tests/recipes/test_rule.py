@@ -49,7 +49,7 @@ def test_products_are_named_with_their_operands():
         (Gemm((X, X), (G, X), (X, X)), False),  # the gradient is
         (Gemm.of(Operand(E4M3FN, Current(), PerAxis())), False),
         (Gemm.of(X, weight=Operand(E4M3FN, Current(), PerTile(128, 128))), False),
-        (Gemm.of(Operand(E4M3FN, Current(), rounding="stochastic")), False),
+        (Gemm.of(Operand(E4M3FN, Current(), rounding="stochastic")), True),
         (Gemm.of(TURNED), False),
     ],
 )
@@ -77,6 +77,14 @@ REFUSED = {
     "unitscale.recipes.parse_operand makes one of a text": lambda: Gemm.of("E4M3FN current"),
     "grad_input is (Operand(": lambda: Gemm(grad_input=(X,)),
     "expected a pair of operands, (grad_output, weight)": lambda: Gemm(grad_input=(E5M2, E4M3FN)),
+    "value is 'E4M3FN current'; expected an Operand; write parse_operand('E4M3": lambda: Gemm.of(
+        "E4M3FN current"
+    ),
+    "gradient is 'E5M2'; expected an Operand; write parse_operand('E5M2')": lambda: Gemm.of(
+        X, "E5M2"
+    ),
+    "weight is 3; expected an Operand": lambda: Gemm.of(X, weight=3),
+    "value is None; expected an Operand": lambda: Gemm.of(None),
     "results is 'NVFP4'; expected a FloatFormat": lambda: Gemm(results="NVFP4"),
     "the input is taken as E4M3FN delayed and as E4M3FN cast; a delayed": lambda: Gemm(
         (DELAYED, X), (G, X), (G, X)

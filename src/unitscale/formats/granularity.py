@@ -8,6 +8,7 @@ The shape of the scales follows from the shape of the tensor. For a tensor of sh
     PerTile(128, 128)    (1, 3)     one per tile of the last two axes; the last tiles are short
 """
 
+import re
 from dataclasses import dataclass
 
 
@@ -146,7 +147,7 @@ def parse_granularity(text: str) -> Granularity | None:
         return PerTensor()
     if text == "row":
         return PerAxis()
-    rows, cross, columns = text.partition("x")
-    if not (cross and rows.isdigit() and columns.isdigit()):
+    rows, _, columns = text.partition("x")
+    if not re.fullmatch(r"[0-9]{1,18}x[0-9]{1,18}", text):
         return None
     return PerBlock(int(columns)) if rows == "1" else PerTile(int(rows), int(columns))

@@ -129,7 +129,20 @@ def grouping(shape: tuple[int, ...], granularity: Granularity) -> Grouping:
     elif isinstance(granularity, PerTile):
         last = len(shape) - 1
         runs = ((last - 1, granularity.rows), (last, granularity.columns))
+    runs = tuple((axis, run_of(size, shape[axis])) for axis, size in runs)
     return Grouping(shape=shape, granularity=granularity, scale_shape=scale_shape, runs=runs)
+
+
+FILLED = 128
+
+
+def run_of(size: int, length: int) -> int:
+    """How long the runs of an axis are: a block longer than the axis is the axis.
+
+    One of 128 and fewer is filled up all the same: that costs little, random bits go by the index
+    in it, and a graph for any length has no branch.
+    """
+    return size if size <= FILLED else min(size, max(length, 1))
 
 
 Part = Callable[[Tensor, Tensor | None, tuple[int, ...]], list[Tensor]]

@@ -3,14 +3,17 @@
 `gemm.opaque` has the same as one node each, `gemm.operand` chooses.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from unitscale.formats import BlockFormat, Codec, Encoded, FloatFormat, round_to
+from unitscale.formats.batched import is_batched
+from unitscale.formats.rounding import is_traced
 from unitscale.formats.scale_rule import exact_scale
-from unitscale.gemm.formats import Parsed, has_scale, operand_of
+from unitscale.gemm.formats import Parsed, operand_of
 from unitscale.gemm.hadamard import turned
 from unitscale.recipes import Constant, Current, Delayed, Operand, Unit, parse_operand
 
@@ -110,24 +113,49 @@ def grid(x: Tensor, use: Use, given: Given | None = None, seed: Tensor | None = 
         x = x.mT
     if operand.transform is not None:
         x = turned(x.to(wide(x.dtype)), operand.transform.size)
-    if not has_scale(operand):
-        assert isinstance(operand.format, FloatFormat)
-        saturate = saturates(operand.format)
-        return Encoded(round_to(x, operand.format, operand.rounding, saturate=saturate), None)
+    if isinstance(operand.format, FloatFormat) and not isinstance(operand.scale, Current):
+        return at_given_scale(x, use, operand, given)
     assert use.text is not None
     codec, scale = codec_of(use.text), operand.scale
     if isinstance(operand.format, BlockFormat):
         is_unit = isinstance(scale, Unit) and operand.format.has_tensor_scale
         return codec.grid(x, tensor_scale=1.0 if is_unit else None, seed=seed)
-    if isinstance(scale, Constant):
-        return codec.grid(x, scale=2.0**scale.log2)
-    if isinstance(scale, Delayed):
-        amax = amax_of(x) if given is None else given.amax
-        now = exact_scale(amax, operand.format, scale.margin)
-        return codec.grid(
-            x, scale=now if given is None else torch.where(given.scale > 0, given.scale, now)
-        )
     return codec.grid(x, seed=seed)
+
+
+def at_given_scale(x: Tensor, use: Use, operand: Operand, given: Given | None) -> Encoded:
+    """A tensor at a scale that is known before it, or at none: what is not finite stays so.
+
+    Inf becomes NaN, where a cast that saturates would hide an overflow from a `GradScaler`. A
+    format without NaN has it in the scale: then the whole tensor is NaN, as a block would be.
+    """
+    fmt, rule, scale = operand.format, operand.scale, None
+    assert isinstance(fmt, FloatFormat)
+    assert use.text is not None
+    if isinstance(rule, Constant):
+        scale = torch.full((), 2.0**rule.log2, dtype=torch.float32, device=x.device)
+    elif isinstance(rule, Delayed):
+        amax = amax_of(x) if given is None else given.amax
+        scale = exact_scale(amax, fmt, rule.margin)
+        scale = scale if given is None else torch.where(given.scale > 0, given.scale, scale)
+    if not fmt.has_nan:
+        amax = amax_of(x) if given is None else given.amax
+        scale = torch.ones_like(amax) if scale is None else scale
+        scale = torch.where(amax.isfinite(), scale, torch.nan)
+    elif saturates(fmt):
+        x = nan_for_inf(x, given)
+    if scale is not None:
+        return codec_of(use.text).grid(x, scale=scale)
+    return Encoded(round_to(x, fmt, operand.rounding, saturate=saturates(fmt)), None)
+
+
+def nan_for_inf(x: Tensor, given: Given | None) -> Tensor:
+    """`x` with NaN where it is Inf. On a CPU a sum tells first whether any is: a short pass."""
+    if not (is_traced(x) or is_batched(x) or x.device.type != "cpu"):
+        told = x.sum(dtype=wide(x.dtype)) if given is None else given.amax
+        if math.isfinite(told.item()):
+            return x
+    return torch.nan_to_num(x, nan=torch.nan, posinf=torch.nan, neginf=torch.nan)
 
 
 def decoded(encoded: Encoded, text: str, dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,7 @@ from unitscale.formats import BlockFormat, Encoded, widen
 from unitscale.formats.rounding import is_traced
 from unitscale.gemm import opaque, passes
 from unitscale.gemm.formats import ProductFormats
-from unitscale.gemm.grid import Given, Use, amax_of, codec_of, decoded, grid, wide
+from unitscale.gemm.grid import Given, Use, amax_of, codec_of, decoded, grid, saturates, wide
 from unitscale.recipes import Current, Operand, PerTensor
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "pack",
     "restore",
     "result_dtype",
+    "saturates",
     "save",
     "take",
     "uncast",
@@ -74,7 +75,7 @@ def encode(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
 
 
 def on_grid(x: Tensor, use: Use, given: Given | None = None) -> Encoded:
-    """`encode` of what is no operand: a result, which a kernel rounds where it writes it."""
+    """`encode` without counting it: at the edges of an op a kernel would round as it reads."""
     operand = use.operand
     if opaque.serves(x, operand):
         return opaque.encode(x, use)

@@ -33,12 +33,10 @@ from unitscale.gemm.operand import (
 )
 from unitscale.gemm.rounded import (
     SUM_OVER_ROWS,
-    edge_scales,
     finish,
     owned,
     result_of,
     round_sum,
-    rounded,
 )
 from unitscale.gemm.scaled_product import NO_FACTORS, Factors, ScaledProduct
 
@@ -255,13 +253,18 @@ def matmul(
     factors: Factors | None = None,
     scales: Tensor | None = None,
 ) -> Tensor:
-    """`torch.matmul` in low precision, vectors included: a [..., m, k], b [..., k, n].
+    """`torch.matmul` in low precision: a [..., m, k], b [..., k, n], either of them a vector [k].
 
+    A vector is rounded as the matrix of one row (as `a`) or one column (as `b`) that it stands for.
     A product with a matrix is a `linear`, with its `factors`; `torch._scaled_mm` has no others.
 
     Raises:
-        ValueError: as `linear`; factors where neither operand is a matrix.
+        ValueError: as `linear`; factors where neither operand is a matrix or a vector.
     """
+    if b.dim() == 1:
+        return matmul(a, b[:, None], formats=formats, factors=factors, scales=scales).squeeze(-1)
+    if a.dim() == 1:
+        return matmul(a[None], b, formats=formats, factors=factors, scales=scales).squeeze(-2)
     # A matrix shared by a batch has one gradient product, not one a sample and then a sum of them.
     if a.dim() >= 2 and b.dim() == 2:
         return linear(a, b.mT, formats=formats, factors=factors, scales=scales)
@@ -275,11 +278,6 @@ def matmul(
             "matmul: factors are for products with a matrix; "
             f"got {tuple(a.shape)} and {tuple(b.shape)}"
         )
-    if a.dim() < 2 or b.dim() < 2:
-        x_scales, w_scales, g_scales = edge_scales(scales, 2)
-        a = rounded(a, formats.x_output, formats.result, scales=x_scales)
-        b = rounded(b, formats.w_output, formats.result, scales=w_scales)
-        return rounded(torch.matmul(a, b), formats.result, formats.g_grad_input, scales=g_scales)
     formats = settled(formats, a, has_kernel=False)
     if a.shape[:-2] != b.shape[:-2]:
         # The gradient of what is repeated is a sum, and is to be rounded as a sum.

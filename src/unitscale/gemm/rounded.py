@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unitscale.formats import FORMATS, FP32
+from unitscale.formats import FORMATS, FP32, round_to
 from unitscale.gemm.derivative import first_order
 from unitscale.gemm.formats import ProductFormats
-from unitscale.gemm.operand import Given, Use, amax_of, on_grid, take, wide
+from unitscale.gemm.operand import Given, Use, amax_of, on_grid, saturates, take, wide
 
 __all__ = [
     "edge_scales",
@@ -43,10 +43,14 @@ def round_value(x: Tensor, text: str | None, given: Given | None = None) -> Tens
     """`x` rounded as an operand's text says (a format's name casts it), in the dtype of `x`.
 
     Formats of eight bits and fewer saturate at their maximum; FP16 and BF16 overflow to infinity as
-    the hardware does. NaN stays NaN.
+    the hardware does. NaN stays NaN. Inf becomes NaN as an operand, see `gemm.operand`, and
+    saturates where the text is a format's name: so are activations rounded, and a mask is one of
+    them, whose -Inf is no overflow.
     """
     if text is None:
         return x
+    if text in FORMATS:
+        return round_to(x, FORMATS[text], saturate=saturates(FORMATS[text]))
     use = Use(text)
     return take(on_grid(x, use, given), use, x.dtype)
 

@@ -323,13 +323,16 @@ def parse(recipe: str | Recipe) -> Recipe:
     `fp8-cscale(3)` is `fp8-cscale` with another constant.
 
     Raises:
+        TypeError: neither a name nor a Recipe.
         ValueError: no recipe has that name; lists the legal names and suggests the nearest.
     """
     if isinstance(recipe, Recipe):
         return recipe
+    if not isinstance(recipe, str):
+        raise TypeError(f"recipe is {recipe!r}; expected a Recipe or a name such as 'fp8'")
     if recipe in RECIPES:
         return RECIPES[recipe]
-    if match := re.fullmatch(r"fp8-cscale\((-?\d{1,2})\)", recipe):
+    if match := re.fullmatch(r"fp8-cscale\((-?[0-9]{1,2})\)", recipe):
         return cscale(int(match[1]))
     near = get_close_matches(recipe, RECIPES, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -4,6 +4,7 @@ Every operand has a text, as `E4M3FN current row`, which `parse_operand` reads: 
 rows and tables show it, and products are told of their operands in it. Imports no torch.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal
@@ -39,6 +40,7 @@ Engine, whose largest element never saturates; see `unitscale.formats.Codec`."""
 
 RULES: tuple[str, ...] = ("floor", "rceil", "ceil", "even")
 LARGEST_MARGIN = 64
+LARGEST_RUN = 1024
 
 
 def check_count(caller: str, name: str, value: object, low: int, high: int | None = None) -> None:
@@ -142,14 +144,14 @@ class RandomHadamard:
     spread over its run before it is rounded. The signs are drawn once, for good.
 
     Raises:
-        ValueError: size is no power of two.
+        ValueError: size is no power of two, or above 1024: each run is filled up to it.
     Source: NVIDIA, arXiv 2509.25149, section 4.2 (size 16, on the operands of grad_weight).
     """
 
     size: int = 16
 
     def __post_init__(self) -> None:
-        check_count("RandomHadamard", "size", self.size, 2)
+        check_count("RandomHadamard", "size", self.size, 2, LARGEST_RUN)
         if self.size & (self.size - 1):
             raise ValueError(f"RandomHadamard: size is {self.size}; expected a power of two")
 
@@ -164,7 +166,10 @@ class Operand:
         granularity: who shares a scale, where it is `Current`. The last axis is that of the
             contraction: `PerAxis()` is a scale for each row, `PerBlock(32)` for each 32 terms.
             A block format has its own, or one for each tile of its size by its size.
-        rounding: "nearest", or "stochastic", which is right on average.
+        rounding: "nearest", or "stochastic", which is right on average but for what saturates: the
+            maxima of blocks whose scale is rounded down, as NVFP4's are and those of the rule
+            "floor" (of normal values the mean is 0.9967 x and for MXFP4 0.989 x, see
+            `docs/recipes.md`). "rceil" and `margin=1` have none.
         transform: what both operands are turned by before they are rounded.
     Raises:
         TypeError: a part of another type. ValueError: parts that do not go together, or a format
@@ -282,6 +287,11 @@ class Operand:
         return self.format is not None
 
     @property
+    def is_per_tensor(self) -> bool:
+        """Whether it needs no axis of contraction: one scale, or none, for the whole tensor."""
+        return isinstance(self.granularity, PerTensor) and self.transform is None
+
+    @property
     def is_shared(self) -> bool:
         """Whether it is the same function of a matrix and of its transpose.
 
@@ -310,13 +320,32 @@ def named(name: str) -> FloatFormat | BlockFormat | None:
         return None
 
 
-@cache
+WHOLE = re.compile(r"-?[0-9]{1,18}")
+"""Numbers in a text. `int` reads more: other scripts, and digits without end."""
+
+SAYS = {
+    "granularity": "who shares a scale",
+    "power_of_two": "the rule for powers of two",
+    "rounding": "the rounding",
+    "transform": "the transform",
+}
+
+
 def parse_operand(text: str) -> Operand:
     """The operand of a text: `str` and this are inverse to each other.
 
     Raises:
-        ValueError: the text is none; says which word of it.
+        TypeError: no string.
+        ValueError: the text is none; says which word of it, or which two contradict each other.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"parse_operand: text is {text!r}; expected one as 'E4M3FN current row'")
+    return parsed(text)
+
+
+@cache
+def parsed(text: str) -> Operand:
+    """`parse_operand` of a string, read once."""
     rest = text.split()
     if rest[:2] == ["as", "is"]:
         fmt: FloatFormat | BlockFormat | None = None
@@ -329,20 +358,31 @@ def parse_operand(text: str) -> Operand:
     source = WORDS[rest.pop(0)] if rest and rest[0] in WORDS else Cast
     known = {f.name for f in fields(source)}
     given: dict[str, Any] = {}
-    more: dict[str, Any] = {}
+    words: dict[str, str] = {}
     for part in rest:
-        key, equals, value = part.partition("=")
-        granularity = parse_granularity(part)
-        if part in RULES and "power_of_two" in known:
-            given["power_of_two"] = part
-        elif equals and key in known:
-            given[key] = int(value) if value.lstrip("-").isdigit() else value
-        elif granularity is not None:
-            more["granularity"] = granularity
-        elif part in ("nearest", "stochastic"):
-            more["rounding"] = part
-        elif key == "hadamard" and value.isdigit():
-            more["transform"] = RandomHadamard(int(value))
-        else:
-            raise ValueError(f"operand {text!r}: {part!r} is no part of one")
-    return Operand(fmt, source(**given), **more)
+        name, value = part_of(text, part, known)
+        if name in given:
+            raise ValueError(
+                f"operand {text!r}: {words[name]!r} and {part!r} both say "
+                f"{SAYS.get(name, name)}; leave one of them out"
+            )
+        given[name], words[name] = value, part
+    scale = source(**{name: given.pop(name) for name in known & given.keys()})
+    return Operand(fmt, scale, **given)
+
+
+def part_of(text: str, part: str, known: set[str]) -> tuple[str, Any]:
+    """What one word of a text gives: the name of a part of an operand or of its scale, and it."""
+    key, equals, value = part.partition("=")
+    granularity = parse_granularity(part)
+    if part in RULES and "power_of_two" in known:
+        return "power_of_two", part
+    if equals and key in known:
+        return key, int(value) if WHOLE.fullmatch(value) else value
+    if granularity is not None:
+        return "granularity", granularity
+    if part in ("nearest", "stochastic"):
+        return "rounding", part
+    if key == "hadamard" and WHOLE.fullmatch(value):
+        return "transform", RandomHadamard(int(value))
+    raise ValueError(f"operand {text!r}: {part!r} is no part of one")

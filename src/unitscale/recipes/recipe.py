@@ -3,6 +3,7 @@
 The module imports no torch: a recipe is data, and printing it needs nothing else.
 """
 
+import math
 import sys
 import warnings
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from unitscale.recipes.rule import Gemm, Rule
 __all__ = ["Executor", "Recipe", "uniform"]
 
 Executor = Literal["auto", "emulated", "bf16", "scaled_mm"]
+OPTIONAL = ("optimizer", "collectives")
 OLD_SOURCES: dict[str, Scale] = {
     "none": Cast(),
     "loss": Cast(),
@@ -50,9 +52,9 @@ class Recipe:
     are taken with a warning: one format for values, one for gradients, one for results.
 
     Raises:
-        TypeError: rules or skip is no tuple of rules, of patterns.
-        ValueError: a loss scale together with units; no such executor; two rules for the same
-            path and op.
+        TypeError: rules or skip is no tuple of rules, of patterns; a format or a name is none.
+        ValueError: a loss scale that is not positive, or together with units; no such executor; two
+            rules for the same path and op.
     """
 
     name: str
@@ -92,7 +94,8 @@ class Recipe:
         self.check()
 
     def check(self) -> None:
-        """Refuse what contradicts itself."""
+        """Refuse parts of another type, and what contradicts itself."""
+        self.check_types()
         for name, kind in (("rules", Rule), ("skip", str)):
             values = getattr(self, name)
             if isinstance(values, list):
@@ -121,6 +124,30 @@ class Recipe:
                     "the second would never be used, leave one of them out."
                 )
             seen.add((rule.path, rule.op))
+
+    def check_types(self) -> None:
+        """Refuse names that are none, formats that products are not told of, loss scales."""
+        for name in ("name", "optimizer", "collectives", "source", "users"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) or (value is None and name in OPTIONAL)):
+                wanted = "a name or None" if name in OPTIONAL else "a string"
+                raise TypeError(f"Recipe {self.name!r}: {name} is {value!r}; expected {wanted}.")
+        for name in ("activations", "saved"):
+            value = getattr(self, name)
+            if not isinstance(value, FloatFormat | None):
+                raise TypeError(
+                    f"Recipe {self.name!r}: {name} is {value!r}; expected a FloatFormat, such as "
+                    "unitscale.formats.FP16, or None."
+                )
+            if value is not None:
+                Operand(value)  # refuses a format without sign or zero, or of another name
+        scale = self.loss_scale
+        is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if not (scale is None or scale == "dynamic" or (is_number and 0 < scale < math.inf)):
+            raise ValueError(
+                f"Recipe {self.name!r}: loss_scale is {scale!r}; expected a positive number, "
+                "'dynamic' or None."
+            )
 
     @property
     def gemms(self) -> tuple[Gemm, ...]:
@@ -267,7 +294,7 @@ def rules_of_old(
     results = old.pop("result", gemm.results)
     if not old and source not in OLD_SOURCES:
         return (replace(rule, gemm=replace(gemm, results=results)),)
-    if not gemm.is_per_tensor:
+    if not gemm.is_per_tensor or any(x.rounding != "nearest" for x in gemm.operands):
         raise ValueError(
             f"Recipe {name!r}: forward, backward and source are for one scale a tensor, and its "
             f"products are {'; '.join(f'{left} @ {right}' for _, left, right, _ in gemm.rows())}; "

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from unitscale.formats import FloatFormat
-from unitscale.formats.granularity import PerTile
 from unitscale.recipes.operand import AS_IS, Delayed, Operand, Unit
 
 __all__ = ["OPS", "PRODUCTS", "Gemm", "Op", "Rule"]
@@ -96,7 +95,13 @@ class Gemm:
         Args:
             value: of the input, and of the weight unless that is given.
             gradient: of the output's gradient; None is `value`.
+        Raises:
+            TypeError: one of them is no Operand.
         """
+        for name, given in (("value", value), ("gradient", gradient), ("weight", weight)):
+            if not isinstance(given, Operand) and (name == "value" or given is not None):
+                hint = f"; write parse_operand({given!r})" if isinstance(given, str) else ""
+                raise TypeError(f"Gemm.of: {name} is {given!r}; expected an Operand{hint}")
         weight = value if weight is None else weight
         gradient = value if gradient is None else gradient
         return cls((value, weight), (gradient, weight), (gradient, value), results)
@@ -125,11 +130,12 @@ class Gemm:
 
     @property
     def is_per_tensor(self) -> bool:
-        """Whether every tensor is rounded once, with one scale: what every kind of product has."""
-        return (
-            all(operand.is_shared for operand in self.operands)
-            and not any(isinstance(operand.granularity, PerTile) for operand in self.operands)
-            and all(one == other for _, (one, other) in self.taken_twice())
+        """Whether every tensor is rounded once, with one scale: what every kind of product has.
+
+        By chance too: both products then take the same draws.
+        """
+        return all(operand.is_per_tensor for operand in self.operands) and all(
+            one == other for _, (one, other) in self.taken_twice()
         )
 
     @property

@@ -6,12 +6,12 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from torch import fx
+from torch import Tensor, fx
 
 from unitscale import gemm
 from unitscale.gemm import ProductFormats, choose
 from unitscale.graph.capture import module_path
-from unitscale.graph.dynamo import example, module_class
+from unitscale.graph.dynamo import example, module_class, storage_id
 from unitscale.graph.name import is_parameter, op_name
 from unitscale.recipes import Gemm, Operand, Recipe, Rule
 from unitscale.recipes.rule import Op
@@ -48,14 +48,47 @@ def is_turned_around(node: fx.Node) -> bool:
 
 
 def is_weight(node: fx.Node) -> bool:
-    """Whether a tensor is a parameter, or a parameter in another shape or dtype."""
-    while not is_parameter(node):
-        rule = rule_of(node)
-        source = operands(node, rule)[:1] if rule.kind == "view" or op_name(node) == "to" else []
-        if not source:
-            return False
-        node = source[0]
-    return True
+    """Whether a tensor has the values of parameters alone: one, a part, a copy, or several joined.
+
+    What is computed of a parameter is no weight, and rows of one that a tensor picks are none: they
+    are the output of an embedding.
+    """
+    if is_parameter(node):
+        return True
+    sources = sources_of(node)
+    return bool(sources) and all(map(is_weight, sources))
+
+
+JOINING = frozenset({"cat", "concat", "concatenate", "stack", "hstack", "vstack", "column_stack"})
+COPYING = frozenset(
+    {"to", "type", "type_as", "float", "double", "half", "bfloat16", "clone", "contiguous"}
+) | {"reshape", "flatten", "ravel", "repeat", "tile", "repeat_interleave", "flip", "roll"}
+VIEWING = frozenset(
+    {"getitem", "getattr", "_get_data_attr", "narrow", "select", "chunk", "split", "unbind"}
+) | {"tensor_split", "hsplit", "vsplit", "dsplit", "split_with_sizes", "adjoint", "diagonal"}
+VIEWING |= {"movedim", "moveaxis", "swapdims", "view_as", "reshape_as", "unfold", "as_strided"}
+"""Ops that give memory of their tensor: `getitem` does not where a tensor picks the rows."""
+
+
+def sources_of(node: fx.Node) -> list[fx.Node]:
+    """The tensors whose elements a node has, in whatever shape or dtype; none if it computes."""
+    if not node.op.startswith("call_"):
+        return []
+    node = maker(node)
+    taken = [x for x in node.all_input_nodes if isinstance(example(x), Tensor)]
+    name = op_name(node)
+    if name in JOINING:
+        return taken
+    if name in COPYING or rule_of(node).kind == "view":
+        return taken[:1]
+    return taken[:1] if name in VIEWING and taken and is_view(node, taken[0]) else []
+
+
+def is_view(node: fx.Node, x: fx.Node) -> bool:
+    """Whether a node, or each part of the tuple that it returns, is memory of `x`."""
+    value, memory = example(node), storage_id(example(x))
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return memory != 0 and all(isinstance(p, Tensor) and storage_id(p) == memory for p in parts)
 
 
 def kind_of(node: fx.Node) -> Op:
@@ -116,11 +149,14 @@ def refusal(node: fx.Node, gemm_: Gemm) -> str | None:
         return None
     taken = operands(node, rule_of(node))
     is_matrix = GEMM.get(node.target) in (gemm.linear, gemm.matmul, gemm.addmm) and len(taken) == 2
-    if is_matrix and fits_gemm(node) and all(example(x).dim() >= 2 for x in taken[1:]):
+    if is_matrix and fits_gemm(node):
         return None
+    along = next((str(x) for x in gemm_.operands if not x.is_per_tensor), None)
+    twice = (f"{x} and {y}" for _, (x, y) in gemm_.taken_twice() if x != y)
+    why = f"{along} needs the axis it sums over" if along else f"one is taken as {next(twice)}"
     return (
-        f"{op_name(node)} has no one axis of contraction, along which {gemm_.output[0]} has its "
-        "scales; a rule with one scale for each tensor is possible here"
+        f"{op_name(node)} rounds each tensor once, by one scale, and {why}; a rule with one scale "
+        "for each tensor is possible here"
     )
 
 
