@@ -22,7 +22,12 @@ __all__ = ["finite_amaxes", "gather", "largest", "ring_bytes", "scatter_mean"]
 
 
 def scatter_mean(
-    payload: Tensor, layout: Layout, fmt: FloatFormat, group: Any, seed: Seed | None = None
+    payload: Tensor,
+    layout: Layout,
+    fmt: FloatFormat,
+    mean_format: FloatFormat,
+    group: Any,
+    seed: Seed | None = None,
 ) -> tuple[Tensor, int]:
     """This rank's shard of the mean payload, in bytes, and how many bytes this rank sent.
 
@@ -37,7 +42,7 @@ def scatter_mean(
     for row in received.view(layout.ranks, layout.shard):  # one by one: 4 bytes an element, not 4 N
         total += values(row, fmt)
     mean = total.div_(layout.ranks)
-    return rounded(mean, fmt, seed, 0).view(torch.uint8), (layout.ranks - 1) * layout.shard
+    return rounded(mean, mean_format, seed, 0).view(torch.uint8), (layout.ranks - 1) * layout.shard
 
 
 def gather(
@@ -54,9 +59,10 @@ def gather(
         gathered = message.new_empty(layout.ranks * len(message))
         whole_gather()(gathered, message, group=group)
     rows = gathered.view(layout.ranks, len(message))
-    trailers = rows[:, layout.shard :].contiguous().view(torch.int32)
+    tails = rows[:, len(shard) :].clone(memory_format=torch.contiguous_format)  # aligned to int32
+    trailers = tails.view(torch.int32)
     sent = (layout.ranks - 1) * len(message)
-    return rows[:, : layout.shard].reshape(-1), trailers, sent
+    return rows[:, : len(shard)].reshape(-1), trailers, sent
 
 
 def largest(numbers: Tensor, layout: Layout, group: Any) -> int:

@@ -138,13 +138,14 @@ def decode(
     finite gradients is finite. NaN stays.
 
     Args:
-        payload: uint8, at least `layout.total` elements; the rest is filling.
+        payload: uint8, the bytes of at least `layout.total` elements; the rest is filling.
         scales: float32, one for each parameter.
         out: 1-dim, `layout.total` elements.
     """
-    limit = torch.finfo(out.dtype).max
+    limit = min(torch.finfo(out.dtype).max, torch.finfo(torch.float32).max)
+    elements = payload.view(stored(fmt))
     for start, stop, owners, counts in layout.pieces(piece_size(out)):
-        x = values(payload[start:stop], fmt) * spread(scales, owners, counts)
+        x = widen(elements[start:stop], torch.float32) * spread(scales, owners, counts)
         out[start:stop] = x.clamp(-limit, limit)
     return out
 

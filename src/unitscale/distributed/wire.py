@@ -79,6 +79,7 @@ class GradientWire:
         self,
         *,
         format: FloatFormat,
+        mean_format: FloatFormat,
         scale: GradientScale,
         rounding: str,
         seed: int,
@@ -87,7 +88,8 @@ class GradientWire:
         ranks: int,
         names: dict[Tensor, str],
     ) -> None:
-        self.format, self.scale, self.rounding, self.seed = format, scale, rounding, seed
+        self.format, self.mean_format, self.scale = format, mean_format, scale
+        self.rounding, self.seed = rounding, seed
         self.group, self.rank, self.ranks, self.names = group, rank, ranks, names
         self.state = ScaleState(scale, format, ranks)
         self.begun = 0
@@ -157,10 +159,10 @@ class GradientWire:
         inverse = self.state.inv_scales(names, wants, amax, buffer.device)
         payload, lost = encode(buffer, layout, inverse, self.format, self.seeds(index, "out"))
         shard, more = scatter_mean(
-            payload, layout, self.format, self.group, self.seeds(index, "mean")
+            payload, layout, self.format, self.mean_format, self.group, self.seeds(index, "mean")
         )
         payload, trailers, last = gather(shard, self.trailer(names, lost), layout, self.group)
-        decode(payload, layout, 1 / inverse, self.format, buffer)
+        decode(payload, layout, 1 / inverse, self.mean_format, buffer)
         sent += more + last
         log2 = None
         if amax is not None and isinstance(self.scale, UnitScale | AutomaticScale):
