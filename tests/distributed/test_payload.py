@@ -22,7 +22,8 @@ def test_pieces_cover_each_element_once(numels: tuple[int, ...], size: int) -> N
     owner = [number for number, numel in enumerate(numels) for _ in range(numel)]
     found = []
     for start, stop, owners, counts in Layout(numels, 1).pieces(size):
-        assert start == len(found) and sum(counts) == stop - start <= size
+        assert start == len(found)
+        assert sum(counts) == stop - start <= size
         found += [who for who, count in zip(owners, counts, strict=True) for _ in range(count)]
     assert found == owner
 
@@ -35,17 +36,19 @@ def test_payload_is_the_rounded_gradient_at_each_scale(fmt, dtype, monkeypatch) 
     x = torch.randn(layout.total).to(dtype)
     per_element = scales.repeat_interleave(torch.tensor(numels))
     wanted = round_to(x.float() / per_element, fmt) * per_element
-    limit = torch.finfo(dtype).max
     for size in (module.PIECE, 6):  # which cuts through parameters
         monkeypatch.setattr(module, "PIECE", size)
         data, lost = encode(x, layout, 1 / scales, fmt)
-        assert data.dtype == torch.uint8 and len(data) == layout.padded
+        assert data.dtype == torch.uint8
+        assert len(data) == layout.padded
         assert not data[layout.total :].any()
         y = decode(data, layout, scales, fmt, torch.empty_like(x))
         # 1 / 3 is no power of two: a value next to a tie may go the other way.
-        is_same = y == wanted.clamp(-limit, limit).to(dtype)
-        assert is_same[:-5].all() and is_same.sum() >= len(x) - 1
-        assert not lost.saturated.any() and lost.nonfinite == 0
+        is_same = y == wanted.to(dtype)
+        assert is_same[:-5].all()
+        assert is_same.sum() >= len(x) - 1
+        assert not lost.saturated.any()
+        assert lost.nonfinite == 0
         assert lost.flushed == ((y == 0) & (x != 0)).sum()
 
 
@@ -56,7 +59,8 @@ def test_what_is_not_finite_is_nan_and_never_the_largest_value() -> None:
         data, lost = encode(x, layout, one, fmt)
         y = decode(data, layout, one, fmt, torch.empty(5))
         assert y.isnan().tolist() == [False, True, True, True, False]
-        assert y[0] == 1 and lost.nonfinite == 3
+        assert y[0] == 1
+        assert lost.nonfinite == 3
         assert lost.saturated.tolist() == [int(fmt == E4M3FN)]
 
 
@@ -65,7 +69,8 @@ def test_a_gradient_beyond_float32_at_its_scale_saturates() -> None:
     layout, inverse = Layout((2,), 1), torch.tensor([2.0**100])
     data, lost = encode(x, layout, inverse, E4M3FN)
     assert decode(data, layout, torch.ones(1), E4M3FN, torch.empty(2)).tolist() == [448, -448]
-    assert lost.saturated.item() == 2 and lost.nonfinite == 0
+    assert lost.saturated.item() == 2
+    assert lost.nonfinite == 0
 
 
 def test_saturated_and_largest_are_counted_by_parameter(monkeypatch) -> None:
@@ -93,7 +98,8 @@ def test_stochastic_payload_has_the_gradient_as_its_mean(size: int, monkeypatch)
     assert abs(y.mean() - 1.03) < 4 * error
     again, _ = encode(x, layout, torch.ones(1), E4M3FN, seed)
     other, _ = encode(x, layout, torch.ones(1), E4M3FN, lambda piece: 99 + piece)
-    assert torch.equal(data, again) and not torch.equal(data, other)
+    assert torch.equal(data, again)
+    assert not torch.equal(data, other)
 
 
 def test_the_mean_of_finite_gradients_is_finite_in_16_bits() -> None:
@@ -106,4 +112,5 @@ def test_the_mean_of_finite_gradients_is_finite_in_16_bits() -> None:
 def test_a_payload_of_16_bits_is_read_as_such() -> None:
     x, layout = torch.tensor([1.0, -3.14, torch.nan]), Layout((3,), 1)
     y = decode(x.bfloat16().view(torch.uint8), layout, torch.full((1,), 2.0), BF16, torch.empty(3))
-    assert torch.equal(y[:2], x[:2].bfloat16().float() * 2) and y[2].isnan()
+    assert torch.equal(y[:2], x[:2].bfloat16().float() * 2)
+    assert y[2].isnan()

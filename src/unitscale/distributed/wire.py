@@ -223,8 +223,13 @@ class GradientWire:
         self.lost[device] = (flushed + lost.flushed, nonfinite + lost.nonfinite)
 
     def settle(self, saturated: dict[str, int]) -> None:
-        """Count what saturated, and warn: the first time, and whenever the number has doubled."""
+        """Count what saturated, and warn: the first time, and whenever the number has doubled.
+
+        Not under an `AutomaticScale`, which lets some elements saturate by its rule.
+        """
         self.saturated += sum(saturated.values())
+        if isinstance(self.scale, AutomaticScale):
+            return
         if saturated and self.rank == 0 and self.saturated >= 2 * self.warned:
             self.warned = self.saturated
             worst = sorted(saturated, key=lambda name: -saturated[name])
