@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import unitscale as us
 from distributed.grid import assert_few_bits, gradients, relative_error
+from unitscale import nn as unn
 from unitscale.distributed import AutomaticScale, CurrentScale, UnitScale, fp8_hook
 from unitscale.distributed.hook import exchange_gradients
 from unitscale.formats import BF16, E2M1FN, E3M4, E4M3FN, E5M2, E8M0FNU
@@ -211,24 +212,35 @@ def test_a_grad_scaler_sees_an_overflow_and_scales_stay() -> None:
     assert wire.report().nonfinite > 0
 
 
-def test_it_works_with_units_optimizers_and_compiled_models() -> None:
-    for build in (
-        lambda: us.unit_scale(network(), "fp8", inner="eager"),
-        lambda: torch.compile(network(), backend="eager"),
-    ):
-        ddp = DistributedDataParallel(build())
-        wire = fp8_hook(ddp)
-        optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-2)
-        losses = []
-        for _ in range(8):
-            optimizer.zero_grad()
-            loss = ddp(torch.ones(8, 16)).square().mean()
-            loss.backward()
-            assert_few_bits(gradients(ddp), E4M3FN)
-            optimizer.step()
-            losses.append(loss.item())
-        assert losses[-1] < losses[0]
-        assert wire.report().passes == 8
+def unit_scaled_by_hand() -> nn.Module:
+    return nn.Sequential(unn.Linear(16, 33), nn.Tanh(), unn.LinearReadout(33, 5))
+
+
+@pytest.mark.parametrize(
+    ("build", "optimize"),
+    [
+        (lambda: us.unit_scale(network(), "fp8", inner="eager"), torch.optim.AdamW),
+        (lambda: torch.compile(network(), backend="eager"), torch.optim.SGD),
+        (unit_scaled_by_hand, us.optim.AdamW),
+    ],
+    ids=["unit_scale", "compiled", "unn"],
+)
+def test_it_works_with_units_compiled_models_and_optimizers(build, optimize) -> None:
+    model = build()
+    ddp = DistributedDataParallel(model)
+    wire = fp8_hook(ddp)
+    taken = model if optimize is us.optim.AdamW else model.parameters()
+    optimizer = optimize(taken, lr=1e-2)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = (ddp(torch.ones(8, 16)) - 1).square().mean()
+        loss.backward()
+        assert_few_bits(gradients(ddp), E4M3FN)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert wire.report().passes == 8
 
 
 def test_no_thread_outlives_the_model() -> None:
@@ -325,7 +337,7 @@ def test_scales_are_saved_and_loaded_whole() -> None:
     for change, message in [
         ({"version": 9}, "version is 9; expected 1"),
         ({"format": "E5M2"}, "format is 'E5M2'; expected 'E4M3FN'"),
-        ({"scale": str(UnitScale())}, r"scale is 'UnitScale\(target_log2=2"),
+        ({"scale": str(UnitScale())}, r'scale is "UnitScale\(target_log2=2'),
         ({"log2": {"7.weight": 2.0}}, "scales of '7.weight'; the model has no such parameter"),
         ({"more": 1}, "no state_dict of a GradientWire"),
     ]:

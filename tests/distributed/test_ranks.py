@@ -65,9 +65,9 @@ def passes(ddp: nn.Module, given: list[list[Tensor]]) -> list[Tensor]:
     return found
 
 
-def averages(rank: int, group: Any, **options: Any) -> tuple[list[Tensor], WireReport, str]:
+def averages(rank: int, of: Any, **options: Any) -> tuple[list[Tensor], WireReport, str]:
     """Three passes over Gaussian gradients."""
-    ddp = DistributedDataParallel(Given(), process_group=group, bucket_cap_mb=0.02)
+    ddp = DistributedDataParallel(Given(), process_group=of, bucket_cap_mb=0.02)
     wire = fp8_hook(ddp, **options)
     found = passes(ddp, [drawn(rank, step) for step in range(3)])
     return found, wire.report(), str(wire.state_dict()["log2"])
@@ -84,7 +84,7 @@ ALL = {
     "stochastic": {"rounding": "stochastic"},
     "stochastic again": {"rounding": "stochastic"},
     "other seed": {"rounding": "stochastic", "seed": 1},
-    "too high": {"scale": UnitScale(target_log2=7)},
+    "too high": {"scale": UnitScale(target_log2=7, remeasure="never")},
 }
 
 
@@ -92,10 +92,10 @@ def work(rank: int, folder: Path) -> None:
     import warnings
 
     warnings.simplefilter("ignore")  # of saturation, which is looked at in the report
-    pair = dist.new_group([0, 1])
+    pair, own, second = (dist.new_group([0, 1]) for _ in range(3))
     found: dict[str, Any] = {name: averages(rank, None, **options) for name, options in ALL.items()}
     if rank < 2:
-        found["2 ranks"] = averages(rank, pair)
+        found["2 ranks"] = averages(rank, pair, group=own)
     found["not finite"] = not_finite(rank)
     found["no_sync"] = accumulated(rank)
     found["16 bits"] = {dtype: half(rank, dtype) for dtype in (torch.bfloat16, torch.float16)}
@@ -104,7 +104,8 @@ def work(rank: int, folder: Path) -> None:
     found["states"] = states(rank)
     found["diverged"] = diverged(rank)
     if rank < 2:
-        found["trained"] = [trained(rank, pair, hook) for hook in (False, True)]
+        found["trained"] = [trained(rank, pair, own) for own in (None, second)]
+        found["subset"] = subset(pair)
     torch.save(found, folder / f"{rank}.pt")
 
 
@@ -158,6 +159,17 @@ def refused(rank: int) -> list[str]:
     return messages
 
 
+def subset(pair: Any) -> list[str]:
+    """What is said of a model on some ranks without a group for its hook, or with a wrong one."""
+    ddp = DistributedDataParallel(Given(), process_group=pair)
+    messages = []
+    for group in (None, pair, dist.group.WORLD):
+        with pytest.raises(ValueError, match="fp8_hook: ") as caught:
+            fp8_hook(ddp, group=group)
+        messages.append(str(caught.value))
+    return messages
+
+
 def remeasured(rank: int) -> list[int]:
     """Exchanges of amaxes after each pass; rank 2 alone asks before the third."""
     ddp = DistributedDataParallel(Given())
@@ -197,12 +209,12 @@ def diverged(rank: int) -> str:
     return str(caught.value)
 
 
-def trained(rank: int, group: Any, hook: bool) -> tuple[list[float], Any]:
+def trained(rank: int, group: Any, own: Any) -> tuple[list[float], Any]:
     """50 steps of a small classifier, each rank on its share of the batch."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4))
     ddp = DistributedDataParallel(model, process_group=group)
-    wire = fp8_hook(ddp) if hook else None
+    wire = fp8_hook(ddp, group=own) if own else None
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-2)
     teacher = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
     losses = []
@@ -224,11 +236,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
 
 
-TWO_ROUNDINGS = {"E4M3FN": 0.0375, "E5M2": 0.075}
-"""Relative Frobenius errors on Gaussian values: each rounding has 0.0265 or 0.0526."""
-
-
 def test_four_ranks_average_within_two_roundings(found) -> None:
+    """On Gaussian values a rounding has the error 0.0265 in E4M3FN and 0.0526 in E5M2."""
     for name, wanted, band in [
         ("unit", 0.0375, 0.002),
         ("current", 0.0375, 0.002),
@@ -270,8 +279,14 @@ def test_averages_come_in_8_bits(found) -> None:
 
 
 def test_the_error_is_that_of_two_ranks(found) -> None:
+    """Not quite: means of two payloads often lie halfway between two values of the format.
+
+    Of a spacing d, such a tie has the error d**2 / 4 and occurs for half of the elements whose two
+    payloads share a binade, so the second rounding has d**2 / 8 at most, where d**2 / 12 is usual.
+    """
+    most = 0.0265 * (1 + 12 / 8) ** 0.5
     for step, gradient in enumerate(found[0]["2 ranks"][0]):
-        assert relative_error(gradient, mean_of(2, step)) == pytest.approx(0.0375, abs=0.002)
+        assert 0.0355 < relative_error(gradient, mean_of(2, step)) < most
 
 
 def test_an_rms_near_the_end_of_the_format_saturates_and_is_counted(found) -> None:
@@ -342,6 +357,16 @@ def test_ranks_that_differ_are_told_of_it_everywhere(found) -> None:
             assert text in message
             assert "\n" not in message
     assert "rank 3 refused: rounding" in found[0]["refused"][2]
+    for message, text in zip(
+        found[1]["subset"],
+        [
+            r"on ranks [0, 1] of 4, and torch makes a process group in all ranks together; pass",
+            "group has ranks [0, 1] and is that of the model; expected another",
+            "group has ranks [0, 1, 2, 3]; expected another group of the model's ranks, [0, 1]",
+        ],
+        strict=True,
+    ):
+        assert text in message
     for one in found:
         assert "state differs between ranks" in one["states"]
         assert "ranks 0 and 1 cast their gradients at different scales in pass 1" in one["diverged"]

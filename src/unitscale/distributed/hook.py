@@ -26,6 +26,7 @@ def fp8_hook(
     scale: GradientScale = UnitScale(),  # noqa: B008 - frozen
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    group: Any = None,
 ) -> GradientWire:
     """Average the gradients of a DDP model over ranks in 8 bits, from its next backward pass on.
 
@@ -49,6 +50,9 @@ def fp8_hook(
         scale: `UnitScale`, `CurrentScale`, `AutomaticScale` or `RootScale`.
         rounding: of each payload and of the mean.
         seed: of stochastic rounding, by a hash of seed, pass, bucket, rank and position.
+        group: a process group of the model's ranks that nobody else uses, for a model on CPUs: the
+            collectives are made in a thread of their own, beside others of the backward pass. None
+            makes one, which torch can if the model is on all ranks of the job.
     Returns:
         The state of the hook: `report()`, `state_dict()`, `load_state_dict`, `remeasure()`.
     Raises:
@@ -62,13 +66,14 @@ def fp8_hook(
             f"fp8_hook: model is a {type(model).__name__}; expected a DistributedDataParallel. "
             "Wrap the model first and pass the wrapper"
         )
-    group = model.process_group
-    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+    shared = model.process_group
+    ranks, rank = dist.get_world_size(shared), dist.get_rank(shared)
     names = {p: name for name, p in model.module.named_parameters() if p.requires_grad}
     mean_format = format if mean_format is None else mean_format
     fault = fault_of(model.module, names, format, scale, rounding, seed)
     if fault is None and mean_format not in (format, BF16):
         fault = f"mean_format is {mean_format}; expected BF16, or None for {format}"
+    fault = fault or fault_of_group(shared, group, names)
     options = {
         "format": str(format),
         "mean_format": str(mean_format),
@@ -78,15 +83,19 @@ def fp8_hook(
         "the version of torch": str(torch.__version__),
         "a parameter": ", ".join(f"{name} {tuple(p.shape)} {p.dtype}" for p, name in names.items()),
     }
-    agree("fp8_hook", options, fault, group)
+    agree("fp8_hook", options, fault, shared)
     device = next(iter(names)).device
+    if group is None:
+        # One without local synchronization, under which torch hangs if ranks know of different
+        # numbers of groups (seen on 2.13).
+        group = dist.new_group(backend=dist.get_backend(shared)) if is_on_cpu(device) else shared
     wire = GradientWire(
         format=format,
         mean_format=mean_format,
         scale=scale,
         rounding=rounding,
         seed=seed,
-        group=own_group(group) if device.type == "cpu" else group,
+        group=group,
         rank=rank,
         ranks=ranks,
         names=names,
@@ -166,13 +175,28 @@ def fault_of(
     return None
 
 
-def own_group(group: Any) -> Any:
-    """A process group of the same ranks: a thread may use it while another uses the first one."""
-    return dist.new_group(
-        ranks=dist.get_process_group_ranks(group),
-        backend=dist.get_backend(group),
-        use_local_synchronization=True,
-    )
+def fault_of_group(shared: Any, own: Any, names: dict[Tensor, str]) -> str | None:
+    """What is wrong with the process group for the hook alone, beside that of the model."""
+    ranks = dist.get_process_group_ranks(shared)
+    if own is None:
+        if len(ranks) == dist.get_world_size() or not is_on_cpu(next(iter(names)).device):
+            return None
+        return (
+            f"the model is on ranks {ranks} of {dist.get_world_size()}, and torch makes a process "
+            "group in all ranks together; pass group=dist.new_group(ranks), made in every rank"
+        )
+    if own is shared or dist.get_process_group_ranks(own) != ranks:
+        return (
+            f"group has ranks {dist.get_process_group_ranks(own)}"
+            f"{' and is that of the model' if own is shared else ''}; expected another group of "
+            f"the model's ranks, {ranks}"
+        )
+    return None
+
+
+def is_on_cpu(device: torch.device) -> bool:
+    """Whether exchanges run in a thread, which needs a process group for itself."""
+    return device.type == "cpu"
 
 
 def try_out(wire: GradientWire, device: torch.device) -> None:
