@@ -1,232 +1,16 @@
-"""Gradients of 2 and 4 ranks: one start of processes for all that is to be seen there."""
+"""Gradients of 2 and 4 ranks, DDP's and FSDP2's: what `four_ranks` found."""
 
-import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
-from distributed.grid import assert_few_bits, gradients, relative_error
+from distributed.four_ranks import ALL, RANKS, SHAPES, mean_of, work
+from distributed.grid import assert_few_bits, relative_error
 from processes import work_together
-from unitscale.distributed import (
-    AutomaticScale,
-    CurrentScale,
-    RootScale,
-    UnitScale,
-    WireReport,
-    fp8_hook,
-)
+from unitscale.distributed import fp8_all_gather, fp8_reduce_scatter
 from unitscale.formats import BF16, E4M3FN, E5M2
-
-RANKS = 4
-SHAPES = [(64, 127), (127,), (31, 64), (3,)]
-"""No number of ranks divides the elements of a bucket."""
-
-
-class Given(nn.Module):
-    """Its gradients are what one hands to its forward."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.parts = nn.ParameterList(nn.Parameter(torch.zeros(s, dtype=dtype)) for s in SHAPES)
-
-    def forward(self, given: list[Tensor]) -> Tensor:
-        return sum((p * g).sum() for p, g in zip(self.parts, given, strict=True))
-
-
-def drawn(rank: int, step: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Gaussian gradients, other ones on each rank; the last rank's are 4 times as large."""
-    made = torch.Generator().manual_seed(1000 * step + rank)
-    return [
-        (torch.randn(s, generator=made) * 10.0**-n * (4 if rank == RANKS - 1 else 1)).to(dtype)
-        for n, s in enumerate(SHAPES)
-    ]
-
-
-def mean_of(ranks: int, step: int) -> Tensor:
-    """What a sum in float64 gives."""
-    total = sum(
-        torch.cat([g.flatten().double() for g in drawn(rank, step)]) for rank in range(ranks)
-    )
-    return (total / ranks).float()
-
-
-def passes(ddp: nn.Module, given: list[list[Tensor]]) -> list[Tensor]:
-    """The gradients of a backward pass for each."""
-    found = []
-    for gradient in given:
-        ddp.zero_grad()
-        ddp(gradient).backward()
-        found.append(gradients(ddp).clone())
-    return found
-
-
-def averages(rank: int, of: Any, **options: Any) -> tuple[list[Tensor], WireReport, str]:
-    """Three passes over Gaussian gradients."""
-    ddp = DistributedDataParallel(Given(), process_group=of, bucket_cap_mb=0.02)
-    wire = fp8_hook(ddp, **options)
-    found = passes(ddp, [drawn(rank, step) for step in range(3)])
-    return found, wire.report(), str(wire.state_dict()["log2"])
-
-
-ALL = {
-    "unit": {},
-    "unit again": {},
-    "current": {"scale": CurrentScale()},
-    "automatic": {"scale": AutomaticScale()},
-    "root": {"scale": RootScale()},
-    "E5M2": {"format": E5M2},
-    "BF16 mean": {"mean_format": BF16},
-    "stochastic": {"rounding": "stochastic"},
-    "stochastic again": {"rounding": "stochastic"},
-    "other seed": {"rounding": "stochastic", "seed": 1},
-    "too high": {"scale": UnitScale(target_log2=7, remeasure="never")},
-}
-
-
-def work(rank: int, folder: Path) -> None:
-    import warnings
-
-    warnings.simplefilter("ignore")  # of saturation, which is looked at in the report
-    pair, own, second = (dist.new_group([0, 1]) for _ in range(3))
-    found: dict[str, Any] = {name: averages(rank, None, **options) for name, options in ALL.items()}
-    if rank < 2:
-        found["2 ranks"] = averages(rank, pair, group=own)
-    found["not finite"] = not_finite(rank)
-    found["no_sync"] = accumulated(rank)
-    found["16 bits"] = {dtype: half(rank, dtype) for dtype in (torch.bfloat16, torch.float16)}
-    found["refused"] = refused(rank)
-    found["remeasured"] = remeasured(rank)
-    found["states"] = states(rank)
-    found["diverged"] = diverged(rank)
-    if rank < 2:
-        found["trained"] = [trained(rank, pair, own) for own in (None, second)]
-        found["subset"] = subset(pair)
-    torch.save(found, folder / f"{rank}.pt")
-
-
-def not_finite(rank: int) -> list[list[Tensor]]:
-    """A NaN, then an infinity, on rank 1 alone; then none."""
-    found = []
-    for scale in (UnitScale(remeasure="once"), CurrentScale(), UnitScale(remeasure="never")):
-        ddp = DistributedDataParallel(Given())
-        fp8_hook(ddp, scale=scale)
-        given = []
-        for value in (0.5, torch.nan, torch.inf, 0.5):
-            gradient = drawn(rank, 0)
-            if rank == 1:
-                gradient[0][3, 5] = value
-            given.append(gradient)
-        found.append(passes(ddp, given))
-    return found
-
-
-def accumulated(rank: int) -> tuple[Tensor, WireReport]:
-    """Two micro-batches, of which the second exchanges the sum."""
-    ddp = DistributedDataParallel(Given())
-    wire = fp8_hook(ddp)
-    with ddp.no_sync():
-        ddp(drawn(rank, 0)).backward()
-    ddp(drawn(rank, 1)).backward()
-    return gradients(ddp), wire.report()
-
-
-def half(rank: int, dtype: torch.dtype) -> Tensor:
-    ddp = DistributedDataParallel(Given(dtype))
-    fp8_hook(ddp)
-    return passes(ddp, [drawn(rank, 0, dtype)])[0]
-
-
-def refused(rank: int) -> list[str]:
-    """The messages where ranks differ or one is wrong; the model is as it was each time."""
-    ddp = DistributedDataParallel(Given())
-    messages = []
-    for options in (
-        {"format": E5M2 if rank == 2 else E4M3FN},
-        {"scale": UnitScale(target_log2=rank)},
-        {"rounding": "up" if rank == 3 else "nearest"},
-        {"seed": rank // 3},
-    ):
-        with pytest.raises(ValueError, match="fp8_hook: ") as caught:
-            fp8_hook(ddp, **options)
-        messages.append(str(caught.value))
-    exact = passes(ddp, [drawn(rank, 0)])[0]
-    torch.testing.assert_close(exact, mean_of(RANKS, 0))  # DDP's own mean
-    return messages
-
-
-def subset(pair: Any) -> list[str]:
-    """What is said of a model on some ranks without a group for its hook, or with a wrong one."""
-    ddp = DistributedDataParallel(Given(), process_group=pair)
-    messages = []
-    for group in (None, pair, dist.group.WORLD):
-        with pytest.raises(ValueError, match="fp8_hook: ") as caught:
-            fp8_hook(ddp, group=group)
-        messages.append(str(caught.value))
-    return messages
-
-
-def remeasured(rank: int) -> list[int]:
-    """Exchanges of amaxes after each pass; rank 2 alone asks before the third."""
-    ddp = DistributedDataParallel(Given())
-    wire = fp8_hook(ddp, scale=UnitScale(remeasure="once"))
-    found = []
-    for step in range(5):
-        if step == 2 and rank == 2:
-            wire.remeasure()
-        passes(ddp, [drawn(rank, step)])
-        found.append(wire.report().scale_exchanges)
-    return found
-
-
-def states(rank: int) -> str:
-    """A state that differs on one rank is refused on all, and none has changed."""
-    ddp = DistributedDataParallel(Given())
-    wire = fp8_hook(ddp)
-    passes(ddp, [drawn(rank, 0)])
-    state = wire.state_dict()
-    wrong = copy.deepcopy(state)
-    wrong["log2"]["parts.0"] += rank == 3
-    with pytest.raises(ValueError, match="load_state_dict") as caught:
-        wire.load_state_dict(wrong)
-    assert wire.state_dict() == state
-    wire.load_state_dict(state)
-    return str(caught.value)
-
-
-def diverged(rank: int) -> str:
-    """Somebody wrote to the scales of one rank."""
-    ddp = DistributedDataParallel(Given())
-    wire = fp8_hook(ddp, scale=UnitScale(remeasure="once"))
-    passes(ddp, [drawn(rank, 0)])
-    wire.state.log2["parts.0"] += rank == 1
-    with pytest.raises(RuntimeError, match="cast their gradients at different") as caught:
-        passes(ddp, [drawn(rank, 1)])
-    return str(caught.value)
-
-
-def trained(rank: int, group: Any, own: Any) -> tuple[list[float], Any]:
-    """50 steps of a small classifier, each rank on its share of the batch."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4))
-    ddp = DistributedDataParallel(model, process_group=group)
-    wire = fp8_hook(ddp, group=own) if own else None
-    optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-2)
-    teacher = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
-    losses = []
-    for step in range(50):
-        x = torch.randn(64, 16, generator=torch.Generator().manual_seed(2 + step))
-        share = x[32 * rank : 32 * (rank + 1)]
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(ddp(share), (share @ teacher).argmax(1)).backward()
-        optimizer.step()
-        with torch.no_grad():
-            losses.append(nn.functional.cross_entropy(model(x), (x @ teacher).argmax(1)).item())
-    return losses, wire and wire.report()
 
 
 @pytest.fixture(scope="module")
@@ -387,3 +171,48 @@ def test_training_ends_where_float32_does(found) -> None:
         assert losses != exact
         assert report.saturated == 0
         assert report.passes == 50
+
+
+@pytest.mark.parametrize("mesh", ["4", "2 x 2"])
+def test_sharded_gradients_are_scattered_within_one_rounding(found, mesh: str) -> None:
+    """On every rank the same, and within a rounding of those of FSDP2 by itself."""
+    for one in found:
+        full, ours = one["sharded"][mesh]["full"], one["sharded"][mesh]["gradients"]
+        assert torch.equal(ours["grads"], found[0]["sharded"][mesh]["gradients"]["grads"])
+        # Errors of ranks are independent, gradients of one model are not: half of 0.0265 on four.
+        assert 0.009 < relative_error(ours["grads"], full["grads"]) < 0.028
+        assert torch.equal(ours["y"], full["y"])
+        report = ours["report"]
+        assert report.modules == 3
+        assert report.calls == 2  # of modules that had a gradient
+        # A byte for each block of 128, and of each row's end.
+        assert 0.5 < report.bytes_sent / report.bf16_bytes < 0.52
+        assert "no collective of 3 modules was made" in ours["nothing"]
+
+
+@pytest.mark.parametrize("mesh", ["4", "2 x 2"])
+def test_sharded_weights_are_gathered_in_8_bits_and_kept_exact(found, mesh: str) -> None:
+    for one in found:
+        full, ours = one["sharded"][mesh]["full"], one["sharded"][mesh]["weights"]
+        assert torch.equal(ours["grads"], found[0]["sharded"][mesh]["weights"]["grads"])
+        assert ours["kept"]
+        # Two layers, each with a rounding of its weights.
+        assert 0.01 < relative_error(ours["y"], full["y"]) < 2 * 0.0265
+        assert ours["report"].calls >= 2
+        assert 0.5 < ours["report"].bytes_sent / ours["report"].bf16_bytes < 0.52
+
+
+@pytest.mark.parametrize("mesh", ["4", "2 x 2"])
+def test_a_sharded_gradient_that_is_not_finite_stays_so(found, mesh: str) -> None:
+    assert found[0]["sharded"][mesh]["not finite"]["grads"].isnan().all()
+
+
+def test_sharding_is_refused_on_every_rank_if_one_differs(found) -> None:
+    for rank, one in enumerate(found):
+        assert "format differs between ranks" in one["sharded"]["4"]["refused"]
+        assert "format is BF16; expected E4M3FN or E5M2" in one["sharded"]["4"]["format"]
+        # Of two pairs, the one that agrees hears from the other.
+        assert "format differs" in one["sharded"]["2 x 2"]["refused"], rank
+    for serve in (fp8_reduce_scatter, fp8_all_gather):
+        with pytest.raises(TypeError, match="nothing in this Linear was sharded by fully_shard"):
+            serve(nn.Linear(2, 2))

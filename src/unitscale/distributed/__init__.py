@@ -1,8 +1,10 @@
 """Gradients between ranks in 8 bits: half of what BF16 sends, at an error that ranks do not add to.
 
-`fp8_hook` is for `torch.nn.parallel.DistributedDataParallel`; see `docs/distributed.md`.
+`fp8_hook` is for `torch.nn.parallel.DistributedDataParallel`, the others are for FSDP2; see
+`docs/distributed.md`.
 """
 
+from unitscale.distributed.fsdp import ShardReport, fp8_all_gather, fp8_reduce_scatter
 from unitscale.distributed.hook import fp8_hook
 from unitscale.distributed.scale import (
     AutomaticScale,
@@ -19,7 +21,10 @@ __all__ = [
     "GradientScale",
     "GradientWire",
     "RootScale",
+    "ShardReport",
     "UnitScale",
     "WireReport",
+    "fp8_all_gather",
     "fp8_hook",
+    "fp8_reduce_scatter",
 ]
