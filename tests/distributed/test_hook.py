@@ -243,6 +243,28 @@ def test_it_works_with_units_compiled_models_and_optimizers(build, optimize) -> 
     assert wire.report().passes == 8
 
 
+def test_the_backward_pass_does_not_wait_for_an_exchange(monkeypatch) -> None:
+    wire = fp8_hook(DistributedDataParallel(network()))
+    go, exchange = threading.Event(), wire.exchange
+
+    def late(*args: object, **kwargs: object) -> None:
+        assert go.wait(60)
+        exchange(*args, **kwargs)
+
+    monkeypatch.setattr(wire, "exchange", late)
+    parameters = list(wire.names)[:1]
+    buffer = torch.randn(parameters[0].numel())
+    exact = buffer.clone()
+    first = wire.take(0, buffer, parameters, is_last=False)
+    second = wire.take(1, buffer.clone(), parameters, is_last=True)
+    assert not first.done()
+    assert not second.done()
+    assert torch.equal(buffer, exact)
+    go.set()
+    assert_few_bits(first.wait(), E4M3FN)
+    assert torch.equal(first.wait(), second.wait())
+
+
 def test_no_thread_outlives_the_model() -> None:
     def threads() -> int:
         return sum("unitscale-gradients" in t.name for t in threading.enumerate() if t.is_alive())

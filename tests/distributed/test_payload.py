@@ -73,6 +73,20 @@ def test_a_gradient_beyond_float32_at_its_scale_saturates() -> None:
     assert lost.nonfinite == 0
 
 
+@pytest.mark.parametrize(
+    ("target", "low", "high"),
+    [(-10, 0.5, 0.9), (-6, 0.034, 0.043), (-2, 0.025, 0.028), (2, 0.025, 0.028), (9, 0.3, 0.7)],
+)
+def test_an_rms_in_the_middle_of_the_format_has_its_error(target, low, high) -> None:
+    """The default target, 2, has room on both sides; beyond it the counters say what is lost."""
+    x, layout = torch.randn(20000), Layout((20000,), 1)
+    data, lost = encode(x, layout, torch.tensor([2.0**target]), E4M3FN)
+    y = decode(data, layout, torch.tensor([2.0**-target]), E4M3FN, torch.empty_like(x))
+    assert low < (y - x).norm() / x.norm() < high
+    assert (lost.saturated.item() > 1000) == (target == 9)
+    assert (lost.flushed.item() > 1000) == (target == -10)
+
+
 def test_saturated_and_largest_are_counted_by_parameter(monkeypatch) -> None:
     x = torch.tensor([449.0, 448, 440, -1000, 5, 447, -448, 1e-9, 0])
     layout = Layout((4, 2, 3), 2)
