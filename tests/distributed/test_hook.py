@@ -265,6 +265,20 @@ def test_the_backward_pass_does_not_wait_for_an_exchange(monkeypatch) -> None:
     assert torch.equal(first.wait(), second.wait())
 
 
+def test_an_exchange_that_fails_ends_the_backward_pass_with_its_message(monkeypatch) -> None:
+    ddp = DistributedDataParallel(network())
+    wire = fp8_hook(ddp)
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("the connection was closed by a peer")
+
+    monkeypatch.setattr(wire, "exchange", fails)
+    with pytest.raises(
+        RuntimeError, match="running the callback: RuntimeError: the connection was"
+    ):
+        backward(ddp)
+
+
 def test_no_thread_outlives_the_model() -> None:
     def threads() -> int:
         return sum("unitscale-gradients" in t.name for t in threading.enumerate() if t.is_alive())

@@ -84,7 +84,7 @@ def test_an_rms_in_the_middle_of_the_format_has_its_error(target, low, high) -> 
     y = decode(data, layout, torch.tensor([2.0**-target]), E4M3FN, torch.empty_like(x))
     assert low < (y - x).norm() / x.norm() < high
     assert (lost.saturated.item() > 1000) == (target == 9)
-    assert (lost.flushed.item() > 1000) == (target == -10)
+    assert (lost.flushed.item() > 5000) == (target == -10)
 
 
 def test_saturated_and_largest_are_counted_by_parameter(monkeypatch) -> None:

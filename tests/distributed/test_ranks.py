@@ -163,11 +163,12 @@ def test_one_rank_may_ask_for_a_measurement(found) -> None:
 
 
 def test_training_ends_where_float32_does(found) -> None:
-    """Rounding gradients is noise of 4 % on steps whose batch noise is far larger."""
+    """Each step errs by 4 % in a direction of its own, so the way of 50 steps by 4 % / sqrt(50)."""
     for one in found[:2]:
         (exact, _), (losses, report) = one["trained"]
         assert exact[-1] < 0.5 * exact[0]
-        assert losses[-1] == pytest.approx(exact[-1], rel=0.02)
+        way = exact[0] - exact[-1]
+        assert losses[-1] == pytest.approx(exact[-1], abs=0.04 / 50**0.5 * way)
         assert losses != exact
         assert report.saturated == 0
         assert report.passes == 50

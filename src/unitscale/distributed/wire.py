@@ -96,6 +96,8 @@ class GradientWire:
         """Backward passes whose first bucket was taken; `state.passes` follows in its thread."""
         self.calls = self.elements = self.bytes_sent = self.ring = self.scale_exchanges = 0
         self.saturated = self.warned = 0
+        self.unchecked: list[tuple[int, Tensor]] = []
+        """Of exchanges not looked at yet: the pass, and the digest of each rank's scales."""
         self.lost: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unitscale-gradients")
         self.streams: dict[torch.device, Any] = {}
@@ -124,13 +126,17 @@ class GradientWire:
         if buffer.device.type == "cuda":
             return self.on_stream(run, buffer)
         future: torch.futures.Future[Tensor] = torch.futures.Future()
+        # DDP takes the exception of a future for its tensor; one raised in `then` it raises itself.
+        opened: torch.futures.Future[Tensor] = future.then(lambda done: done.wait())
         self.worker.submit(finish, run, buffer, future)
-        return future
+        return opened
 
     def on_stream(self, run: Any, buffer: Tensor) -> torch.futures.Future[Tensor]:
         """Launch an exchange on a stream beside that of the backward pass."""
         device = buffer.device
-        stream = self.streams.setdefault(device, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+        if device not in self.streams:
+            self.streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = self.streams[device]
         stream.wait_stream(torch.cuda.current_stream(device))
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=[device])
         with torch.cuda.stream(stream):
@@ -149,6 +155,7 @@ class GradientWire:
     ) -> None:
         """Replace the gradients of a bucket by their mean over ranks."""
         if index == 0:
+            self.check()
             self.settle(self.state.begin())
         layout = Layout(tuple(numels), self.ranks)
         wants = self.state.wants(names)
@@ -171,8 +178,9 @@ class GradientWire:
             sent += largest(log2, layout, self.group)
         self.count(lost, layout, sent, was_measured=any(wants))
         self.state.pending.append(Found(names, numels, log2, trailers[:, 1:]))
+        self.unchecked.append((self.state.passes - 1, trailers[:, 0]))
         if buffer.device.type == "cpu":  # elsewhere, looking would wait for the device
-            self.check(trailers[:, 0].tolist())
+            self.check()
             if is_last:
                 self.settle(self.state.settle())
 
@@ -188,15 +196,18 @@ class GradientWire:
             parts.append(lost.largest)
         return torch.cat(parts)
 
-    def check(self, digests: Sequence[int]) -> None:
+    def check(self) -> None:
         """Refuse gradients that ranks cast at different scales."""
-        for rank, digest in enumerate(digests):
-            if digest != digests[0]:
-                raise RuntimeError(
-                    f"fp8_hook: ranks 0 and {rank} cast their gradients at different scales in "
-                    f"pass {self.state.passes - 1}; load the same state_dict on every rank, and "
-                    "make the same training calls on each"
-                )
+        unchecked, self.unchecked = self.unchecked, []
+        for which, tensor in unchecked:
+            digests = tensor.tolist()
+            for rank, digest in enumerate(digests):
+                if digest != digests[0]:
+                    raise RuntimeError(
+                        f"fp8_hook: ranks 0 and {rank} cast their gradients at different scales in "
+                        f"pass {which}; load the same state_dict on every rank, and make the same "
+                        "training calls on each"
+                    )
 
     def seeds(self, index: int, leg: str) -> Seed | None:
         """The seeds of stochastic rounding, others for every rank, bucket and pass."""
