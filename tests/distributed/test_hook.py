@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import threading
 
 import pytest
@@ -277,6 +278,17 @@ def test_an_exchange_that_fails_ends_the_backward_pass_with_its_message(monkeypa
         RuntimeError, match="running the callback: RuntimeError: the connection was"
     ):
         backward(ddp)
+
+
+def test_a_copy_without_the_hook_is_refused_and_one_of_the_module_is_not() -> None:
+    ddp = DistributedDataParallel(network())
+    wire = fp8_hook(ddp)
+    backward(ddp)
+    for attempt in (copy.deepcopy, pickle.dumps):
+        for one in (ddp, wire):
+            with pytest.raises(TypeError, match=r"not copied or pickled.*copy its `module`"):
+                attempt(one)
+        attempt(ddp.module)
 
 
 def test_no_thread_outlives_the_model() -> None:

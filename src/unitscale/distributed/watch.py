@@ -11,7 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["watch"]
+__all__ = ["NO_COPY", "watch"]
+
+
+NO_COPY = (
+    "fp8_hook: a DistributedDataParallel model with its hook is not copied or pickled, or the copy "
+    "would exchange in full precision; copy its `module`, or save its state_dict() and the hook's"
+)
 
 
 def watch(model: DistributedDataParallel, wire: Any) -> None:
@@ -40,6 +46,9 @@ class Seen:
         self.is_local = False
         """Whether the last call of the wrapper was made under `no_sync`."""
         self.has_warned = False
+
+    def __reduce__(self) -> Any:
+        raise TypeError(NO_COPY)
 
     def forward(self, model: nn.Module, args: Any) -> None:
         """Before each call of the wrapper."""

@@ -23,6 +23,7 @@ from unitscale.distributed.collective import (
 from unitscale.distributed.payload import Layout, Lost, Seed, decode, encode
 from unitscale.distributed.scale import AutomaticScale, GradientScale, UnitScale
 from unitscale.distributed.scale_state import Found, ScaleState
+from unitscale.distributed.watch import NO_COPY
 from unitscale.formats import FloatFormat
 
 __all__ = ["GradientWire", "WireReport"]
@@ -104,6 +105,9 @@ class GradientWire:
 
     def __repr__(self) -> str:
         return f"GradientWire({self.format}, {self.scale}, {self.rounding}): {self.report()}"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(NO_COPY)
 
     def take(
         self, index: int, buffer: Tensor, parameters: Sequence[Tensor], *, is_last: bool
