@@ -30,7 +30,7 @@ BLOCK = 128
 class ShardReport:
     """What collectives of sharded parameters have done so far, on this rank.
 
-    modules: with parameters of their own, whose collectives are in 8 bits.
+    modules: that `fully_shard` was called on, whose collectives are in 8 bits.
     flushed: elements other than zero that were sent as zero.
     """
 
