@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from . import (
         data,
+        distributed,
         formats,
         functional,
         gemm,
@@ -50,6 +51,7 @@ __all__ = [
     "apply_recipe",
     "coverage",
     "data",
+    "distributed",
     "formats",
     "full_precision",
     "functional",

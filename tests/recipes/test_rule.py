@@ -74,7 +74,6 @@ REFUSED = {
         (Operand(NVFP4, Current(), transform=RandomHadamard(2)), TURNED)
     ),
     "output is 'E4M3FN'; expected a pair": lambda: Gemm(output="E4M3FN"),
-    "unitscale.recipes.parse_operand makes one of a text": lambda: Gemm.of("E4M3FN current"),
     "grad_input is (Operand(": lambda: Gemm(grad_input=(X,)),
     "expected a pair of operands, (grad_output, weight)": lambda: Gemm(grad_input=(E5M2, E4M3FN)),
     "value is 'E4M3FN current'; expected an Operand; write parse_operand('E4M3": lambda: Gemm.of(

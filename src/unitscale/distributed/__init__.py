@@ -1,0 +1,30 @@
+"""Gradients between ranks in 8 bits: half of what BF16 sends, at an error that ranks do not add to.
+
+`fp8_hook` is for `torch.nn.parallel.DistributedDataParallel`, the others are for FSDP2; see
+`docs/distributed.md`.
+"""
+
+from unitscale.distributed.fsdp import ShardReport, fp8_all_gather, fp8_reduce_scatter
+from unitscale.distributed.hook import fp8_hook
+from unitscale.distributed.scale import (
+    AutomaticScale,
+    CurrentScale,
+    GradientScale,
+    RootScale,
+    UnitScale,
+)
+from unitscale.distributed.wire import GradientWire, WireReport
+
+__all__ = [
+    "AutomaticScale",
+    "CurrentScale",
+    "GradientScale",
+    "GradientWire",
+    "RootScale",
+    "ShardReport",
+    "UnitScale",
+    "WireReport",
+    "fp8_all_gather",
+    "fp8_hook",
+    "fp8_reduce_scatter",
+]
