@@ -16,6 +16,7 @@ from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
 from unitscale.cli.recipes import recipes
 from unitscale.cli.report import report
+from unitscale.cli.sweep import sweep
 from unitscale.cli.train import train
 
 # typer exports one of its usage errors, but not the class that they have in common.
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command(epilog=setting.EPILOG)(compare)
 app.command(epilog=setting.EPILOG)(train)
+app.command()(sweep)
 app.command()(analyse)
 app.command()(report)
 app.command()(figure)

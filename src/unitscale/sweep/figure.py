@@ -1,0 +1,111 @@
+"""lr.png: the loss over the learning rate, a line for each recipe and size. Imports no torch."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unitscale.report.figure import save
+from unitscale.report.plot import new_figure, pick_colors
+from unitscale.sweep.interval import LEVEL
+from unitscale.sweep.summary import Group
+
+STYLES = ("-", "--", ":", "-.")
+MARKS = "osD^v<>P"
+ROOM = 0.6
+"""Of the highest line's height above the lowest: how far up the picture goes beyond the best
+losses, so that one rate that hardly learns does not flatten all others."""
+
+
+def draw_rates(groups: Sequence[Group], path: Path, *, title: str) -> None:
+    """Draw the loss of every group over its learning rates; a cross is a rate that diverged.
+
+    Bars are intervals over seeds; a ring is the best rate of its group. A color is a recipe, a
+    style of line a size.
+
+    Raises:
+        ValueError: matplotlib is not installed, or the file's name says another format.
+        OSError: the file cannot be written.
+    """
+    figure = new_figure(9, 5, dpi=120)
+    axes = figure.subplots()
+    colors = pick_colors(list(dict.fromkeys(group.settings["recipe"] for group in groups)))
+    seen: dict[str, int] = {}
+    for group in groups:
+        recipe = group.settings["recipe"]
+        number = seen[recipe] = seen.get(recipe, -1) + 1
+        draw_group(axes, group, colors[recipe], number)
+    axes.set_xscale("log", base=2)
+    mark_diverged(axes, groups, colors)
+    axes.set_xlabel("peak learning rate")
+    axes.set_ylabel("validation loss, nats a byte")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize="medium")
+    figure.legend(
+        loc="outside right upper",
+        frameon=False,
+        fontsize="small",
+        title=f"bars: {LEVEL:.0%} interval over seeds\nring: best, ×: diverged",
+        title_fontsize="small",
+        alignment="left",
+    )
+    save(figure, path)
+
+
+def draw_group(axes: Any, group: Group, color: Any, number: int) -> None:
+    """The line of one group, and the ring around its best rate."""
+    known = [rate for rate in group.rates if rate.loss is not None]
+    losses = [rate.loss.mean for rate in known if rate.loss is not None]
+    halves = [(rate.loss.half or 0.0) for rate in known if rate.loss is not None]
+    axes.errorbar(
+        [rate.lr for rate in known],
+        losses,
+        yerr=halves,
+        color=color,
+        linestyle=STYLES[number % len(STYLES)],
+        marker=MARKS[number % len(MARKS)],
+        markersize=4,
+        linewidth=1.5,
+        capsize=2.5,
+        label=group.label,
+    )
+    if group.best is not None and group.best.loss is not None:
+        axes.plot(
+            group.best.lr,
+            group.best.loss.mean,
+            "o",
+            color=color,
+            fillstyle="none",
+            markersize=11,
+            zorder=9,
+        )
+
+
+def mark_diverged(axes: Any, groups: Sequence[Group], colors: dict[str, Any]) -> None:
+    """Limits that show the best rates well, and a cross at the top for what diverged."""
+    found = [rate.loss for group in groups for rate in group.rates if rate.loss is not None]
+    if found:
+        low = min(loss.mean - (loss.half or 0.0) for loss in found)
+        best = [group.best.loss.mean for group in groups if group.best and group.best.loss]
+        high = max(loss.mean for loss in found)
+        worst = max(best, default=high)
+        top = min(high, worst + max(ROOM * (high - low), 0.5))
+        pad = 0.05 * (top - low) + 0.005
+        axes.set_ylim(low - pad, top + 2 * pad)
+    top = axes.get_ylim()[1]
+    at: dict[float, int] = {}
+    for group in groups:
+        for rate in group.rates:
+            if rate.diverged:
+                # Several crosses at one rate stand beside one another.
+                shift = at[rate.lr] = at.get(rate.lr, -1) + 1
+                axes.plot(
+                    rate.lr * math.exp2(0.06 * shift),
+                    top,
+                    "X",
+                    color=colors[group.settings["recipe"]],
+                    markersize=9,
+                    clip_on=False,
+                    zorder=9,
+                )
