@@ -93,10 +93,12 @@ class Point:
         Only what differs from the defaults counts, so that a field which a later version adds
         leaves the names of older runs as they are.
         """
+        is_ours = self.config.existing is None or self.config.existing in BUILT_IN
+        known = {k: v for k, v in DEFAULTS.items() if is_ours or not k.startswith("model.")}
         found = {
             key: value
             for key, value in self.values.items()
-            if key in ("recipe", "lr", "seed") or DEFAULTS.get(key, MISSING) != value
+            if key in ("recipe", "lr", "seed") or known.get(key, MISSING) != value
         }
         return json.dumps(found, sort_keys=True)
 
