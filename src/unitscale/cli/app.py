@@ -14,6 +14,7 @@ from unitscale.cli.doctor import doctor
 from unitscale.cli.exit import FAILED, WRONG_ARGUMENTS, fail
 from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
+from unitscale.cli.plan_memory import plan_memory
 from unitscale.cli.recipes import recipes
 from unitscale.cli.report import report
 from unitscale.cli.sweep import sweep
@@ -38,6 +39,7 @@ app.command()(figure)
 app.command()(formats)
 app.command()(recipes)
 app.command()(doctor)
+app.command()(plan_memory)
 
 
 @app.callback(invoke_without_command=True)
