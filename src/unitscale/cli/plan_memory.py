@@ -12,11 +12,11 @@ from unitscale.cli.exit import checking_arguments, running
 from unitscale.cli.output import show
 
 if TYPE_CHECKING:
-    from unitscale.memory.plan import Plan
+    from unitscale.memory.plan import Plan, Sizes
     from unitscale.memory.source import Source
 
-LONGEST = 2**24
 MOST = 2**24
+"""Of ranks, sequences and tokens: more is a slip of the keyboard."""
 
 
 def plan_memory(
@@ -85,11 +85,11 @@ def plan_memory(
         for name in names:
             state_bytes(name, dtype)
         source = source_of(config, model, settings, dtype, sequence_length)
+        sizes = sizes_of_source(source)
     with running():
-        from unitscale.memory.plan import kept_at, sizes_at
+        from unitscale.memory.plan import kept_at
         from unitscale.memory.plan import plan_memory as planned
 
-        sizes = sizes_at(source)
         plans = []
         for found in recipes:
             if len(recipes) > 1:
@@ -124,7 +124,7 @@ def plan_memory(
 
         show(
             f"{source.name}: {sizes.total:,} parameters in {dtype}, {ranks} ranks ({sharding}), "
-            f"micro-batch {micro_batch} x {sequence_length}; GB of {1e9:.0e} bytes on each rank",
+            f"micro-batch {micro_batch} x {sequence_length}; GB (10^9 bytes) on each rank",
             plain_table([row_of(plan) for plan in plans]),
         )
 
@@ -181,13 +181,26 @@ def source_of(
     return Source(name=model, dtype=dtype, factory=model, options=options)
 
 
+def sizes_of_source(source: "Source") -> "Sizes":
+    """The parameters of the model.
+
+    Raises:
+        ValueError: it cannot be built.
+    """
+    from unitscale.memory.plan import sizes_at
+    from unitscale.train.initial import ModelError
+
+    try:
+        return sizes_at(source)
+    except ModelError as error:
+        raise ValueError(str(error)) from error
+
+
 def row_of(plan: "Plan") -> dict[str, Any]:
     """A plan as a row of a table, in GB."""
     from unitscale.memory.plan import KINDS
 
-    found = {kind: f"{getattr(plan, kind) / 1e9:.3f}" for kind in KINDS if kind != "units"}
-    return (
-        {"recipe": plan.recipe, "states": plan.states, **found}
-        | {"units": f"{plan.units / 1e9:.6f}"}
-        | {"total": f"{plan.total / 1e9:.3f}"}
-    )
+    found = {kind: f"{getattr(plan, kind) / 1e9:.2f}" for kind in KINDS if kind != "units"}
+    units = {"units, kB": f"{plan.units / 1e3:.1f}"}
+    name = {"recipe": plan.recipe, "states": plan.states}
+    return {**name, **found, **units, "total": f"{plan.total / 1e9:.2f}"}

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from unitscale import units
 from unitscale.memory.source import Source, without_memory
 from unitscale.recipes import Recipe, without_loss_scale
+from unitscale.train.initial import failing
 from unitscale.units.forward import session_of
 
 BATCH = 1009
@@ -67,8 +68,7 @@ def kept_by(source: Source, recipe: Recipe, *, length: int, depth: int | None = 
     """What a training step of the model keeps, with so many layers (None: as many as it has).
 
     Raises:
-        ModelError: the model's code failed.
-        Exception: whatever its forward raises on tensors without numbers.
+        ModelError: the model's code failed, as it does where it looks at a number.
     """
     torch.compiler.reset()
     with without_memory() as mode:
@@ -79,7 +79,8 @@ def kept_by(source: Source, recipe: Recipe, *, length: int, depth: int | None = 
     saved = SavedFakes({tensor.untyped_storage()._cdata for tensor in own})
     # Within the mode torch.compile leaves every function as it is: only its graphs run in it.
     plain = mode if session_of(model) is None else nullcontext()
-    with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor), plain:
+    hooks = torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor)
+    with failing(f"{source.name} failed on tensors without numbers"), hooks, plain:
         loss = model(ids, ids)
     sizes = [storage.nbytes() for storage in saved.found.values()]
     each = sum(size for size in sizes if size % BATCH == 0) / BATCH

@@ -70,7 +70,7 @@ class Plan:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(getattr(self, kind) for kind in KINDS)
+        return float(sum(getattr(self, kind) for kind in KINDS))
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
@@ -83,7 +83,7 @@ def sizes_of(model: nn.Module) -> Sizes:
     FSDP2 is given each layer of the longest list of layers by itself, and the rest together.
     """
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    layers = list(max(lists, key=len)) if lists else []
+    layers = list(max(lists, key=lambda found: len(found))) if lists else []
     groups = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     inside = {id(p) for layer in layers for p in layer.parameters()}
     rest = sum(p.numel() for p in model.parameters() if id(p) not in inside)

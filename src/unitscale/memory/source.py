@@ -83,7 +83,8 @@ class Source:
         with failing(f"{self.name}: transformers cannot build it"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = AutoConfig.for_model(**values)
-            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
+            make: Any = AutoModelForCausalLM.from_config
+            model = make(config, dtype=DTYPES[self.dtype])
         return as_loss(model, self.name)
 
 
