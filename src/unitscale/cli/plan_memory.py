@@ -134,15 +134,15 @@ def check_counts(
 ) -> None:
     """Raise ValueError for a number or a name that no plan can have."""
     counts = {"--ranks": ranks, "--micro-batch": micro_batch, "--sequence-length": sequence_length}
-    for name, value in counts.items():
-        if not 1 <= value <= MOST:
-            raise ValueError(f"{name} is {value}; expected from 1 to {MOST}")
-    for name, value, known in (
+    for name, count in counts.items():
+        if not 1 <= count <= MOST:
+            raise ValueError(f"{name} is {count}; expected from 1 to {MOST}")
+    for name, text, known in (
         ("--sharding", sharding, ("fsdp", "zero2", "zero1", "ddp")),
         ("--dtype", dtype, ("bf16", "fp32")),
     ):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+        if text not in known:
+            raise ValueError(f"{name} is {text!r}; expected one of {', '.join(known)}")
 
 
 def source_of(

@@ -1,13 +1,12 @@
 """What a recipe keeps for backward, seen on fake tensors: the real graph, at any size.
 
 The model is built of fake tensors, given the recipe and called once. What autograd saves is what
-it would save of real ones, to the byte. One batch of a prime size tells what grows with it: the
-bytes of any tensor that holds a value for each sample are a multiple of that prime, and those of a
-rounded weight are not.
+it would save of real ones, to the byte. One batch tells what grows with it, if its size has a large
+prime as a factor: the bytes of any tensor that holds a value for each sample are a multiple of that
+prime, and those of a rounded weight are not.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +20,11 @@ from unitscale.recipes import Recipe, without_loss_scale
 from unitscale.train.initial import failing
 from unitscale.units.forward import session_of
 
-BATCH = 1009
-"""Samples of the audited batch; a prime that is a factor of no size that people choose."""
+PRIME = 107
+"""A prime that is a factor of no width or number of symbols that people choose."""
+
+WHOLE_BLOCKS = 128
+"""Blocks of scales lie along the samples too: a batch of so many times the prime fills them."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +76,22 @@ def kept_by(source: Source, recipe: Recipe, *, length: int, depth: int | None = 
     with without_memory() as mode:
         model = source.build(depth)
         give(model, recipe, mode)
-        ids = torch.zeros(BATCH, length, dtype=torch.long)
+        is_plain = session_of(model) is None
+        batch = PRIME if is_plain else PRIME * WHOLE_BLOCKS
+        ids = torch.zeros(batch, length, dtype=torch.long)
     own = (*model.parameters(), *model.buffers())
     saved = SavedFakes({tensor.untyped_storage()._cdata for tensor in own})
-    # Within the mode torch.compile leaves every function as it is: only its graphs run in it.
-    plain = mode if session_of(model) is None else nullcontext()
     hooks = torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor)
-    with failing(f"{source.name} failed on tensors without numbers"), hooks, plain:
+    # Outside of the mode: within it torch.compile leaves every function as it is, and models of
+    # transformers make masks that they do without otherwise. What a model without a graph makes
+    # from nothing is real then, so its batch is small.
+    with failing(f"{source.name} failed on tensors without numbers"), hooks:
         loss = model(ids, ids)
     sizes = [storage.nbytes() for storage in saved.found.values()]
-    each = sum(size for size in sizes if size % BATCH == 0) / BATCH
+    each = sum(size for size in sizes if size % PRIME == 0) / batch
     del loss
     torch.compiler.reset()
-    fixed = sum(size for size in sizes if size % BATCH)
+    fixed = sum(size for size in sizes if size % PRIME)
     return Kept(each=each, fixed=fixed, units=unit_bytes(model))
 
 

@@ -82,8 +82,8 @@ def sizes_of(model: nn.Module) -> Sizes:
 
     FSDP2 is given each layer of the longest list of layers by itself, and the rest together.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    layers = list(max(lists, key=lambda found: len(found))) if lists else []
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    layers = max(lists, key=len, default=[])
     groups = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     inside = {id(p) for layer in layers for p in layer.parameters()}
     rest = sum(p.numel() for p in model.parameters() if id(p) not in inside)
