@@ -113,7 +113,7 @@ def mark_diverged(axes: Any, groups: Sequence[Group], colors: dict[str, Any]) ->
                 # Several crosses at one rate stand beside one another.
                 shift = at[rate.lr] = at.get(rate.lr, -1) + 1
                 axes.plot(
-                    rate.lr * math.exp2(0.06 * shift),
+                    rate.lr * math.exp2(0.25 * shift),
                     top,
                     "X",
                     color=colors[group.settings["recipe"]],
