@@ -11,6 +11,7 @@ from torch import nn
 
 from unitscale import units
 from unitscale.cli import main
+from unitscale.cli.plan_memory import unit_for
 from unitscale.memory import STATES, plan_memory, state_bytes
 from unitscale.memory.audit import Kept, kept_by
 from unitscale.memory.plan import Sizes, kept_at, sizes_at, sizes_of
@@ -69,7 +70,7 @@ def test_assert_close_sees_a_difference() -> None:
         assert_close(104, 100)
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "bf16", "fp8", "fp8-current", "mxfp8"])
+@pytest.mark.parametrize("recipe", ["fp32", "fp8", "fp8-current", "mxfp8"])
 def test_what_is_kept_for_backward_is_what_was_planned(recipe: str) -> None:
     source = Source(name="llama", dtype="fp32", config=LLAMA)
     kept = kept_by(source, parse(recipe), length=LENGTH)
@@ -192,6 +193,12 @@ def test_command_prints_every_kind_for_every_states(
         kinds = {k: v for k, v in plan.items() if isinstance(v, int | float) and k != "total"}
         assert len(kinds) == 8
         assert plan["total"] == sum(kinds.values())
+
+
+def test_table_is_in_a_unit_that_shows_something() -> None:
+    assert unit_for(2e11) == (1e9, "GB (1e+09 bytes)")
+    assert unit_for(2e6)[1] == "MB (1e+06 bytes)"
+    assert unit_for(5.0)[0] == 1e3
 
 
 @pytest.mark.parametrize(

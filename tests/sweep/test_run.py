@@ -46,7 +46,8 @@ class Model(nn.Module):
 
     def forward(self, ids):
         if ids.shape[0] == 4 and self.training and torch.is_grad_enabled():
-            time.sleep(self.nap_s)
+            if not os.path.exists("awake"):
+                time.sleep(self.nap_s)
             if self.fate == "raises" and not os.path.exists("mended"):
                 raise RuntimeError("a fault\\nof two lines")
             if self.fate == "dies" and not os.path.exists("mended"):
@@ -166,8 +167,8 @@ SLOW = """
 recipe = "fp32"
 existing = "fated_model:Model"
 model = {fate = "lives", nap_s = 0.1}
-steps = 25
-checkpoint_every = 1
+steps = 200
+checkpoint_every = 5
 """
 
 PARENT = """
@@ -207,7 +208,7 @@ def test_a_sweep_that_was_killed_or_stopped_goes_on_to_the_same_bits(folder: Pat
             assert time.monotonic() < deadline, "the worker of a killed sweep trains on"
             time.sleep(0.05)
     begun = len(losses(read_log(runs / "log.jsonl")))
-    assert 1 <= begun < 25
+    assert 1 <= begun < 200
 
     stop = StopRequest()
 
@@ -217,18 +218,19 @@ def test_a_sweep_that_was_killed_or_stopped_goes_on_to_the_same_bits(folder: Pat
     with pytest.raises(StoppedError):
         list(run_points(grid.points, folder / "out", **options, stop=stop, on_step=ask))
     stopped = len(losses(read_log(runs / "log.jsonl")))
-    assert begun <= stopped < 25
+    assert begun <= stopped < 200
     assert not (runs / "result.json").exists()
 
+    (folder / "awake").touch()  # until here 20 s were left, on a machine of any speed
     (ended,) = run_points(grid.points, folder / "out", **options, stop=StopRequest())
     assert ended.reason is None
     whole = folder / "whole"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Dynamo's, on the model's way of taking its time
+        warnings.simplefilter("ignore")  # Dynamo's, of what the model asks of the system
         train(point.config, open_corpus(grid.data), whole)
     logs = [read_log(path / "log.jsonl") for path in (runs, whole)]
     assert losses(logs[0]) == losses(logs[1])
-    assert len(losses(logs[1])) == 25
+    assert len(losses(logs[1])) == 200
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unitscale.memory.plan import Plan, Sizes
     from unitscale.memory.source import Source
 
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 MOST = 2**24
 """Of ranks, sequences and tokens: more is a slip of the keyboard."""
 
@@ -122,10 +123,11 @@ def plan_memory(
             return
         from unitscale.report import plain_table
 
+        size, unit = unit_for(max(plan.total for plan in plans))
         show(
             f"{source.name}: {sizes.total:,} parameters in {dtype}, {ranks} ranks ({sharding}), "
-            f"micro-batch {micro_batch} x {sequence_length}; GB (10^9 bytes) on each rank",
-            plain_table([row_of(plan) for plan in plans]),
+            f"micro-batch {micro_batch} x {sequence_length}; {unit} on each rank",
+            plain_table([row_of(plan, size) for plan in plans]),
         )
 
 
@@ -196,11 +198,17 @@ def sizes_of_source(source: "Source") -> "Sizes":
         raise ValueError(str(error)) from error
 
 
-def row_of(plan: "Plan") -> dict[str, Any]:
-    """A plan as a row of a table, in GB."""
+def unit_for(largest: float) -> tuple[float, str]:
+    """The unit in which a number of bytes is at least one, and its name."""
+    found = next((unit for unit in UNITS if largest >= unit[0]), UNITS[-1])
+    return found[0], f"{found[1]} ({found[0]:.0e} bytes)"
+
+
+def row_of(plan: "Plan", size: float) -> dict[str, Any]:
+    """A plan as a row of a table, in units of `size` bytes."""
     from unitscale.memory.plan import KINDS
 
-    found = {kind: f"{getattr(plan, kind) / 1e9:.2f}" for kind in KINDS if kind != "units"}
+    found = {kind: f"{getattr(plan, kind) / size:.2f}" for kind in KINDS if kind != "units"}
     units = {"units, kB": f"{plan.units / 1e3:.1f}"}
     name = {"recipe": plan.recipe, "states": plan.states}
-    return {**name, **found, **units, "total": f"{plan.total / 1e9:.2f}"}
+    return {**name, **found, **units, "total": f"{plan.total / size:.2f}"}
