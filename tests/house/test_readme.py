@@ -24,7 +24,7 @@ def unknown_flags(text, flags):
     """Commands of the command line, in shell blocks, that it does not have, and their options."""
     unknown = []
     for line in "\n".join(blocks(text, "sh")).replace("\\\n", " ").splitlines():
-        if match := re.match(r"(?:\S*/)?(unitscale \w+)", line):
+        if match := re.match(r"(?:\S*/)?(unitscale [\w-]+)", line):
             known = flags.get(match[1])
             used = re.findall(r"(?<=\s)--[\w-]+", line)
             if known is None:

@@ -14,8 +14,10 @@ from unitscale.cli.doctor import doctor
 from unitscale.cli.exit import FAILED, WRONG_ARGUMENTS, fail
 from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
+from unitscale.cli.plan_memory import plan_memory
 from unitscale.cli.recipes import recipes
 from unitscale.cli.report import report
+from unitscale.cli.sweep import sweep
 from unitscale.cli.train import train
 
 # typer exports one of its usage errors, but not the class that they have in common.
@@ -30,12 +32,14 @@ app = typer.Typer(
 )
 app.command(epilog=setting.EPILOG)(compare)
 app.command(epilog=setting.EPILOG)(train)
+app.command()(sweep)
 app.command()(analyse)
 app.command()(report)
 app.command()(figure)
 app.command()(formats)
 app.command()(recipes)
 app.command()(doctor)
+app.command()(plan_memory)
 
 
 @app.callback(invoke_without_command=True)

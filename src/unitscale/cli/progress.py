@@ -90,3 +90,58 @@ class RunProgress:
             self.console.print(f"{label}: step {step}: {lost[0]}", highlight=False, soft_wrap=True)
             if len(lost) > 1:
                 self.console.print(f"  and {len(lost) - 1} other tensors; log.jsonl has them all")
+
+
+class SweepProgress:
+    """The progress of a sweep: a bar over its runs, and a line for each that ends."""
+
+    def __init__(self, *, runs: int) -> None:
+        self.runs, self.done = runs, 0
+        self.console = console = Console(stderr=True)
+        self.bar = (
+            Bar(
+                TextColumn("{task.description:<20}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            if console.is_terminal
+            else None
+        )
+        self.steps: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+            self.task = self.bar.add_task("runs", total=self.runs)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def at(self, name: str, step: int, steps: int) -> None:
+        """A run has come to a step."""
+        self.steps[name] = f"{name} {step}/{steps}"
+        if self.bar:
+            self.bar.numerics = "  ".join(self.steps.values())
+
+    def ended(self, row: dict[str, Any]) -> None:
+        """A run has ended, now or before."""
+        self.done += 1
+        self.steps.pop(row["name"], None)
+        loss = row.get("loss")
+        how = row["status"] if loss is None else f"loss {loss:.4f}"
+        why = f": {row['reason']}" if row["reason"] else ""
+        line = f"{self.done}/{self.runs} {row['name']}: {how}{why}"
+        if self.bar:
+            self.bar.update(self.task, completed=self.done)
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        else:
+            print(line, file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ EXTRAS = {
     "matplotlib": "report",
     "plotly": "report",
     "pyarrow": "parquet",
+    "ray": "ray",
     "rich": "cli",
 }
 """A package to the extra that installs it."""
