@@ -75,10 +75,10 @@ def plan_memory(
     """
     from unitscale.cli.compare import parse_recipes
     from unitscale.memory.states import STATES, state_bytes
-    from unitscale.recipes import parse
+    from unitscale.train.named import find_recipe
 
     with checking_arguments():
-        recipes = [parse(name) for name in parse_recipes(recipe)]
+        recipes = [find_recipe(name) for name in parse_recipes([recipe])]
         names = list(STATES) if states == "all" else [name.strip() for name in states.split(",")]
         check_counts(ranks, micro_batch, sequence_length, sharding, dtype)
         if states == "all":

@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import Any
 
 from unitscale.report.figure import save
-from unitscale.report.plot import new_figure, pick_colors
+from unitscale.report.plot import new_figure, pick_pens
 from unitscale.sweep.interval import LEVEL
 from unitscale.sweep.summary import Group
 
@@ -35,7 +35,8 @@ def draw_rates(groups: Sequence[Group], path: Path, *, title: str) -> None:
     lines = sum(label.count("\n") + 1 for label in labels.values())
     figure = new_figure(9, max(5.0, 1.0 + 0.19 * lines), dpi=120)
     axes = figure.subplots()
-    colors = pick_colors(list(dict.fromkeys(group.settings["recipe"] for group in groups)))
+    pens = pick_pens(list(dict.fromkeys(group.settings["recipe"] for group in groups)))
+    colors = {recipe: pen.color for recipe, pen in pens.items()}
     seen: dict[str, int] = {}
     for index, group in enumerate(groups):
         recipe = group.settings["recipe"]
