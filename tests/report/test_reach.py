@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import reach
 from unitscale import units
 from unitscale.formats import E4M3FN, E5M2
 from unitscale.record import record
@@ -93,6 +94,14 @@ def recorded(remeasure: Any, growth: float) -> Any:
 def test_units_that_stay_behind_are_warned_of() -> None:
     # 1.5**24 is 2**14: from an amax of 4 far beyond 4 * 448 = 2**10.8.
     assert outgrown(recorded("once", 1.5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arm", "is_named"), [("measured once", True), ("measured again", False)])
+def test_a_run_that_will_diverge_is_named_long_before(arm: str, is_named: bool) -> None:
+    """Three seeds of it, and to the end: `experiments/reach.py`; the best loss comes after 180."""
+    found = reach.run(reach.Point(arm=arm, seed=0, steps=150, width=64, depth=2))
+    assert bool(found["warned"]) == is_named
 
 
 @pytest.mark.filterwarnings("ignore:fp8. of '.*' or its gradient")  # what was lost on the way
