@@ -45,7 +45,7 @@ def test_plain_loop_leaves_an_ordinary_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("script", "needs"),
     [
-        ("with_accelerate.py", "accelerate"),
+        pytest.param("with_accelerate.py", "accelerate", marks=pytest.mark.slow),
         ("with_lightning.py", "lightning"),
     ],
 )
@@ -66,8 +66,13 @@ def test_trainer_resumes_with_the_units_of_its_checkpoint() -> None:
 def test_two_processes_have_the_losses_of_one() -> None:
     """With units alone; the bound is float32's error of a mean of 504 losses of about 5."""
     one = losses(1, "--recipe", "fp32-units")
-    for two in (losses(2, "--recipe", "fp32-units"), losses(2, "--recipe", "fp32-units", "--fsdp")):
-        assert two == pytest.approx(one, abs=1e-6)
+    assert losses(2, "--recipe", "fp32-units", "--fsdp") == pytest.approx(one, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_under_ddp_have_the_losses_of_one() -> None:
+    one = losses(1, "--recipe", "fp32-units")
+    assert losses(2, "--recipe", "fp32-units") == pytest.approx(one, abs=1e-6)
 
 
 @pytest.mark.slow

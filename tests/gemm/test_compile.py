@@ -35,9 +35,9 @@ class Chain(nn.Module):
     [
         ("fp8", torch.float32),
         ("fp8-current", torch.bfloat16),
-        ("fp8", torch.bfloat16),
-        ("fp8 by bf16", torch.float32),
-        ("fp8 by scaled_mm", torch.float32),
+        pytest.param("fp8", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("fp8 by bf16", torch.float32, marks=pytest.mark.slow),
+        pytest.param("fp8 by scaled_mm", torch.float32, marks=pytest.mark.slow),
         ("fp8-current by scaled_mm", torch.bfloat16),
     ],
 )

@@ -97,12 +97,7 @@ def test_every_tensor_of_a_cell_has_a_unit(kind) -> None:
     ("kind", "inner"),
     [
         *((kind, "eager") for kind in KINDS),
-        ("gru", "inductor"),
-        *(
-            pytest.param(kind, "inductor", marks=pytest.mark.slow)
-            for kind in KINDS
-            if kind != "gru"
-        ),
+        *(pytest.param(kind, "inductor", marks=pytest.mark.slow) for kind in KINDS),
     ],
 )
 def test_products_of_a_cell_are_rounded(kind, inner) -> None:

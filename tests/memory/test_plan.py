@@ -96,6 +96,7 @@ def test_layers_that_are_not_followed_count_as_those_that_are() -> None:
     )
 
 
+@pytest.mark.slow
 def test_ten_million_parameters_are_what_a_run_holds() -> None:
     source = Source(name="llama", dtype="fp32", config=TEN_MILLION)
     sizes, model = sizes_at(source), built(TEN_MILLION)

@@ -48,7 +48,7 @@ def test_file_holds_exponents_that_a_person_can_read(tmp_path: Path):
         found = content["units"][row.name]
         if row.op != "input":
             assert (2.0 ** found["s"], 2.0 ** found["phi"]) == (row.s, row.phi)
-    assert (content["version"], content["step"]) == (3, 2)
+    assert (content["version"], content["step"]) == (4, 2)
     assert list(tmp_path.iterdir()) == [tmp_path / "units.json"]  # no half-written file
 
 
@@ -228,7 +228,7 @@ DAMAGE = {
     "number": lambda text: "7",
     "null": lambda text: "null",
     "nan": lambda text: text.replace('"step": 2', '"step": NaN'),
-    "other version": lambda text: text.replace('"version": 3', '"version": 1'),
+    "other version": lambda text: text.replace('"version": 4', '"version": 1'),
     "2^130": lambda text: text.replace('"s": ', '"s": 13', 1),
     "fraction": lambda text: text.replace('"phi": ', '"phi": 0.5', 1).replace("0.50", "0.5"),
     "text": lambda text: text.replace('"requested": false', '"requested": "no"'),

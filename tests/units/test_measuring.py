@@ -191,8 +191,15 @@ def test_units_of_the_first_step_are_those_that_it_ran_at(make):
     assert checked >= 5
 
 
-@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
-@pytest.mark.parametrize("recipe", ["fp8", "fp8-e4m3"])
+@pytest.mark.parametrize(
+    ("recipe", "inner"),
+    [
+        ("fp8", "eager"),
+        ("fp8-e4m3", "eager"),
+        ("fp8-e4m3", "aot_eager"),
+        pytest.param("fp8", "aot_eager", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("make", [Net, Sums, Attention, Checkpointed])
 def test_the_first_step_is_the_tenth_to_the_bit(make, recipe, inner):
     """Steps 0, 1, 2, 4 and 8 measure and the others run the rewritten graph: one function."""

@@ -107,7 +107,7 @@ def test_an_empty_state_makes_the_round_trip_too() -> None:
 
 
 WRONG: list[tuple[str, Any]] = [
-    *(("version", value) for value in (None, 1, 4, "2", [2])),
+    *(("version", value) for value in (None, 1, 5, "2", [2])),
     *(("step", value) for value in (None, -1, 1.0, "1", True, [], math.nan)),
     *(("requested", value) for value in (None, 0, 1, "false", [])),
     *(("units", value) for value in (None, [], "units", 1)),

@@ -155,7 +155,9 @@ def nan_for_inf(x: Tensor, given: Given | None) -> Tensor:
         told = x.sum(dtype=wide(x.dtype)) if given is None else given.amax
         if math.isfinite(told.item()):
             return x
-    return torch.nan_to_num(x, nan=torch.nan, posinf=torch.nan, neginf=torch.nan)
+    # x - 0 is x, -0 too; Inf - Inf is NaN. `where` and `nan_to_num` are more ops in a graph, and
+    # a partitioner then keeps a float32 tensor for backward that it computes again of this.
+    return x - (x - x)
 
 
 def decoded(encoded: Encoded, text: str, dtype: torch.dtype) -> Tensor:

@@ -123,7 +123,7 @@ def tensorwise() -> list[Recipe]:
         Recipe(
             name="fp8-fog",
             rules=uniform(E4M3FN, E5M2, scale=Delayed()),
-            users="FOG; attention too, as fp8-delayed has it here",
+            users="FOG; attention too",
             source="Hernandez-Cano et al., Towards Fully FP8 GEMM LLM Training at Scale, arXiv "
             "2505.20524; its architecture (norms of queries and keys, no gated units) is the "
             "model's part",

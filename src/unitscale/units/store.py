@@ -16,9 +16,9 @@ from unitscale.units.schedule import Remeasure, check_schedule, is_due, never_me
 
 __all__ = ["STATE_VERSION", "UnitStore", "check_state"]
 
-STATE_VERSION = 3
-"""Of `UnitStore.state_dict`. Version 1 counted steps per graph and had no version number; version
-2, which is read still, knew no amaxes."""
+STATE_VERSION = 4
+"""Of `UnitStore.state_dict`. Version 1 counted steps per graph and had no version number. Those
+after it are read still: version 2 knew no amaxes, version 3 not what was still to be shared."""
 
 Signature = tuple[bool, tuple[str, ...], tuple[str, ...]]
 """Whether a graph is one of the whole model rather than of a submodule, its parameters, and the
@@ -233,7 +233,7 @@ def check_state(state: Any) -> None:
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"units are a {type(state).__name__}; expected an object with their state")
-    if state.get("version") not in (2, STATE_VERSION):
+    if state.get("version") not in (2, 3, STATE_VERSION):
         raise ValueError(
             f"units of version {state.get('version', 1)!r}; expected {STATE_VERSION}. Measure them "
             "again: leave the file out, and the first step does."
@@ -246,8 +246,10 @@ def check_state(state: Any) -> None:
         "without_phi": list,
         "evaluated": list,
     }
-    if state["version"] == STATE_VERSION:
+    if state["version"] >= 3:
         kinds["amaxes"] = dict
+    if state["version"] >= 4:
+        kinds |= {"unshared": dict, "delayed": bool, "pending_amaxes": list}
     for key, kind in kinds.items():
         value = state.get(key)
         if not isinstance(value, kind) or (kind is int and not is_count(value)):
