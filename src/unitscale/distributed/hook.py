@@ -200,7 +200,9 @@ def is_on_cpu(device: torch.device) -> bool:
 
 
 def try_out(wire: GradientWire, device: torch.device) -> None:
-    """One exchange of ones, which have to arrive as ones; the wire is as it was.
+    """One exchange of ones, which have to arrive as ones, to rounding; the wire is as it was.
+
+    Two roundings of E5M2 at a scale that is no power of two are off by (1 + 2^-3)^2 - 1 at most.
 
     Raises:
         ValueError: the backend cannot do it.
@@ -222,7 +224,7 @@ def try_out(wire: GradientWire, device: torch.device) -> None:
         trial.exchange(0, ones, ["trial"], [len(ones)], is_last=True)
     except (RuntimeError, NotImplementedError) as error:
         fault = str(error).splitlines()[0]
-    if fault is None and not bool((ones == 1).all()):
+    if fault is None and not bool(((ones - 1).abs() < 0.27).all()):
         fault = f"ones arrived as {ones.tolist()}"
     if fault is not None:
         raise ValueError(

@@ -37,6 +37,37 @@ class _InCodecs:
             )
         return super().__new__(chosen)  # type: ignore[return-value]
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse a group with states of its own where the optimizer has none, which ignores it.
+
+        Raises:
+            ValueError: see above.
+        """
+        states = param_group.get("states") if isinstance(param_group, dict) else None
+        if states is not None and not hasattr(self, "state_rows"):
+            raise ValueError(
+                f"{type(self).__name__}: a group has states={states!r}, and the optimizer holds "
+                "none by codec; pass states= to it as well, such as states='fp32', which is for "
+                "all other groups."
+            )
+        super().add_param_group(param_group)  # type: ignore[misc]
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """As torch's, but codes are not taken for numbers.
+
+        Raises:
+            ValueError: the state is of an optimizer with `states=`, and this one has none.
+        """
+        groups = state_dict.get("param_groups", ()) if isinstance(state_dict, Mapping) else ()
+        held = [group["states"] for group in groups if group.get("states") is not None]
+        if held and not hasattr(self, "state_rows"):
+            raise ValueError(
+                f"{type(self).__name__}: the state was saved with states={held[0]!r}, whose codes "
+                f"this optimizer would take for numbers; make it with states={held[0]!r}, or with "
+                "states='fp32' to have float32 moments of them."
+            )
+        super().load_state_dict(state_dict)  # type: ignore[misc]
+
 
 class AdamW(_InCodecs, torch.optim.AdamW):
     """`torch.optim.AdamW` with u-muP learning rates and independent weight decay.
