@@ -59,12 +59,12 @@ def analyse(
         ),
     ] = None,
     budget: Annotated[
-        float,
+        float | None,
         typer.Option(
             help="Share of the multiply-adds that the recipe rounds, from 0 to 1, that "
-            "--suggest-skip may keep."
+            "--suggest-skip may keep. Default: 0.1."
         ),
-    ] = 0.1,
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "fp32",
     json: Json = False,
@@ -82,8 +82,10 @@ def analyse(
         with checking_arguments():
             if rows < 0:
                 raise ValueError(f"--rows is {rows}; expected at least 0")
-            if not 0 <= budget <= 1:
+            if budget is not None and not 0 <= budget <= 1:
                 raise ValueError(f"--budget is {budget}; expected a share from 0 to 1")
+            if budget is not None and suggest_skip is None:
+                raise ValueError("--budget is of --suggest-skip, which is not given; add it")
             asked = asked_recipes(what_if or [], suggest_skip)
             from unitscale.models.existing import find_factory
             from unitscale.recipes import RECIPES
@@ -104,7 +106,9 @@ def analyse(
         if own := {r.name: str(r) for r in asked if r.name not in RECIPES}:
             results["recipes"] = own  # which nobody else knows
         if suggest_skip is not None:
-            results["suggest_skip"] = suggestion(results, suggest_skip, budget)
+            results["suggest_skip"] = suggestion(
+                results, suggest_skip, 0.1 if budget is None else budget
+            )
         if out is not None:
             from unitscale.report.analysis import write_analysis
             from unitscale.train.run_folder import write_json

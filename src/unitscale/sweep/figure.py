@@ -53,7 +53,7 @@ def draw_rates(groups: Sequence[Group], path: Path, *, title: str) -> None:
         loc="outside right upper",
         frameon=False,
         fontsize="small",
-        title=f"bars: {LEVEL:.0%} interval over seeds\nring: best, ×: diverged",
+        title=f"bars: {LEVEL:.0%} interval over seeds\nring: best, ×: diverged, triangle: above",
         title_fontsize="small",
         alignment="left",
     )
@@ -96,7 +96,7 @@ def draw_group(
 
 
 def mark_diverged(axes: Any, groups: Sequence[Group], colors: dict[str, Any]) -> None:
-    """Limits that show the best rates well, and a cross at the top for what diverged."""
+    """Limits that show the best rates well; at the top, what is above them and what diverged."""
     found = [rate.loss for group in groups for rate in group.rates if rate.loss is not None]
     if found:
         low = min(loss.mean for loss in found)  # a wide interval ends outside of the picture
@@ -110,13 +110,14 @@ def mark_diverged(axes: Any, groups: Sequence[Group], colors: dict[str, Any]) ->
     at: dict[float, int] = {}
     for group in groups:
         for rate in group.rates:
-            if rate.diverged:
+            is_above = rate.loss is not None and rate.loss.mean > top
+            if rate.diverged or is_above:
                 # Several crosses at one rate stand beside one another.
                 shift = at[rate.lr] = at.get(rate.lr, -1) + 1
                 axes.plot(
                     rate.lr * math.exp2(0.25 * shift),
                     top,
-                    "X",
+                    "X" if rate.diverged else "^",
                     color=colors[group.settings["recipe"]],
                     markersize=9,
                     clip_on=False,
