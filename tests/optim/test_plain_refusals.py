@@ -56,3 +56,24 @@ def test_a_group_with_states_needs_an_optimizer_with_states(name: str, states: s
     with pytest.raises(ValueError, match=f"a group has states='{states}'"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "states": states})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("key", ["0", "weight", 7])
+@each
+def test_a_state_that_fits_no_parameter_is_refused_and_changes_nothing(name: str, key) -> None:
+    coded = trained(name, "coat")
+    before = coded.state_dict()
+    wrong = copy.deepcopy(before)
+    wrong["state"][key] = wrong["state"].pop(0)
+    with pytest.raises(ValueError, match=f"the state of {key!r} fits no parameter"):
+        coded.load_state_dict(wrong)
+    assert coded.state_dict()["state"].keys() == before["state"].keys()
+
+
+@pytest.mark.parametrize("version", ["2", None, 2.5])
+def test_a_version_that_is_no_number_is_refused(version) -> None:
+    coded = trained("AdamW", "coat")
+    wrong = copy.deepcopy(coded.state_dict())
+    wrong["param_groups"][0]["states_version"] = version
+    with pytest.raises(ValueError, match="load_state_dict: the states are 'coat', version"):
+        coded.load_state_dict(wrong)

@@ -12,6 +12,7 @@ from unitscale.distributed.scale import GradientScale, UnitScale
 from unitscale.distributed.watch import watch
 from unitscale.distributed.wire import GradientWire
 from unitscale.formats import BF16, E4M3FN, FloatFormat, torch_dtype
+from unitscale.graph.engine import timeout_of
 
 __all__ = ["fp8_hook"]
 
@@ -88,7 +89,10 @@ def fp8_hook(
     if group is None:
         # One without local synchronization, under which torch hangs if ranks know of different
         # numbers of groups (seen on 2.13).
-        group = dist.new_group(backend=dist.get_backend(shared)) if is_on_cpu(device) else shared
+        group = shared
+        if is_on_cpu(device):
+            # It waits for the others as long as the model's group does.
+            group = dist.new_group(backend=dist.get_backend(shared), timeout=timeout_of(shared))
     wire = GradientWire(
         format=format,
         mean_format=mean_format,

@@ -1,13 +1,14 @@
 """What is read of torch while a model runs that torch does not document: one function each.
 
 `graph.dynamo` is the same for captured graphs. Each docstring says what is assumed and the version
-on which it was last seen to hold; each has a test in `tests/graph/test_engine.py`.
+on which it was last seen to hold; each has a test in `tests/graph`.
 """
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from types import CodeType, FrameType
 from typing import Any
 
@@ -190,6 +191,23 @@ def active_ddp() -> DistributedDataParallel | None:
     if wrapper is None or getattr(wrapper._join_config, "enable", False):
         return None
     return wrapper
+
+
+def timeout_of(group: Any) -> timedelta | None:
+    """How long a process group waits for the others; None where it does not say.
+
+    Assumed: `ProcessGroup._get_backend` and the `options._timeout` of gloo's and NCCL's. Seen on
+    torch 2.13.
+    """
+    for kind in ("cpu", "cuda"):
+        try:
+            options = group._get_backend(torch.device(kind)).options
+        except (AttributeError, RuntimeError):
+            continue
+        found = getattr(options, "_timeout", None)
+        if isinstance(found, timedelta):
+            return found
+    return None
 
 
 def fsdp_mesh(model: nn.Module) -> Any:

@@ -65,7 +65,8 @@ def merged(optimizer: "Coded", saved: list[Saved]) -> list[Saved]:
         )
     for group in saved:
         name, version = group.get("states"), group.get("states_version", VERSION)
-        if (name is not None and name not in STATES) or version > VERSION:
+        is_known = name is None or (isinstance(name, str) and name in STATES)
+        if not is_known or not isinstance(version, int) or version > VERSION:
             raise ValueError(
                 f"{optimizer.kind}.load_state_dict: the states are {name!r}, version {version}; "
                 f"expected one of {', '.join(STATES)} up to version {VERSION}; "
@@ -91,6 +92,12 @@ def converted(
     names = list(chain.from_iterable(group["params"] for group in given["param_groups"]))
     saved_as = [group.get("states") for group in given["param_groups"] for _ in group["params"]]
     new_groups = [group for group in groups for _ in group["params"]]
+    if strange := [key for key in given["state"] if key not in set(names)]:
+        raise ValueError(
+            f"{optimizer.kind}.load_state_dict: the state of {strange[0]!r} fits no parameter; the "
+            f"groups have {names[:3]}{'...' if len(names) > 3 else ''} (JSON makes text of "
+            "numbers: keep states with torch.save)"
+        )
     states: dict[Tensor, dict[str, Tensor]] = {}
     for use, key, saved_states, group in zip(
         optimizer.uses(), names, saved_as, new_groups, strict=True

@@ -146,7 +146,8 @@ class Split:
 
     def write(self, x: Tensor, dtype: torch.dtype, amax: Tensor | None, bits: Bits) -> Written:
         """The two halves."""
-        pattern = x.contiguous().view(torch.int32)
+        # Of NaN the one whose lower half is zero: rounding up 0x7FFFFFFF would give -0.
+        pattern = x.contiguous().view(torch.int32).masked_fill(x.isnan(), 0x7FC00000)
         low = pattern.to(torch.int16)
         high = (pattern >> 16) + (low < 0)
         return Written(
