@@ -64,6 +64,9 @@ def test_a_skip_that_keeps_nothing_is_warned_of() -> None:
     model = unit_scale(Model(), "fp8", skip=["norm", "up"], inner="eager")
     with pytest.warns(UserWarning, match=r"skip='norm' keeps no product"):
         assert kept(model) == {"up.linear"}
+    model = unit_scale(Model(), "fp8", skip=lambda path, module: False, inner="eager")
+    with pytest.warns(UserWarning, match=r"skip=the function keeps no product"):
+        assert kept(model) == set()
     model = unit_scale(Model(), "fp8", skip=lambda path, module: path in ("norm", "up"))
     assert kept(model) == {"up.linear"}
 

@@ -61,6 +61,17 @@ def test_units_and_no_units_have_the_same_numerics_under_a_short_history() -> No
         found.append([step(model, drawn(2.0**-i, i), drawn(2.0**-i, i + 9)) for i in range(9)][-1])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * a.abs().max().item())
+    exact = step(Layer(), drawn(2.0**-8, 8), drawn(2.0**-8, 17))
+    assert all(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(found[0], exact, strict=True))
+
+
+def test_amaxes_of_held_values_are_refused() -> None:
+    model = scaled(unit_scale)
+    step(model, drawn(), drawn())
+    held = amaxes(model)
+    state = session_of(model).store.state_dict() | {"version": 3, "amaxes": held}
+    with pytest.raises(ValueError, match="the amaxes of version 3 are of values as they were held"):
+        session_of(model).store.load_state_dict(state)
 
 
 def run(rank: int, folder: Path) -> None:

@@ -5,6 +5,7 @@ closures, `zero_grad` and `state_dict` are inherited.
 """
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -91,9 +92,9 @@ class Coded(torch.optim.Optimizer):
     kind: ClassVar[str]
 
     @staticmethod
+    @abstractmethod
     def update(values: Values, grad: Tensor, group: dict[str, Any], step: float) -> None:
         """One step on float32 pieces, in place."""
-        raise NotImplementedError
 
     def __init__(
         self,

@@ -181,9 +181,10 @@ class Executable:
 
     def vector(self, place: Place) -> tuple[Tensor, DelayedRun | None]:
         """The numbers for one run: with slots, of this step, and its amaxes are waited for."""
-        slots, units = place.program.slots, self.units(place.prefix)
+        slots = place.program.slots
         if not slots:
             return place.vector, None
+        units = self.units(place.prefix)
         vector = self.numbers(place.program, units, place.prefix)
         if not vector.requires_grad:
             return vector, None

@@ -74,7 +74,7 @@ def skipped_by(skip: Skip, model: nn.Module, caller: str) -> tuple[Skipped, ...]
     if callable(skip):
         named = model.named_modules(remove_duplicate=False)
         paths = [escape(path) for path, module in named if skip(path, module)]
-        return (Skipped("the function", (*paths, *alias_patterns(model, paths))),) if paths else ()
+        return (Skipped("the function", (*paths, *alias_patterns(model, paths))),)
     check_patterns(model, skip, caller, "skip")
     return tuple(Skipped(repr(p), (p, *alias_patterns(model, [p]))) for p in skip)
 

@@ -206,6 +206,11 @@ class UnitStore:
         """
         check_state(state)
         amaxes = state.get("amaxes", {})
+        if state["version"] == 3 and amaxes and state["units"]:
+            raise ValueError(
+                "units: the amaxes of version 3 are of values as they were held, at units that the "
+                "file does not tell; train on from a state without them"
+            )
         pending = state.get("pending_amaxes", [])
         self.amaxes.check(
             amaxes, step=state["step"], pending=pending, was_delayed=state.get("delayed")
