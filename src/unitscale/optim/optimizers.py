@@ -35,7 +35,7 @@ class _InCodecs:
                 f"{cls.__name__}: states={states!r} with a subclass; derive it from "
                 "unitscale.optim.coded.CodedAdamW, CodedAdam or CodedSGD."
             )
-        return super().__new__(chosen)  # type: ignore[return-value]
+        return super().__new__(chosen)  # type: ignore[return-value, type-abstract]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse a group with states of its own where the optimizer has none, which ignores it.
