@@ -49,6 +49,9 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, ...]]]
     "attention": (attention, (6, 8, 16), (2, 3, 8, 16)),
     "einsum": (lambda x, w: torch.einsum("bij,jk->bik", x, w), (2, 8, 12), (12, 9)),
     "vector": (torch.mv, (24, 12), (12,)),
+    "matrix and vector": (torch.matmul, (4, 24, 72), (72,)),
+    "vector and matrix": (torch.matmul, (72,), (72, 24)),
+    "two vectors": (torch.matmul, (72,), (72,)),
 }
 
 AT_UNITS = ("fp8", "fp8-e4m3", "fp16", "fp8-bf16")

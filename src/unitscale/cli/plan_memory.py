@@ -122,11 +122,13 @@ def plan_memory(
             print(json_module.dumps(head | {"plans": [p.to_json() for p in plans]}, indent=2))
             return
         from unitscale.report import plain_table
+        from unitscale.report.wording import plural
 
         size, unit = unit_for(max(plan.total for plan in plans))
         show(
-            f"{source.name}: {sizes.total:,} parameters in {dtype}, {ranks} ranks ({sharding}), "
-            f"micro-batch {micro_batch} x {sequence_length}; {unit} on each rank",
+            f"{source.name}: {sizes.total:,} parameters in {dtype}, "
+            f"{plural(ranks, 'rank')} ({sharding}), micro-batch {micro_batch} x {sequence_length}; "
+            f"{unit} on each rank",
             plain_table([row_of(plan, size) for plan in plans]),
         )
 

@@ -94,6 +94,7 @@ def sweep(
     """
     from unitscale.data import open_corpus
     from unitscale.report.extra import imported
+    from unitscale.report.wording import plural
     from unitscale.sweep.folder import claimed_sweep, recorded_threads
     from unitscale.sweep.grid import read_grid
 
@@ -123,7 +124,7 @@ def sweep(
             broken = [row for row in rows if row["status"] == "failed"]
             if broken:
                 fail(
-                    f"{len(broken)} of {len(rows)} runs failed, the first with: "
+                    f"{len(broken)} of {plural(len(rows), 'run')} failed, the first with: "
                     f"{broken[0]['reason']}; --resume makes them again",
                     code=FAILED,
                 )
@@ -244,10 +245,14 @@ def make_runs(
 ) -> "list[Row]":
     """Make the runs, and show how far they are."""
     from unitscale.cli.progress import SweepProgress
+    from unitscale.report.wording import plural
     from unitscale.sweep.run import run_claimed_sweep
     from unitscale.train.interrupt import deferred_interrupt
 
-    note = f"{len(points)} runs, {share.workers} at a time with {share.threads} threads each"
+    note = (
+        f"{plural(len(points), 'run')}, {share.workers} at a time with "
+        f"{plural(share.threads, 'thread')} each"
+    )
     if repeated:
         note += f"; {repeated} more are in the grid twice and made once"
     print(note, file=sys.stderr, flush=True)

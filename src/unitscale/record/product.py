@@ -207,18 +207,23 @@ class LayerForm(NamedTuple):
     Args:
         is_crossed: the second operand is x, so that the layer computes the transpose of the output.
         is_transposed: the second operand is [k, n].
+        is_column: the second operand is a vector [k], which stands for [k, 1]. A vector that is
+            the first one stands for the row [1, k].
     """
 
     is_crossed: bool
     is_transposed: bool
+    is_column: bool = False
 
     def factors(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """x and w."""
+        b = b.unsqueeze(-1) if self.is_column else b
         x, w = (b.mT, a) if self.is_crossed else (a, b.mT if self.is_transposed else b)
         return self.flat(x, w), w.flatten(0, -3) if w.dim() > 2 else w
 
     def gradient(self, grad: Tensor, w: Tensor) -> Tensor:
         """g, from the gradient of the output."""
+        grad = grad.unsqueeze(-1) if self.is_column else grad
         return self.flat(grad.mT if self.is_crossed else grad, w)
 
     @staticmethod
@@ -234,10 +239,10 @@ def layer_of(node: fx.Node, a: Tensor, b: Tensor) -> LayerForm | None:
     function = GEMM.get(node.target) if fits_gemm(node) else None
     if function is gemm.linear and b.dim() == 2:
         return LayerForm(is_crossed=False, is_transposed=False)
-    if function not in (gemm.matmul, gemm.addmm) or min(a.dim(), b.dim()) < 2:
+    if function not in (gemm.matmul, gemm.addmm) or (a.dim() == 1 and b.dim() > 2):
         return None
-    if b.dim() == 2 or (a.dim() > 2 and a.shape[:-2] == b.shape[:-2]):
-        return LayerForm(is_crossed=False, is_transposed=True)
+    if b.dim() <= 2 or (a.dim() > 2 and a.shape[:-2] == b.shape[:-2]):
+        return LayerForm(is_crossed=False, is_transposed=True, is_column=b.dim() == 1)
     return LayerForm(is_crossed=True, is_transposed=False) if a.dim() == 2 else None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from unitscale.report.recording import Recording, Series, known_recipe
 from unitscale.report.what_if import Answer, answers_of
+from unitscale.report.wording import plural
 
 __all__ = ["how_to_see", "own_scale_sentences"]
 
@@ -52,7 +53,7 @@ def own_scale_sentences(
 def measured(name: str, known: Sequence[Answer], worth_naming: float) -> str:
     """What the what-if rows of a run's own recipe say."""
     losing = sorted((a for a in known if lost(a) > worth_naming), key=lambda a: -lost(a))
-    products = "1 product" if len(known) == 1 else f"{len(known)} products"
+    products = plural(len(known), "product")
     if not losing:
         return (
             f"At the scales that {name} computes, none of {products} loses more than 1 % of the "

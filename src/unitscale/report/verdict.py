@@ -18,6 +18,7 @@ from unitscale.report.recording import (
     known_recipe,
     lost_fraction,
 )
+from unitscale.report.wording import plural
 
 WORTH_NAMING = 0.01
 """Share of a tensor's values from which on a loss is counted."""
@@ -336,11 +337,6 @@ def listing(names: Sequence[str]) -> str:
     if len(names) <= 2:
         return " and ".join(names)
     return f"{names[0]}, {names[1]} and {plural(len(names) - 2, 'more layer')}"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 tensor`, `3 tensors`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def latest_state(

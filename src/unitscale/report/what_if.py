@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from unitscale.report.wording import plural
+
 __all__ = ["Answer", "Answers", "answers_of", "recipe_rows", "sentences", "worst_rows"]
 
 Row = Mapping[str, Any]
@@ -292,8 +294,3 @@ def listed(names: Sequence[str]) -> str:
     if len(names) > 3:
         return f"{', '.join(names[:3])} and {len(names) - 3} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 product`, `3 products`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unitscale.report.wording import plural
 from unitscale.sweep.interval import LEVEL
 from unitscale.sweep.row import FAILED, FINISHED
 from unitscale.sweep.summary import Group, best_rows, rate_rows
@@ -12,7 +13,7 @@ def as_markdown(
     groups: Sequence[Group], rows: Sequence[Mapping[str, Any]], *, title: str, planned: int
 ) -> str:
     """The whole page: the best rates, every rate, and the runs that did not finish."""
-    parts = [f"# {title}", f"{len(rows)} of {planned} runs have ended."]
+    parts = [f"# {title}", f"{len(rows)} of {plural(planned, 'run')} have ended."]
     if groups:
         parts += [
             f"Losses are means over seeds, in nats a byte, with Student's {LEVEL:.0%} interval; n "
