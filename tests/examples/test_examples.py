@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from marks import slow
+
 pytest.importorskip("transformers")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -46,7 +48,7 @@ def test_plain_loop_leaves_an_ordinary_checkpoint() -> None:
     ("script", "needs"),
     [
         pytest.param("with_accelerate.py", "accelerate", marks=pytest.mark.slow),
-        ("with_lightning.py", "lightning"),
+        slow("with_lightning.py", "lightning"),
     ],
 )
 def test_script_of_a_framework(script: str, needs: str) -> None:

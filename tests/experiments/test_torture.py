@@ -21,6 +21,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_few_cases_have_no_fault_and_are_kept(tmp_path: Path) -> None:
     code, out = run(tmp_path, "damage", "fuzz", "--stride", "301", "--fuzzed", "4")
     assert code == 0, out

@@ -7,6 +7,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from formats.codec_oracle import hard_rows
+from marks import all_but
 from unitscale.formats import (
     E2M1FN,
     E4M3FN,
@@ -45,7 +46,8 @@ CODECS = [
     Codec(format=NVFP4),
     Codec(format=NVFP4, granularity=PerTile(16, 16)),
 ]
-each_codec = pytest.mark.parametrize("codec", CODECS, ids=str)
+QUICK = [CODECS[i] for i in (0, 1, 6, 8)]
+each_codec = pytest.mark.parametrize("codec", all_but(CODECS, QUICK.__contains__), ids=str)
 
 
 def everything(codec):
@@ -80,14 +82,7 @@ def test_one_graph_the_same_bits(codec):
     assert_same_results(compiled(x), function(x))
 
 
-@pytest.mark.parametrize(
-    "codec",
-    [
-        CODECS[6],
-        *(pytest.param(codec, marks=pytest.mark.slow) for codec in CODECS if codec != CODECS[6]),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("codec", all_but(CODECS, CODECS[6].__eq__), ids=str)
 def test_inductor_gives_the_same_bits(codec):
     function, x = everything(codec), some_rows()
     assert_same_results(torch.compile(function, fullgraph=True)(x), function(x))
@@ -169,6 +164,7 @@ def assert_each_is_compiled(compiled, function, things, x):
         assert_same_results([compiled(x, thing)], [function(x, thing)])
 
 
+@pytest.mark.slow
 def test_one_compiled_function_for_several_codecs():
     """Dynamo takes a number that has changed for a symbol; those of a format are none."""
     function = lambda x, codec: codec.decode(codec.encode(x)) + codec.round(x)

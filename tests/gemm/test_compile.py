@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from gemm.edges import PRODUCT_FORMATS, assert_same_bits, saved_bytes, values_and_gradients
+from marks import slow
 from unitscale import gemm
 from unitscale.gemm import ProductFormats, rounded
 
@@ -35,10 +36,10 @@ class Chain(nn.Module):
     [
         ("fp8", torch.float32),
         ("fp8-current", torch.bfloat16),
-        pytest.param("fp8", torch.bfloat16, marks=pytest.mark.slow),
-        pytest.param("fp8 by bf16", torch.float32, marks=pytest.mark.slow),
-        pytest.param("fp8 by scaled_mm", torch.float32, marks=pytest.mark.slow),
-        ("fp8-current by scaled_mm", torch.bfloat16),
+        slow("fp8", torch.bfloat16),
+        slow("fp8 by bf16", torch.float32),
+        slow("fp8 by scaled_mm", torch.float32),
+        slow("fp8-current by scaled_mm", torch.bfloat16),
     ],
 )
 def test_aot_eager_gives_the_same_bits(name, dtype):
@@ -81,7 +82,7 @@ def test_auto_is_settled_while_tracing():
     ("name", "dtype"),
     [
         ("fp8", torch.float32),
-        ("fp8", torch.bfloat16),
+        slow("fp8", torch.bfloat16),
         ("fp8 by bf16", torch.float32),
         ("fp8 by scaled_mm", torch.bfloat16),
     ],

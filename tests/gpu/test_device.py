@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from marks import slow
 from train.tiny import text_corpus, tiny_config
 from unitscale import apply_recipe, unit_scale
 from unitscale.formats import FORMATS, round_to
@@ -101,7 +102,7 @@ def test_units_alone_change_no_bit_of_a_step(device: torch.device) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", [slow("fp32"), "bf16"])
 def test_a_run_trains_and_resumes_on_the_device(
     dtype: str, device: torch.device, tmp_path: Path
 ) -> None:

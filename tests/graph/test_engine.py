@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from marks import slow
 from unitscale.formats.batched import is_batched
 from unitscale.graph import engine
 
@@ -181,7 +182,7 @@ def test_compiler_is_disabled_by_its_setting() -> None:
     assert calls == [1]
 
 
-@pytest.mark.parametrize(("value", "expected"), [("1", "True"), ("0", "False")])
+@pytest.mark.parametrize(("value", "expected"), [("1", "True"), slow("0", "False")])
 def test_compiler_is_disabled_by_the_environment(value: str, expected: str) -> None:
     code = "from unitscale.graph import engine; print(engine.compiler_is_disabled())"
     done = subprocess.run(

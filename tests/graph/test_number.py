@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
+from marks import slow
 from units.training import assert_same_trace, assert_written_out, ops, train
 from unitscale.graph.expand import unexpanded_reason
 from unitscale.graph.number import is_known, may_be_true
@@ -201,7 +202,7 @@ def test_a_recipe_stays_in_force(between) -> None:
     assert model.first.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("between", [functional, attention, factor])
+@pytest.mark.parametrize("between", [functional, slow(attention), factor])
 def test_sizes_and_numbers_may_be_dynamic_from_the_start(between) -> None:
     """`dynamic=True`: every size and number of the graph is a node."""
     torch.manual_seed(3)
@@ -277,6 +278,7 @@ def test_a_cell_may_have_sizes_that_change(cell) -> None:
     assert layer.weight_hh.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_attention_with_a_number_of_heads_that_changes() -> None:
     """It stays one op, and says why: its shapes would have to be computed at every call."""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from marks import slow
 from unitscale import units
 from unitscale.cli import main
 from unitscale.cli.plan_memory import unit_for
@@ -70,7 +71,7 @@ def test_assert_close_sees_a_difference() -> None:
         assert_close(104, 100)
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "fp8", "fp8-current", "mxfp8"])
+@pytest.mark.parametrize("recipe", ["fp32", "fp8", slow("fp8-current"), slow("mxfp8")])
 def test_what_is_kept_for_backward_is_what_was_planned(recipe: str) -> None:
     source = Source(name="llama", dtype="fp32", config=LLAMA)
     kept = kept_by(source, parse(recipe), length=LENGTH)
@@ -88,6 +89,7 @@ def test_recipes_are_really_followed() -> None:
     assert_close(fp8.fixed - plain.fixed, products)
 
 
+@pytest.mark.slow
 def test_layers_that_are_not_followed_count_as_those_that_are() -> None:
     source = Source(name="llama", dtype="bf16", config=LLAMA | {"num_hidden_layers": 3})
     total = sizes_at(source).total

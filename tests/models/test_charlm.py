@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from marks import slow
 from unitscale.models import CharLM, CharLMConfig
 from unitscale.models.config import CHOICES
 from validity import assert_valid_gradients
@@ -91,7 +92,7 @@ def test_copies_and_state_dict_keep_the_function(layer: str, unit_scaled: bool) 
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("unit_scaled", [False, True])
+@pytest.mark.parametrize("unit_scaled", [slow(False), True])
 def test_compiles_to_one_graph(layer: str, unit_scaled: bool) -> None:
     model = CharLM(replace(SMALL, layer=layer, unit_scaled=unit_scaled, depth=1))
     ids, targets = batch(SMALL)

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from marks import slow
 from report.sample import recording_rows
 from unitscale.report import group
 from unitscale.report.figure import draw_depth, draw_exponents, draw_snr, spread
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-@pytest.mark.parametrize("held", [0, 3])
+@pytest.mark.parametrize(
+    ("suffix", "held"),
+    [("png", 3), ("svg", 0), slow("pdf", 3), slow("png", 0), slow("svg", 3), slow("pdf", 0)],
+)
 def test_exponents_and_depth_are_drawn(tmp_path: Path, suffix: str, held: int) -> None:
     rows = [
         row | {"held_log2": held} if "name" in row else row for row in recording_rows(steps=[0, 5])

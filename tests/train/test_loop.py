@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from marks import slow
 from train.tiny import MODEL, text_corpus, tiny_config
 from unitscale.data import Corpus
 from unitscale.models import CharLM
@@ -109,7 +110,7 @@ def test_same_configuration_gives_the_same_bits(corpus: Corpus, tmp_path: Path) 
         assert_bit_equal(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "c"))
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "fp32-units", "fp8", "fp16-loss-dynamic"])
+@pytest.mark.parametrize("recipe", ["fp32", slow("fp32-units"), "fp8", "fp16-loss-dynamic"])
 def test_interrupted_run_ends_with_the_same_bits(
     recipe: str, corpus: Corpus, tmp_path: Path
 ) -> None:
@@ -155,7 +156,7 @@ def test_killed_run_goes_on_from_its_last_checkpoint(corpus: Corpus, tmp_path: P
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("step", [0, 1, 2])
+@pytest.mark.parametrize("step", [0, slow(1), 2])
 def test_run_killed_before_its_first_checkpoint_starts_again(
     step: int, corpus: Corpus, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from marks import all_but, slow
 from train.tiny import text_corpus, tiny_config
 from unitscale.report import judge, read_recording
 from unitscale.train import CheckpointError, train
@@ -39,7 +40,9 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("recipe", FORMATS)
+@pytest.mark.parametrize(
+    "recipe", all_but(FORMATS, ("fp32", "fp8", "fp8-delayed", "nvfp4").__contains__)
+)
 def test_every_kind_of_recipe_is_recorded_in_its_formats(tmp_path: Path, recipe: str) -> None:
     config = tiny_config(recipe=recipe, steps=4, record_every=2)
     train(config, text_corpus(tmp_path), tmp_path / "run")
@@ -48,7 +51,9 @@ def test_every_kind_of_recipe_is_recorded_in_its_formats(tmp_path: Path, recipe:
     assert recording.steps == [2, 4]
 
 
-@pytest.mark.parametrize("recipe", ["fp8-cscale", "fp8-none", "fp8-current", "nvfp4", "mxfp8"])
+@pytest.mark.parametrize(
+    "recipe", ["fp8-cscale", slow("fp8-none"), "fp8-current", slow("nvfp4"), "mxfp8"]
+)
 def test_progress_judges_no_scale_that_the_recipe_computes(tmp_path: Path, recipe: str) -> None:
     config, records = tiny_config(recipe=recipe, steps=2, record_every=2), []
     train(config, text_corpus(tmp_path), tmp_path / "run", on_record=records.append)
@@ -79,7 +84,7 @@ def test_resumed_run_ends_with_the_same_recording(tmp_path: Path) -> None:
         assert [r["rms"] for r in mine.rows] == [r["rms"] for r in other.rows]
 
 
-@pytest.mark.parametrize("damage", ["edited", "lost", "moved", "without"])
+@pytest.mark.parametrize("damage", ["edited", "lost", slow("moved"), slow("without")])
 def test_recording_that_was_changed_is_refused_before_anything_changes(
     tmp_path: Path, damage: str
 ) -> None:

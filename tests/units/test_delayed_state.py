@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import unitscale as us
+from marks import slow
 from processes import work_together
 from units.delayed import Layer, amaxes, assert_close, drawn, recipe, scaled, step
 from unitscale.units import apply_recipe, unit_scale
@@ -159,7 +160,7 @@ def run(rank: int, folder: Path, wrapper: str) -> None:
     torch.save(amaxes(model), folder / f"{rank}.pt")
 
 
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+@pytest.mark.parametrize("wrapper", ["ddp", slow("fsdp")])
 def test_processes_end_with_the_same_history(tmp_path: Path, wrapper: str) -> None:
     work_together(run, tmp_path, wrapper)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from marks import slow
 from unitscale.units import unit_scale
 from unitscale.units.forward import session_of
 
@@ -62,7 +63,7 @@ def test_peak_counts_what_is_held_at_once(tmp_path: Path) -> None:
     assert peak(lambda: run(False), tmp_path) == pytest.approx(2 * 2**20, rel=0.01)
 
 
-@pytest.mark.parametrize("recipe", ["fp8", "fp32-units"])
+@pytest.mark.parametrize("recipe", ["fp8", slow("fp32-units")])
 @pytest.mark.parametrize("make", [Deep, Checkpointed])
 def test_measuring_steps_take_no_more_memory(make, recipe, tmp_path: Path) -> None:
     """Steps 0, 1, 2 and 4 measure, 3 and 5 do not; step 1 has what step 0 left behind."""
