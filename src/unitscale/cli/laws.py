@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -252,16 +253,13 @@ def quiet() -> Iterator[None]:
 
 
 def answer(found: Any, *, json: bool) -> None:
-    """Print an answer on stdout, and its notes as warnings on stderr."""
+    """Print an answer with its notes; beside JSON, which holds them too, they are on stderr."""
+    if not json:
+        show(str(found))
+        return
     for note in found.notes:
         print(f"unitscale: {note}", file=sys.stderr)
-    if json:
-        print(json_module.dumps(without_infinity(asdict(found)), indent=2))
-        return
-    text = str(found)
-    for note in found.notes:
-        text = text.removesuffix(note) if text.endswith(note) else text.replace(f"{note}\n", "")
-    show(text.rstrip())
+    print(json_module.dumps(without_infinity(asdict(found)), indent=2))
 
 
 def without_infinity(value: Any) -> Any:
@@ -348,14 +346,28 @@ def count_parameters(settings: Mapping[str, Any]) -> tuple[int, int]:
     """
     from dataclasses import fields
 
+    from unitscale.train.config import TrainConfig
+
+    names = {field.name for field in fields(TrainConfig)}
+    known = {key: value for key, value in settings.items() if key in names}
+    # Rounding changes no number of parameters, and the recipe may be a person's own.
+    known |= {"recipe": "fp32-units" if settings.get("unit_scaled") else "fp32", "seed": 0, "lr": 1}
+    return counted(json_module.dumps(known, sort_keys=True))
+
+
+@cache
+def counted(config: str) -> tuple[int, int]:
+    """The parameters of a configuration in JSON; the runs of a comparison have few of them.
+
+    Raises:
+        ValueError: as `count_parameters`.
+    """
     from unitscale.sweep.count import count_of
     from unitscale.train.config import TrainConfig
     from unitscale.train.initial import ModelError
 
-    names = {field.name for field in fields(TrainConfig)}
-    known = {key: value for key, value in settings.items() if key in names}
     try:
-        counted = count_of(TrainConfig.from_json(known))
+        found = count_of(TrainConfig.from_json(json_module.loads(config)))
     except (ModelError, TypeError) as error:
         raise ValueError(f"its model cannot be built to count its parameters: {error}") from error
-    return counted.total, counted.embedding
+    return found.total, found.embedding

@@ -20,11 +20,11 @@ DELTA = 1e-3
 """Of the Huber loss of `ln L`: that of Hoffmann et al. (Chinchilla)."""
 
 STARTS = 16
-FEW_STARTS = 4
+FEW_STARTS = 2
 """Beside the answer to the whole data, of fits to a part of them."""
 
 DRAWS = 100
-MOST_TRIES = 20
+MOST_TRIES = 3
 """Draws of rows, for each one wanted, before those that a fit would refuse are too many."""
 
 WIDE = 3.0

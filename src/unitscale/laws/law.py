@@ -12,7 +12,14 @@ import numpy as np
 from unitscale.laws.answer import Critical, ExtrapolationWarning, Prediction, quantiles
 from unitscale.laws.budget import Surface
 from unitscale.laws.damage import Damage
-from unitscale.laws.form import Array, Design, Form, log_factor, log_loss
+from unitscale.laws.form import (
+    LEAST_FACTOR,
+    Array,
+    Design,
+    Form,
+    log_factor,
+    log_loss,
+)
 from unitscale.laws.row import FULL, MOST_BITS, Row
 from unitscale.laws.scope import HeldOut, Scope
 
@@ -355,6 +362,8 @@ class Law:
                     f"{bits:g} {name} are outside of the rows, which have {known[0]:g} to "
                     f"{known[1]:g}"
                 )
+        if row.bits and (found := self.factor(bits=row.bits)) <= 10 * LEAST_FACTOR:
+            notes.append(f"so few bits leave {found:.1g} of the parameters: expect it not to train")
         return tuple(notes)
 
     def marks(self) -> tuple[str, ...]:
