@@ -179,3 +179,25 @@ def test_mappings_and_weights_are_taken():
 def test_same_seed_gives_the_same_law():
     rows = recipe_rows()
     assert fit(rows, draws=5) == fit(rows, draws=5)
+
+
+def test_one_curve_for_all_tensors_is_recovered():
+    """Rows of one column P: three different curves, and the cube of one that stands for them."""
+    law = published()
+    rows = [
+        replace(
+            row,
+            bits=dict.fromkeys(("w", "a", "kv"), bits),
+            loss=law.predict(size=row.size, tokens=row.tokens, bits=bits).loss,
+        )
+        for row, bits in zip(published_rows(100), (4.0, 5.0, 6.0, 8.0, 12.0) * 20, strict=True)
+    ]
+    found = fit(rows, draws=0)
+    assert found.form.tensors == ("w+a+kv",)
+    for bits in (4, 6, 8, 12):
+        asked = {"size": 1e8, "tokens": 1e10, "bits": bits}
+        assert found.predict(**asked).loss == pytest.approx(law.predict(**asked).loss, rel=0.005)
+        assert found.factor(bits=bits) == pytest.approx(law.factor(bits=bits), abs=0.05)
+    assert found.factor(bits={"w+a+kv": 6}) == found.factor(bits=6)
+    with pytest.raises(ValueError, match="no curve over the bits of 'w' alone"):
+        found.factor(bits={"w": 6})

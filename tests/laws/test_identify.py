@@ -94,3 +94,12 @@ def test_unrounded_rows_are_a_precision():
     form, notes = form_of(rows)
     assert form.tensors == ("w",)
     assert len(notes) == 1
+
+
+def test_bits_that_are_always_equal_are_one_curve():
+    rows = [
+        replace(row, bits=dict.fromkeys(("w", "a"), row.bits["w"])) for row in published_rows(60)
+    ]
+    form, notes = form_of(rows)
+    assert form.tensors == ("w+a",)
+    assert notes == ("bits of w+a are equal in every row: their effects are one curve",)

@@ -34,7 +34,11 @@ def test_question_that_cannot_be_answered_is_one_clear_line(law, asked, words):
 
 @pytest.mark.parametrize(
     ("bits", "words"),
-    [({"k": 4}, "no curve over the bits of 'k'"), (0, "bits of w are 0"), (99, "bits of w are 99")],
+    [
+        ({"k": 4}, "no curve over the bits of 'k' alone"),
+        (0, "bits of w are 0"),
+        (99, "bits of w are 99"),
+    ],
 )
 def test_bits_that_are_none_are_refused(bits, words):
     with pytest.raises(ValueError, match=words):

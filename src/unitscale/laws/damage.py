@@ -18,7 +18,7 @@ import numpy as np
 
 from unitscale.laws.form import Array
 from unitscale.laws.robust import best_of
-from unitscale.laws.row import FULL, Row
+from unitscale.laws.row import FULL, TENSORS, Row
 
 DELTA = 0.1
 """Of the Huber loss of `ln delta`: damages of runs scatter by tens of percent."""
@@ -110,11 +110,12 @@ def damage_rows(rows: Sequence[Row], *, floor: float) -> DamageRows | None:
         "numbers of tokens": {row.tokens for row in found},
         "values of P_post": {row.post_bits for row in found},
     }
-    tensors = tuple(
-        name
-        for name in ("w", "a", "kv")
-        if len({row.bits[name] for row in found if name in row.bits}) > 1
-    )
+    columns: dict[tuple[float, ...], str] = {}
+    for name in TENSORS:  # of several that are always equal, the first stands for all
+        column = tuple(row.bits.get(name, FULL) for row in found)
+        if len(set(column) - {FULL}) > 1:
+            columns.setdefault(column, name)
+    tensors = tuple(columns.values())
     for words, values in what.items():
         if len(values) < 2:
             raise ValueError(

@@ -12,7 +12,7 @@ from unitscale.laws.budget import FULL_WIDTH
 from unitscale.laws.form import Design, log_loss
 from unitscale.laws.identify import precision_text
 from unitscale.laws.law import Law
-from unitscale.laws.row import FULL, Row
+from unitscale.laws.row import FULL, TOGETHER, Row
 from unitscale.report.figure import save
 from unitscale.report.plot import new_figure, pick_pens
 
@@ -70,8 +70,8 @@ def draw_factors(axes: Any, law: Law, rows: Sequence[Row], colors: dict[str, Any
         shared = [
             (row.bits["w"], f)
             for row, f in dots
-            if len(row.bits) == len(law.form.tensors)
-            and len(set(row.bits.values())) == 1
+            if len(set(row.bits.values())) == 1
+            and len(row.bits) == sum(len(name.split(TOGETHER)) for name in law.form.tensors)
             and "w" in row.bits
         ]
         if shared:

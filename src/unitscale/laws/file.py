@@ -12,7 +12,7 @@ import numpy as np
 from unitscale.laws.damage import Damage
 from unitscale.laws.form import Form
 from unitscale.laws.law import Law
-from unitscale.laws.row import TENSORS
+from unitscale.laws.row import TENSORS, TOGETHER
 from unitscale.laws.scope import HeldOut, Scope
 from unitscale.report.atomic import write_text
 
@@ -68,7 +68,8 @@ def from_json(content: Mapping[str, Any]) -> Law:
         KeyError, TypeError, ValueError, AttributeError: a part is missing, or of another type.
     """
     form = Form(**{name: tuple_of(value) for name, value in content["form"].items()})
-    if not set(form.offsets) <= set(form.tensors) <= set(TENSORS):
+    members = {member for name in form.tensors for member in name.split(TOGETHER)}
+    if not (set(form.offsets) <= set(form.tensors) and members <= set(TENSORS)):
         raise ValueError(f"tensors are {form.tensors!r}, offsets {form.offsets!r}")
     values = {name: finite(content["values"][name], name) for name in form.names}
     for name, value in values.items():

@@ -12,7 +12,7 @@ from unitscale.laws.form import Array, Design, Form, log_factor, log_loss
 from unitscale.laws.identify import FEWEST, form_for
 from unitscale.laws.law import Law
 from unitscale.laws.robust import Minimum, best_of
-from unitscale.laws.row import FULL, Row, Table, rows_of
+from unitscale.laws.row import FULL, TOGETHER, Row, Table, rows_of
 from unitscale.laws.scope import HeldOut, Scope
 from unitscale.laws.width import width_of
 
@@ -252,7 +252,7 @@ def held_out(
 def scope_of(rows: Sequence[Row], form: Form) -> Scope:
     """What the rows were."""
     bits = {
-        name: [b for row in rows if (b := row.bits.get(name, FULL)) != FULL]
+        name: [b for row in rows if (b := row.bits.get(name.partition(TOGETHER)[0], FULL)) != FULL]
         for name in form.tensors
     }
     sizes, tokens = [row.size for row in rows], [row.tokens for row in rows]

@@ -2,6 +2,7 @@
 
     ln L = ln(A N_eff^-alpha + B D^-beta + E)
     N_eff = N * f_w(P_w) * f_a(P_a) * f_kv(P_kv)      f_x(P) = 1 - exp(-P / gamma_x + n_x)
+    N_eff = N * f(P)^3                                    where all three have the same bits always
     N_eff = N * f_recipe                              where a run has a recipe instead of bits
 
 Source: Kumar et al., Scaling Laws for Precision, arXiv 2411.04330, equations 2 to 4; the offsets
@@ -15,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from unitscale.laws.row import FULL, Row
+from unitscale.laws.row import FULL, TOGETHER, Row
 
 Array = npt.NDArray[np.float64]
 
@@ -34,7 +35,7 @@ class Form:
 
     Args:
         tied: alpha and beta are one number.
-        tensors: those with a curve over bits.
+        tensors: those with a curve over bits; `w+a` is one curve for both.
         offsets: those of them whose curve has an `n`; that of the others is 0.
         recipes: with a factor of their own.
         reference: the recipe whose factor is 1.
@@ -112,11 +113,12 @@ class Design:
     @classmethod
     def of(cls, rows: Sequence[Row], form: Form) -> "Design":
         """The columns of rows, all of whose precisions the form has."""
+        first = [name.partition(TOGETHER)[0] for name in form.tensors]
         index = {name: number for number, name in enumerate(form.recipes)}
         return cls(
             np.log([row.size for row in rows]),
             np.log([row.tokens for row in rows]),
-            np.array([[row.bits.get(name, FULL) for name in form.tensors] for row in rows]).reshape(
+            np.array([[row.bits.get(name, FULL) for name in first] for row in rows]).reshape(
                 len(rows), len(form.tensors)
             ),
             np.array([index.get(row.recipe or "", -1) for row in rows], dtype=np.int64),
@@ -152,10 +154,11 @@ def log_factor(form: Form, vector: Array, design: Design) -> tuple[Array, Array]
             vector[form.at[f"gamma_{name}"]],
             0.0 if offset is None else vector[offset],
         )
-        total += value
-        slopes[:, form.at[f"gamma_{name}"]] = by_gamma
+        count = len(name.split(TOGETHER))
+        total += count * value
+        slopes[:, form.at[f"gamma_{name}"]] = count * by_gamma
         if offset is not None:
-            slopes[:, offset] = by_offset
+            slopes[:, offset] = count * by_offset
     if form.recipes:
         first = form.at[f"f_{form.recipes[0]}"]
         has_own = design.recipe >= 0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from unitscale.laws.form import Form
-from unitscale.laws.row import FULL, TENSORS, Row
+from unitscale.laws.row import FULL, TENSORS, TOGETHER, Row
 from unitscale.laws.width import width_of
 
 FEWEST = 3
@@ -33,14 +33,15 @@ def form_for(
         )
     notes: list[str] = []
     tensors, with_offset = [], []
-    for name in TENSORS:
-        given = [row.bits.get(name, FULL) for row in rows if row.recipe is None]
+    for name, given in curves_of(rows).items():
         finite = {bits for bits in given if bits != FULL}
         if len(set(given)) < 2:
             if finite:
                 notes.append(f"P_{name} is {given[0]:g} in every row: its effect is left out")
             continue
         tensors.append(name)
+        if TOGETHER in name:
+            notes.append(f"bits of {name} are equal in every row: their effects are one curve")
         if not offsets:
             continue
         if len(finite) < FEWEST:
@@ -64,6 +65,16 @@ def form_for(
             f"({', '.join(form.names)}); expected more rows than parameters"
         )
     return form, tuple(notes)
+
+
+def curves_of(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
+    """The bits in all rows that have bits, by tensor; those that are always equal together, as
+    `w+a+kv`: no row tells their effects apart."""
+    names: dict[tuple[float, ...], list[str]] = {}
+    for name in TENSORS:
+        column = tuple(row.bits.get(name, FULL) for row in rows if row.recipe is None)
+        names.setdefault(column, []).append(name)
+    return {TOGETHER.join(same): column for column, same in names.items()}
 
 
 def check_extent(rows: Sequence[Row]) -> None:

@@ -20,7 +20,7 @@ from unitscale.laws.form import (
     log_factor,
     log_loss,
 )
-from unitscale.laws.row import FULL, MOST_BITS, Row
+from unitscale.laws.row import FULL, MOST_BITS, TOGETHER, Row
 from unitscale.laws.scope import HeldOut, Scope
 
 if TYPE_CHECKING:
@@ -325,15 +325,17 @@ class Law:
             raise ValueError(f"this law never saw bits; it knows {self.knows()}")
         assert bits is not None
         named = bits if isinstance(bits, Mapping) else dict.fromkeys(tensors, bits)
+        members: dict[str, float] = {}
         for name, value in named.items():
             if name not in tensors:
                 raise ValueError(
-                    f"this law has no curve over the bits of {name!r}, its rows did not differ in "
-                    f"them; it knows {self.knows()}"
+                    f"this law has no curve over the bits of {name!r} alone, its rows did not "
+                    f"differ in them alone; it knows {self.knows()}"
                 )
             if not 0 < value <= MOST_BITS and value != FULL:
                 raise ValueError(f"bits of {name} are {value}; expected above 0, up to {MOST_BITS}")
-        return Row(size=size, tokens=tokens, loss=1.0, bits=dict(named))
+            members |= dict.fromkeys(name.split(TOGETHER), value)
+        return Row(size=size, tokens=tokens, loss=1.0, bits=members)
 
     def knows(self) -> str:
         """The precisions that it was fitted to, in words."""
@@ -354,15 +356,20 @@ class Law:
                     f"{name} {value:.3g} is more than {FAR:g} times beyond the rows, which have "
                     f"{low:.3g} to {high:.3g}"
                 )
-        asked = [(f"bits of {n}", b, self.scope.bits.get(n)) for n, b in row.bits.items()]
-        asked += [("bits after training", b, self.scope.post_bits) for b in (post_bits,) if b]
+        asked = [
+            (f"bits of {name}", row.bits.get(name.partition(TOGETHER)[0], FULL), known)
+            for name, known in self.scope.bits.items()
+        ]
+        if post_bits and self.scope.post_bits is not None:
+            asked.append(("bits after training", post_bits, self.scope.post_bits))
         for name, bits, known in asked:
-            if known is not None and bits != FULL and not known[0] <= bits <= known[1]:
+            if bits != FULL and not known[0] <= bits <= known[1]:
                 notes.append(
                     f"{bits:g} {name} are outside of the rows, which have {known[0]:g} to "
                     f"{known[1]:g}"
                 )
-        if row.bits and (found := self.factor(bits=row.bits)) <= 10 * LEAST_FACTOR:
+        own = log_factor(self.form, self.vector, Design.of([row], self.form))[0][0]
+        if row.bits and (found := float(np.exp(own))) <= 10 * LEAST_FACTOR:
             notes.append(f"so few bits leave {found:.1g} of the parameters: expect it not to train")
         return tuple(notes)
 

@@ -8,6 +8,9 @@ from typing import Any
 TENSORS = ("w", "a", "kv")
 """What a precision in bits is of: weights, activations, keys and values. Forward pass only."""
 
+TOGETHER = "+"
+"""Between the names of tensors whose bits are equal in every row, which have one curve."""
+
 FULL = math.inf
 """Bits of a tensor that is not rounded."""
 
