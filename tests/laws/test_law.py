@@ -158,6 +158,14 @@ def test_damage_is_recovered_and_used():
     assert rounded.damage == pytest.approx(told, rel=0.1)
 
 
+def test_run_with_several_roundings_counts_once():
+    rows = post_rows()
+    once = [row for row in rows if row.post_bits == 3]
+    law = fit(rows, draws=0)
+    assert law.scope.rows == len(once) == len(rows) // 3
+    assert law.scope.post_bits == (3, 5)
+
+
 @pytest.mark.filterwarnings("ignore::unitscale.laws.ExtrapolationWarning")
 def test_critical_tokens_of_own_law_have_an_interval():
     law = fit(post_rows(), draws=20)

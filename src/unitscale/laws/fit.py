@@ -60,9 +60,10 @@ def fit(
         ValueError: the rows say too little: see `rows_of` and `identify.form_for`.
     """
     table = table_of(rows)
-    form, notes = form_for(table.rows, tied=tied, offsets=offsets, reference=reference)
+    runs = runs_of(table.rows)
+    form, notes = form_for(runs, tied=tied, offsets=offsets, reference=reference)
     chosen = damage_rows(table.rows, floor=noise)
-    problem = Problem.of(table.rows, form)
+    problem = Problem.of(runs, form)
     rng = np.random.default_rng(seed)
     best = problem.solve(problem.starts(STARTS, rng))
     damage = None if chosen is None else damage_of(chosen, form, best.vector)
@@ -77,7 +78,7 @@ def fit(
     law = Law(
         form=form,
         values=form.values(best.vector),
-        scope=scope_of(table.rows, form),
+        scope=scope_of(table.rows, runs, form),
         draws=tuple(tuple(vector.tolist()) for vector in vectors),
         damage=damage,
         damage_draws=tuple(damages),
@@ -87,7 +88,7 @@ def fit(
             for name in (form.reference, *form.recipes)
             if name is not None and (width := width_of(name)) is not None
         },
-        held_out=held_out(table.rows, form, best.vector, rng),
+        held_out=held_out(runs, form, best.vector, rng),
         notes=table.notes + notes + (() if chosen is None else chosen.notes),
     )
     return replace(law, notes=law.notes + unsure(law))
@@ -105,6 +106,16 @@ def table_of(rows: Iterable[Row] | Iterable[Mapping[str, Any]] | Table) -> Table
     if all(isinstance(row, Row) for row in listed):
         return Table(tuple(listed))
     return rows_of(listed)
+
+
+def runs_of(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Each training run once: rounded after training to several bits, it has a row for each."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for number, row in enumerate(rows):
+        own = number if row.post_bits is None else None
+        key = (*row.cell, row.precision, row.seed, row.rate, row.loss, own)
+        found.setdefault(key, row)
+    return tuple(found.values())
 
 
 @dataclass(frozen=True)
@@ -249,15 +260,15 @@ def held_out(
     return HeldOut(mean=float(np.mean(errors)), worst=max(errors), sizes=len(sizes))
 
 
-def scope_of(rows: Sequence[Row], form: Form) -> Scope:
-    """What the rows were."""
+def scope_of(table: Sequence[Row], rows: Sequence[Row], form: Form) -> Scope:
+    """What the rows were: the table, and each training run in it once."""
     bits = {
         name: [b for row in rows if (b := row.bits.get(name.partition(TOGETHER)[0], FULL)) != FULL]
         for name in form.tensors
     }
     sizes, tokens = [row.size for row in rows], [row.tokens for row in rows]
     recipes = [row.recipe for row in rows if row.recipe is not None]
-    post = [row.post_bits for row in rows if row.post_bits is not None]
+    post = [row.post_bits for row in table if row.post_bits is not None]
     return Scope(
         rows=len(rows),
         sizes=(min(sizes), max(sizes)),
