@@ -28,6 +28,7 @@ def test_pictures_of_bits_and_of_damage_are_drawn(tmp_path):
     text = (tmp_path / "plan.svg").read_text()
     assert "demo: published constants" in text
     assert "loss after rounding the weights" in text
+    assert "lines: equal loss" in text
     assert "demo" not in (tmp_path / "post.svg").read_text()
 
 

@@ -120,14 +120,16 @@ def draw_plan(law: Law, path: Path, *, flops: float) -> None:
     """The loss over the size at a budget, for each precision; a dot is the best size of each.
 
     Sizes and tokens outside of the rows are dotted. Where the law knows of rounding after training,
-    the loss over tokens after that is beside it, with the tokens past which more of them hurt.
+    the loss over tokens after that is beside it, with the tokens past which more of them hurt;
+    where it has curves over bits, so are lines of equal loss over size and bits.
 
     Raises:
         ValueError: as `draw_fit`.
         OSError: as `draw_fit`.
     """
-    figure = new_figure(11 if law.damage else 7, 4.6, dpi=DPI)
-    panels = figure.subplots(1, 2 if law.damage else 1, squeeze=False)[0]
+    count = 1 + bool(law.damage) + bool(law.form.tensors)
+    figure = new_figure(1.5 + 5 * count, 4.6, dpi=DPI)
+    panels = figure.subplots(1, count, squeeze=False)[0]
     axes = panels[0]
     compared = precisions(law, None, None) or {f"{b:g}": float(b) for b in (4, 5, 6, 8, 12, 16)}
     pens = pick_pens(list(compared))
@@ -154,7 +156,34 @@ def draw_plan(law: Law, path: Path, *, flops: float) -> None:
     axes.legend(frameon=False, fontsize="small")
     if law.damage is not None:
         draw_post(panels[1], law)
+    if law.form.tensors:
+        draw_equal(panels[-1], law, flops)
     finish(figure, panels, law, path)
+
+
+def draw_equal(axes: Any, law: Law, flops: float) -> None:
+    """Lines of equal loss over size and bits of all tensors, at a budget; the best of both."""
+    low = min(low for low, _ in law.scope.bits.values())
+    bits = np.linspace(low, 16, POINTS // 2)
+    surfaces = [law.surface(law.factor(bits=float(b))) for b in bits]
+    products = flops * FULL_WIDTH / (6 * bits)
+    best = [s.best_size(float(p)) for s, p in zip(surfaces, products, strict=True)]
+    reached = [s.loss(n, float(p) / n) for s, n, p in zip(surfaces, best, products, strict=True)]
+    least = int(np.argmin(reached))
+    sizes = best[least] * np.exp(np.linspace(-2.5, 2.5, POINTS // 2))
+    losses = np.array(
+        [
+            [s.loss(float(n), float(p / n)) for n in sizes]
+            for s, p in zip(surfaces, products, strict=True)
+        ]
+    )
+    levels = reached[least] * (1 + np.array([0.005, 0.01, 0.02, 0.04, 0.08]))
+    lines = axes.contour(sizes, bits, losses, levels=levels)
+    axes.clabel(lines, fontsize=7, fmt="%.3f")
+    axes.plot(best[least], bits[least], "o", color="black", markersize=5)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"parameters, at {flops:.3g} FLOP")
+    axes.set_ylabel("bits of all tensors (lines: equal loss)")
 
 
 def draw_post(axes: Any, law: Law) -> None:
