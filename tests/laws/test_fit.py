@@ -38,7 +38,7 @@ def test_held_out_losses_of_a_larger_model_are_predicted(published_fit, bits):
 
 
 def test_dropping_offsets_worsens_the_objective_at_least_twice():
-    """A.9.5: 4 times and more."""
+    """A.9.5: 6.9 times."""
     rows = published_rows()
     objectives = []
     for offsets in (True, False):
