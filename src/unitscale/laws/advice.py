@@ -93,8 +93,11 @@ def make_plan(
             for (name, width), factor in zip(allowed.items(), factors, strict=True)
         ]
 
+    fewest = min(products_of(flops, width) for width in allowed.values())
+    check_buys(fewest / (size or tokens or 1.0), flops)
     choices = choices_of(law.vector)
     best = best_choice(choices)
+    check_buys(min(best.size, best.tokens), flops)
     flat = flat_choices(choices, best)
     resampled = [best_choice(choices_of(np.array(draw))) for draw in drawn(law, is_free)]
     prediction = predicted(law, best)
@@ -143,11 +146,24 @@ def check(flops: float, fix: Mapping[str, float | str]) -> None:
         )
 
 
+def check_buys(count: float, flops: float) -> None:
+    """Refuse a budget that buys fewer than one parameter or token.
+
+    Raises:
+        ValueError: it does.
+    """
+    if count < 1:
+        raise ValueError(
+            f"flops is {flops:g}, which buys less than one parameter or token; expected more: "
+            "6 N D at 16 bits"
+        )
+
+
 def number(fix: Mapping[str, float | str], name: str) -> float | None:
     """A number that is given.
 
     Raises:
-        ValueError: it is none, or not positive.
+        ValueError: it is none, or below 1.
     """
     if name not in fix:
         return None
@@ -155,8 +171,8 @@ def number(fix: Mapping[str, float | str], name: str) -> float | None:
         value = float(fix[name])
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise ValueError(f"fix: {name} is {fix[name]!r}; expected a finite number above 0")
+    if not 1 <= value < math.inf:
+        raise ValueError(f"fix: {name} is {fix[name]!r}; expected a finite number from 1 on")
     return value
 
 

@@ -6,6 +6,9 @@ import numpy as np
 
 from unitscale.laws.form import Array
 
+MOST_SHOWN = 1e4
+"""Of a loss with four decimals; what is more is no loss of a model that was trained."""
+
 LEVEL = 0.90
 """Of every interval."""
 
@@ -64,4 +67,5 @@ def quantiles(values: Array) -> tuple[float, float]:
 
 def interval_text(value: float, low: float | None, high: float | None) -> str:
     """A number with its interval."""
-    return f"{value:.4f}" + ("" if low is None or high is None else f" ({low:.4f} to {high:.4f})")
+    text = f"{value:.4f}" if value < MOST_SHOWN else f"{value:.4g}"
+    return text + ("" if low is None or high is None else f" ({low:.4f} to {high:.4f})")

@@ -240,8 +240,8 @@ class Law:
         Raises:
             ValueError: the law says nothing of rounding after training; a number not above zero.
         """
-        if not (0 < size < math.inf):
-            raise ValueError(f"size is {size!r}; expected a number of parameters above 0")
+        if not (1 <= size < math.inf):
+            raise ValueError(f"size is {size!r}; expected a finite number from 1 on")
         row = Row(size=size, tokens=self.scope.tokens[1], loss=1.0)
         self.damage_at(self.damage, row, 1.0, post_bits)
         assert self.damage is not None
@@ -308,8 +308,8 @@ class Law:
             ValueError: as `predict`.
         """
         for name, value in (("size", size), ("tokens", tokens)):
-            if not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise ValueError(f"{name} is {value!r}; expected a finite number above 0")
+            if not (isinstance(value, int | float) and 1 <= value < math.inf):
+                raise ValueError(f"{name} is {value!r}; expected a finite number from 1 on")
         if (recipe is None) == (bits is None):
             given = "both" if recipe is not None else "neither"
             raise ValueError(

@@ -35,7 +35,7 @@ def law_text(law: "Law") -> str:
         lines += [
             "",
             f"rounding after training adds {damage.c:.4g} D^{damage.by_tokens:.4f} "
-            f"N_eff^-{damage.by_size:.4f} exp(-P_post / {damage.by_bits:.4f})",
+            f"N_eff^{-damage.by_size:.4f} exp(-P_post / {damage.by_bits:.4f})",
         ]
     if (found := law.held_out) is not None:
         lines += [
@@ -93,7 +93,7 @@ def plan_text(plan: "Plan") -> str:
             (
                 choice.precision,
                 f"N_eff/N {choice.factor:6.3f}   N {choice.size:9.3g}   "
-                f"D {choice.tokens:9.3g}   loss {choice.loss:.4f}",
+                f"D {choice.tokens:9.3g}   loss {interval_text(choice.loss, None, None)}",
             )
             for choice in plan.choices
         ]
