@@ -1,6 +1,7 @@
 """`unitscale laws`: files in, files and answers out, one line for what is wrong."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -152,3 +153,14 @@ def test_comparison_is_read_without_conversion(command, tmp_path):
     found = json.loads(out)
     assert found["values"]["f_fp8-e4m3-none"] == pytest.approx(0.5, rel=0.02)
     assert found["scope"]["sizes"] == [SIZE[16], SIZE[48]]
+
+
+def test_answers_need_no_torch():
+    code = (
+        "import sys\nfrom unitscale.cli import main\n"
+        "sys.argv = 'unitscale laws plan --flops 1e21 --law published'.split()\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

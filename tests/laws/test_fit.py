@@ -81,7 +81,7 @@ def test_interval_of_a_prediction_holds_most_new_runs(recipe_fit):
 
 
 def test_wider_noise_gives_wider_intervals(recipe_fit):
-    noisy = fit(recipe_rows(noise=0.02), draws=20)
+    noisy = fit(recipe_rows(noise=0.02), draws=10)
     spans = []
     for law in (recipe_fit, noisy):
         low, high = law.factor_interval(recipe="mxfp4")
@@ -102,9 +102,9 @@ def test_term_that_rows_do_not_show_is_named():
         replace(row, loss=(row.loss + 40.0) * float(np.exp(rng.normal() * 0.02)))
         for row in recipe_rows()
     ]
-    law = fit(rows, draws=20)
+    law = fit(rows, draws=8)
     assert any("not pinned down" in note for note in law.notes)
-    assert not any("not pinned down" in note for note in fit(recipe_rows(), draws=20).notes)
+    assert not any("not pinned down" in note for note in fit(recipe_rows(), draws=8).notes)
 
 
 def test_untied_exponents_are_two():

@@ -144,7 +144,7 @@ def post_rows(noise=0.05, seed=0, true=TRUE, trained=(None,)):
 
 
 def test_damage_is_recovered_and_used():
-    law = fit(post_rows(), draws=20)
+    law = fit(post_rows(), draws=10)
     found = law.damage
     assert found is not None
     assert found.by_tokens == pytest.approx(0.5, abs=0.05)
@@ -168,7 +168,7 @@ def test_run_with_several_roundings_counts_once():
 
 @pytest.mark.filterwarnings("ignore::unitscale.laws.ExtrapolationWarning")
 def test_critical_tokens_of_own_law_have_an_interval():
-    law = fit(post_rows(), draws=20)
+    law = fit(post_rows(), draws=10)
     found = law.dcrit(size=64e3, post_bits=3)
     true = TRUE.critical_tokens(size=64e3, post_bits=3, b=150.0, beta=0.4)
     assert found.low * 0.8 <= true <= found.high * 1.25

@@ -351,7 +351,8 @@ def count_parameters(settings: Mapping[str, Any]) -> tuple[int, int]:
     names = {field.name for field in fields(TrainConfig)}
     known = {key: value for key, value in settings.items() if key in names}
     # Rounding changes no number of parameters, and the recipe may be a person's own.
-    known |= {"recipe": "fp32-units" if settings.get("unit_scaled") else "fp32", "seed": 0, "lr": 1}
+    recipe = "fp32-units" if settings.get("unit_scaled") else "fp32"
+    known |= {"recipe": recipe, "seed": 0, "lr": 1, "steps": 1}
     return counted(json_module.dumps(known, sort_keys=True))
 
 
