@@ -1,4 +1,4 @@
-"""Spec A.9.2 to A.9.4, and what `plan` answers of recipes."""
+"""Optima of the published law, and what `plan` answers of recipes."""
 
 import math
 
@@ -20,7 +20,7 @@ def law():
 
 @FAR
 def test_optimum_of_the_published_law_is_seven_bits_at_every_budget():
-    """A.9.2: 7.0 three times."""
+    """7.0 three times."""
     found = [float(published().plan(flops=flops).precision) for flops in (1e19, 1e21, 1e23)]
     assert all(6.8 <= bits <= 7.2 for bits in found)
     assert max(found) - min(found) <= 0.1
@@ -29,7 +29,7 @@ def test_optimum_of_the_published_law_is_seven_bits_at_every_budget():
 @FAR
 @pytest.mark.parametrize("size", [1e8, 1e9])
 def test_fixed_size_wants_more_bits_for_more_tokens(size):
-    """A.9.3: 8.26, 10.96, 13.84 and 16.8 bits; D is what the budget buys at 16 bits."""
+    """8.26, 10.96, 13.84 and 16.8 bits; D is what the budget buys at 16 bits."""
     found = [
         float(published().plan(flops=6 * size**2 * ratio, fix={"N": size}).precision)
         for ratio in (20, 200, 2000, 20000)
@@ -58,7 +58,7 @@ def shared(gamma, tensors=("w", "a", "kv")):
 @FAR
 @pytest.mark.parametrize("gamma", [1.0, 2.0, 3.0])
 def test_optimum_of_one_curve_solves_its_equation(gamma):
-    """A.9.4: `(3 / g) P exp(-P / g) = 1 - exp(-P / g)`; at g = 2 both say 3.81."""
+    """`(3 / g) P exp(-P / g) = 1 - exp(-P / g)`; at g = 2 both say 3.81."""
     low, high = gamma * 0.5, gamma * 10
     for _ in range(60):
         p = (low + high) / 2
@@ -70,7 +70,7 @@ def test_optimum_of_one_curve_solves_its_equation(gamma):
 
 
 def test_fixed_bits_move_the_optimum_as_the_closed_form_says():
-    """A.5: `N* ~ u^(1 / (alpha + beta)) P^(-beta / (alpha + beta))` with `u = f^-alpha`."""
+    """`N* ~ u^(1 / (alpha + beta)) P^(-beta / (alpha + beta))` with `u = f^-alpha`."""
     law, alpha = shared(2.0), 0.4965
     sizes, factors = [], []
     for bits in ("4", "8"):

@@ -1,4 +1,4 @@
-"""Spec A.9: what a fit recovers of laws that are known, and what it says of what it cannot."""
+"""What a fit recovers of laws that are known, and what it says of what it cannot."""
 
 from dataclasses import replace
 
@@ -23,14 +23,14 @@ def recipe_fit():
 
 
 def test_published_law_is_recovered(published_fit):
-    """A.9.1: found alpha 0.4981 and E 2.764 for 0.4965 and 2.7648."""
+    """Found alpha 0.4981 and E 2.764 for 0.4965 and 2.7648."""
     assert published_fit.values["alpha"] == pytest.approx(0.4965, abs=0.02)
     assert published_fit.values["E"] == pytest.approx(2.7648, rel=0.005)
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6, 8, 16])
 def test_held_out_losses_of_a_larger_model_are_predicted(published_fit, bits):
-    """A.9.1: off by 0.05 to 0.07 %."""
+    """Off by 0.05 to 0.07 %."""
     asked = {"size": 1.7e9, "tokens": 26e9, "bits": bits}
     assert published_fit.predict(**asked).loss == pytest.approx(
         published().predict(**asked).loss, rel=0.005
@@ -38,7 +38,7 @@ def test_held_out_losses_of_a_larger_model_are_predicted(published_fit, bits):
 
 
 def test_dropping_offsets_worsens_the_objective_at_least_twice():
-    """A.9.5: 6.9 times."""
+    """6.9 times."""
     rows = published_rows()
     objectives = []
     for offsets in (True, False):

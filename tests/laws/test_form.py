@@ -59,7 +59,7 @@ def test_values_and_vector_are_inverse():
         np.testing.assert_allclose(form.vector(form.values(vector)), vector)
 
 
-# Spec A.4: f_w, f_a, f_kv and their product, to three digits.
+# Computed from the published constants: f_w, f_a, f_kv and their product, to three digits.
 FACTORS = {
     4: (0.696, 0.331, 0.828, 0.191),
     5: (0.791, 0.575, 0.939, 0.427),

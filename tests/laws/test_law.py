@@ -86,7 +86,7 @@ def test_own_law_is_no_demo(law):
 
 @pytest.mark.parametrize(("bits", "told"), [(3, 5.3e9), (4, 2.9e10)])
 def test_critical_tokens_are_where_the_loss_turns(bits, told):
-    """A.9.4: within 2 % of the least loss on a grid of 2000; 5.32e9 and 2.88e10."""
+    """Within 2 % of the least loss on a grid of 2000; 5.32e9 and 2.88e10."""
     law = published()
     found = law.dcrit(size=30e6, post_bits=bits).tokens
     grid = np.geomspace(found / 10, found * 10, 2000)
@@ -102,7 +102,7 @@ def test_critical_tokens_are_where_the_loss_turns(bits, told):
 
 
 def test_loss_after_three_bits_has_a_turn():
-    """A.5: 4.24, 4.15, 4.13, 4.19 and 4.31 at 1.5 to 26 billion tokens."""
+    """4.24, 4.15, 4.13, 4.19 and 4.31 at 1.5 to 26 billion tokens."""
     found = [
         published().predict(size=30e6, tokens=tokens, bits=16, post_bits=3).loss
         for tokens in (1.5e9, 3e9, 6e9, 13e9, 26e9)
