@@ -5,7 +5,7 @@
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,22 @@ def public_api() -> dict[str, list[str]]:
 
 
 def cli_flags() -> dict[str, list[str]]:
-    """The options and arguments of every command."""
+    """The options and arguments of every command, and of the commands in a group of them."""
     import typer
 
     from unitscale.cli import app
 
     root = typer.main.get_command(app)
-    commands: dict[str, Any] = {"unitscale": root}
-    commands |= {f"unitscale {name}": sub for name, sub in getattr(root, "commands", {}).items()}
     return {
         name: sorted({flag for parameter in command.params for flag in _spellings(parameter)})
-        for name, command in commands.items()
+        for name, command in _commands("unitscale", root)
     }
+
+
+def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    yield name, command
+    for own, sub in getattr(command, "commands", {}).items():
+        yield from _commands(f"{name} {own}", sub)
 
 
 def _spellings(parameter: Any) -> list[str]:

@@ -24,13 +24,15 @@ def unknown_flags(text, flags):
     """Commands of the command line, in shell blocks, that it does not have, and their options."""
     unknown = []
     for line in "\n".join(blocks(text, "sh")).replace("\\\n", " ").splitlines():
-        if match := re.match(r"(?:\S*/)?(unitscale [\w-]+)", line):
-            known = flags.get(match[1])
+        if match := re.match(r"(?:\S*/)?(unitscale [\w-]+)(?: ([\w-]+))?", line):
+            nested = f"{match[1]} {match[2]}"
+            command = nested if nested in flags else match[1]
+            known = flags.get(command)
             used = re.findall(r"(?<=\s)--[\w-]+", line)
             if known is None:
-                unknown.append(match[1])
+                unknown.append(command)
             else:
-                unknown += [f"{match[1]} {flag}" for flag in used if flag not in known]
+                unknown += [f"{command} {flag}" for flag in used if flag not in known]
     return unknown
 
 
@@ -55,3 +57,6 @@ def test_commands_and_flags_exist():
     text = "```sh\nunitscale compare --stpes 3 \\\n  --out x\n.venv/bin/unitscale comapre\n```\n"
     flags = {"unitscale compare": ["--steps", "--out"]}
     assert unknown_flags(text, flags) == ["unitscale compare --stpes", "unitscale comapre"]
+    text = "```sh\nunitscale laws plan --flops 1 --lwa x\n```\n"
+    flags = {"unitscale laws": [], "unitscale laws plan": ["--flops"]}
+    assert unknown_flags(text, flags) == ["unitscale laws plan --lwa"]

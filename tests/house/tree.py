@@ -43,6 +43,7 @@ TORCH_FREE = (
     "formats.catalogue",
     "formats.format",
     "formats.granularity",
+    "laws",
     "memory.states",
     "recipes",
     "report",

@@ -14,6 +14,7 @@ from unitscale.cli.doctor import doctor
 from unitscale.cli.exit import FAILED, WRONG_ARGUMENTS, fail
 from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
+from unitscale.cli.laws import laws
 from unitscale.cli.plan_memory import plan_memory
 from unitscale.cli.recipes import recipes
 from unitscale.cli.report import report
@@ -40,6 +41,7 @@ app.command()(formats)
 app.command()(recipes)
 app.command()(doctor)
 app.command()(plan_memory)
+app.add_typer(laws)
 
 
 @app.callback(invoke_without_command=True)
