@@ -25,12 +25,14 @@ from unitscale.units.api import (
 )
 from unitscale.units.assign import Unit
 from unitscale.units.file import load_units, save_units
+from unitscale.units.layer_unit import LayerUnit, give_units, layer_units
 from unitscale.units.ops import INSIDE
 from unitscale.units.overview import Summary
 from unitscale.units.row import UnitRow
 
 __all__ = [
     "INSIDE",
+    "LayerUnit",
     "Summary",
     "Unit",
     "UnitRow",
@@ -38,6 +40,8 @@ __all__ = [
     "backend",
     "coverage",
     "full_precision",
+    "give_units",
+    "layer_units",
     "load_units",
     "measure",
     "measured",

@@ -101,7 +101,8 @@ def kind_of(node: fx.Node) -> Op:
     if "grouped_mm" in name:
         return "grouped"
     if GEMM.get(node.target) is gemm.linear:
-        return "readout" if is_readout(node) else "linear"
+        known: dict[str, Op] = {"LinearReadout": "readout", "Linear": "layer"}
+        return known.get(module_class(node), "linear")
     if name in MATRIX_PRODUCTS:
         return "linear" if any(map(is_weight, operands(node, rule))) else "matmul"
     return "other"
@@ -111,11 +112,6 @@ MATRIX_PRODUCTS = frozenset(
     {"matmul", "__matmul__", "imatmul", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm"}
 ) | {"addbmm", "addmv", "dot", "vdot", "vecdot", "multi_dot", "chain_matmul", "inner"}
 """Ops that contract the last axis of one matrix with the first of another."""
-
-
-def is_readout(node: fx.Node) -> bool:
-    """Whether a product is that of a `unitscale.nn.LinearReadout`."""
-    return module_class(node) == "LinearReadout"
 
 
 def rule_at(node: fx.Node, recipe: Recipe, prefix: str = "") -> Rule | None:
