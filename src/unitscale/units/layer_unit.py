@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from unitscale.graph.name import module_path
-from unitscale.recipes import Gemm
+from unitscale.recipes import Gemm, Recipe
 from unitscale.units.forward import require_session
 from unitscale.units.given import taken_by
 from unitscale.units.products import kind_of
 
-__all__ = ["LayerUnit", "give_units", "layer_units"]
+__all__ = ["LayerUnit", "give_units", "layer_units", "recipe_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,23 @@ def layer_units(model: nn.Module) -> list[LayerUnit]:
                     )
                 )
     return found
+
+
+def recipe_of(model: nn.Module, caller: str) -> Recipe:
+    """The recipe of a scaled model, as it was placed in it.
+
+    Raises:
+        ValueError: the model is not scaled, or runs in full precision now, or has no units.
+    """
+    session = require_session(model, caller)
+    if session.suspended:
+        raise ValueError(f"{caller}: the model runs in full precision now; call it outside of that")
+    if not session.scale:
+        raise ValueError(
+            f"{caller}: recipe {session.recipe.name!r} was applied without units; call "
+            "us.unit_scale(model, 'fp8-serve') instead of us.apply_recipe"
+        )
+    return session.recipe
 
 
 def give_units(model: nn.Module, given: Mapping[str, tuple[int, int]]) -> None:
