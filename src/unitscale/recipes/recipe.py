@@ -184,6 +184,15 @@ class Recipe:
         return any(gemm.rounds for gemm in self.gemms)
 
     @property
+    def keeps_layout(self) -> bool:
+        """Whether what a factor makes of a tensor lies in memory as the tensor does.
+
+        Kernels choose the order of their sums by that. It is kept where a model is to equal another
+        to the bit: the plain one, where nothing is rounded, or the one that a server makes of it.
+        """
+        return bool(self.fused) or not (self.rounds or self.activations)
+
+    @property
     def is_delayed(self) -> bool:
         """Whether scales are made of the amaxes of earlier steps."""
         operands = (operand for gemm in self.gemms for operand in gemm.operands)
