@@ -74,7 +74,9 @@ def compressed_tensors(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def modelopt(plan: Plan, names: Sequence[str], version: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def modelopt(
+    plan: Plan, names: Sequence[str], version: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """`quantization_config` of config.json, and hf_quant_config.json."""
     ignored = ignored_by_servers(plan.ignored, names)
     # These patterns are those of fnmatch there.

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,7 +107,9 @@ def export(
             Nothing was written. OSError: the folder cannot be written.
     Source: design, section 7 (`scale` recovers); the names are those of compressed-tensors 0.20.
     """
+    target = Path(folder)
     check_format(format)
+    check_folder(target)
     if differences not in ("refuse", "report"):
         raise ValueError(f"export: differences is {differences!r}; expected 'refuse' or 'report'")
     recipe = recipe_of(model, "export")
@@ -116,12 +117,12 @@ def export(
     plan = plan_of(model, recipe, exported)
     plan.differences += differences_of_dtype(exported)
     if plan.differences and differences == "refuse":
+        found = "; ".join(plan.differences)
         raise ValueError(
-            f"export: a server would not compute what this model does: {'; '.join(plan.differences)}"
-            "; train with 'fp8-serve', or take differences='report' to export it all the same"
+            f"export: a server would not compute what this model does: {found}; train with "
+            "'fp8-serve', or take differences='report' to export it all the same"
         )
     save_tokenizer = tokenizer_files(tokenizer)
-    target = Path(folder)
     with new_folder(target) as temporary:
         if format == "safetensors":
             write_own(exported.module, plan, temporary)
@@ -190,8 +191,12 @@ def write_pretrained(
     Its own `save_pretrained` gives experts their names on disk, leaves out tied weights, and
     splits files. The attributes that it sets on the model's configuration are put back.
     """
+    from transformers.utils import logging
+
     config = module.config
     before = {name: getattr(config, name, None) for name in ("dtype", "architectures")}
+    shows_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         module.save_pretrained(
             folder, state_dict=stored_tensors(module, plan), max_shard_size=max_shard_size
@@ -199,6 +204,8 @@ def write_pretrained(
     finally:
         for name, value in before.items():
             setattr(config, name, value)
+        if shows_progress:
+            logging.enable_progress_bar()
     content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     names = [name for name, _ in module.named_parameters()]
     if format == "modelopt":
@@ -214,7 +221,7 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def tokenizer_files(tokenizer: Any) -> Callable[[Path], None]:
+def tokenizer_files(tokenizer: Any) -> Callable[[Path], object]:
     """What writes the files of a tokenizer into a folder.
 
     Raises:
@@ -223,7 +230,7 @@ def tokenizer_files(tokenizer: Any) -> Callable[[Path], None]:
     if tokenizer is None:
         return lambda folder: None
     if callable(save := getattr(tokenizer, "save_pretrained", None)):
-        return lambda folder: void(save(folder))
+        return lambda folder: save(folder)
     if not isinstance(tokenizer, str | Path):
         raise TypeError(
             f"export: tokenizer is a {type(tokenizer).__name__}; expected one of transformers, or "
@@ -233,11 +240,19 @@ def tokenizer_files(tokenizer: Any) -> Callable[[Path], None]:
     files = [file for pattern in TOKENIZER_FILES for file in sorted(source.glob(pattern))]
     if not files:
         raise ValueError(f"export: {source} has no files of a tokenizer, as tokenizer.json")
-    return lambda folder: [void(shutil.copy(file, folder)) for file in files] and None
+    return lambda folder: [shutil.copy(file, folder) for file in files]
 
 
-def void(value: object) -> None:
-    """Nothing, whatever a function returns."""
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        ValueError: it is a file, or is not empty.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"export: {folder} is a file; expected a new folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"export: {folder} is not empty; choose a new folder")
 
 
 @contextmanager
@@ -247,16 +262,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         ValueError: `folder` is a file, or is not empty. OSError: it cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"export: {folder} is a file; expected a new folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"export: {folder} is not empty; choose a new folder")
+    check_folder(folder)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        with warnings.catch_warnings():
-            yield temporary
+        yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 with file.open("rb") as opened:

@@ -29,7 +29,9 @@ class Folder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise ValueError(f"{path} is no folder; expected one that unitscale.deploy.export wrote")
+            raise ValueError(
+                f"{path} is no folder; expected one that unitscale.deploy.export wrote"
+            )
         self.config = read_object(self.path / CONFIG)
         found = self.config.get("quantization_config")
         if not isinstance(found, dict):

@@ -4,7 +4,7 @@ Everything is checked here, before a file is written.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,7 +14,7 @@ from unitscale.deploy.code import encode, values
 from unitscale.deploy.pretrained import Exported
 from unitscale.formats import E4M3FN
 from unitscale.recipes import RECIPES, Operand, Recipe, Unit
-from unitscale.units import LayerUnit, fused_weights, layer_units
+from unitscale.units import LayerUnit, fused_weights, layer_units, summary
 
 __all__ = ["Layer", "Plan", "plan_of"]
 
@@ -103,8 +103,8 @@ def check_recipe(recipe: Recipe) -> None:
         for what, operand in zip(("inputs", "weights"), gemm.output, strict=True):
             if operand != SERVED:
                 raise ValueError(
-                    f"export: recipe {recipe.name!r} rounds {what} as '{operand}'; a server has one "
-                    f"static scale for each tensor, '{SERVED}': {TRAIN_SERVE}"
+                    f"export: recipe {recipe.name!r} rounds {what} as '{operand}'; a server has "
+                    f"one static scale for each tensor, '{SERVED}': {TRAIN_SERVE}"
                 )
     if not recipe.rounds:
         raise ValueError(f"export: recipe {recipe.name!r} rounds nothing; {TRAIN_SERVE}")
@@ -114,22 +114,20 @@ def evaluated(model: nn.Module) -> list[LayerUnit]:
     """The rounded products of evaluation: there is no dropout between a layer and its input."""
     rows = layer_units(model)
     found = [row for row in rows if not row.is_training]
-    if not found:
+    if not found and (rows or not summary(model).products):
         state = "was only trained" if rows else "has not run"
         raise ValueError(
-            f"export: this {type(model).__name__} {state} since it was scaled, so its evaluation is "
-            "not known; call it once on a batch, in eval() and under torch.no_grad(). Its units "
+            f"export: this {type(model).__name__} {state} since it was scaled, so its evaluation "
+            "is not known; call it once on a batch, in eval() and under torch.no_grad(). Its units "
             "should come from training, or from a batch that is like what it will serve."
         )
-    missing = [r for r in found if r.weight and (r.weight_log2 is None or r.input_log2 is None)]
+    taken = [((r.weight, r.weight_log2), (r.input, r.input_log2)) for r in found]
+    missing = [name for pair in taken for name, unit in pair if name and unit is None]
     if missing:
-        names = dict.fromkeys(
-            n for r in missing for n, u in ((r.weight, r.weight_log2), (r.input, r.input_log2))
-            if u is None
-        )  # fmt: skip
+        names = list(dict.fromkeys(missing))
         raise ValueError(
-            f"export: {len(names)} tensors have no unit: {listed(names)}; train a step, or evaluate "
-            "once more after training, with remeasure= other than 'never'"
+            f"export: {len(names)} tensors have no unit: {listed(names)}; train a step, or "
+            "evaluate once more after training, with remeasure= other than 'never'"
         )
     return found
 
@@ -190,7 +188,7 @@ def joined(model: nn.Module, layers: Sequence[Layer]) -> tuple[list[Layer], list
         ValueError: of a group that servers join some layers are rounded and others are not.
     """
     by_weight = {f"{layer.path}.weight": layer for layer in layers}
-    changed = []
+    changed: list[str] = []
     for names in fused_weights(model, RECIPES["fp8-serve"].fused):
         paths = {name: name.removesuffix(".weight") for name in names}
         if not all(isinstance(model.get_submodule(path), nn.Linear) for path in paths.values()):
@@ -239,8 +237,8 @@ def check_weight(layer: Layer) -> None:
         )
     if not SMALLEST_WEIGHT_LOG2 <= layer.weight_log2 <= LARGEST_WEIGHT_LOG2:
         raise ValueError(
-            f"export: the weight of {layer.path!r} has the unit 2^{layer.weight_log2}; servers that "
-            f"join weights compute in float16, and need 2^{SMALLEST_WEIGHT_LOG2} to "
+            f"export: the weight of {layer.path!r} has the unit 2^{layer.weight_log2}; servers "
+            f"that join weights compute in float16, and need 2^{SMALLEST_WEIGHT_LOG2} to "
             f"2^{LARGEST_WEIGHT_LOG2}: skip={[layer.path]!r} keeps it in full precision"
         )
     assert not bool(torch.isnan(encode(weight, layer.weight_log2).float()).any())
@@ -255,8 +253,8 @@ def check_shared(model: nn.Module, layers: Sequence[Layer]) -> None:
         own = f"{layer.path}.weight"
         if others := [name for name in owners[id(layer.module.weight)] if name != own]:
             raise ValueError(
-                f"export: the weight of {layer.path!r} is rounded and is {others[0]!r} too, which a "
-                f"file has once; skip={[layer.path]!r} keeps it in full precision, or untie them "
+                f"export: the weight of {layer.path!r} is rounded and is {others[0]!r} too, which "
+                f"a file has once; skip={[layer.path]!r} keeps it in full precision, or untie them "
                 "before training"
             )
 
@@ -269,7 +267,7 @@ def of_conv1d(model: nn.Module) -> str:
     return f"; {found[0]!r} and {len(found) - 1} others are Conv1D, which no loader rounds"
 
 
-def listed(names: Iterator[str] | Sequence[str] | Mapping[str, None]) -> str:
+def listed(names: Iterable[str]) -> str:
     """The first names, and how many more there are."""
     every = list(names)
     more = f" and {len(every) - 3} more" if len(every) > 3 else ""

@@ -91,9 +91,13 @@ def own_layers(folder: Path) -> dict[str, tuple[int, int]]:
     layers = content.get("layers")
     for path, units in layers.items() if isinstance(layers, dict) else ():
         pair = [units.get(key) if isinstance(units, dict) else None for key in UNITS]
-        if not all(type(x) is int and abs(x) <= LARGEST for x in pair):
-            raise ValueError(f"{folder / OWN}: {path!r} has the units {units!r}")
-        found[path] = (pair[0], pair[1])
+        weight, x = (u if type(u) is int and abs(u) <= LARGEST else None for u in pair)
+        if weight is None or x is None:
+            raise ValueError(
+                f"{folder / OWN}: {path!r} has the units {units!r}; expected whole numbers "
+                f"{UNITS[0]} and {UNITS[1]} from -{LARGEST} to {LARGEST}"
+            )
+        found[path] = (weight, x)
     if not found:
         raise ValueError(f"{folder / OWN} names no layers")
     return found

@@ -81,7 +81,7 @@ def faults_of_description(config: dict[str, Any]) -> Iterator[str]:
             found = group.get(name) or {}
             wrong = {key: found.get(key) for key in STATIC if found.get(key) != STATIC[key]}
             if wrong:
-                yield f"{name} have {wrong}; expected {({key: STATIC[key] for key in wrong})}"
+                yield f"{name} have {wrong}; expected { ({key: STATIC[key] for key in wrong}) }"
 
 
 def faults_of_layer(folder: Folder, path: str) -> Iterator[str]:

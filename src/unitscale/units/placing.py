@@ -157,9 +157,7 @@ def warn_of_what_is_missing(
         )
 
 
-def fused_weights(
-    model: nn.Module, fused: Sequence[Sequence[str]]
-) -> tuple[frozenset[str], ...]:
+def fused_weights(model: nn.Module, fused: Sequence[Sequence[str]]) -> tuple[frozenset[str], ...]:
     """The weights, by name, of modules of one group of names that stand side by side in a model."""
     found = []
     for path, module in model.named_modules():
