@@ -10,7 +10,7 @@ from torch import nn
 
 import unitscale as us
 from deploy.conftest import Served
-from deploy.test_layer import Gated, Twice, evaluated, inputs
+from deploy.small import Gated, Twice, evaluated, inputs
 from deploy.tiny import distance, ids, logits, made
 from unitscale import deploy
 
