@@ -1,5 +1,6 @@
 """Units by layer: read from a scaled model, given to one, and shared by those that servers join."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -72,10 +73,11 @@ def test_groups_are_of_names_side_by_side() -> None:
     )
 
 
-def test_a_copy_and_another_recipe_keep_or_lose_the_groups() -> None:
+def test_a_copy_and_another_recipe_have_the_groups() -> None:
     model = us.unit_scale(Gated(), "fp8")
     step(model)
     us.set_recipe(model, "fp8-serve")
+    model = copy.deepcopy(model)
     us.recalibrate(model)
     step(model)
     step(model)

@@ -20,7 +20,7 @@ from unitscale.units.assign import ONE, reason
 from unitscale.units.call import Terms
 from unitscale.units.executable import Executable
 from unitscale.units.ops import INSIDE, is_inside_scaled_op
-from unitscale.units.placing import NOTHING, Beside, fused_weights
+from unitscale.units.placing import NOTHING, Beside
 from unitscale.units.products import Multiplied, multiplied
 from unitscale.units.reading import Reading
 from unitscale.units.replicas import agree, groups_of
@@ -65,7 +65,6 @@ class Session:
         self.beside = beside
         self.store = store or UnitStore(scale=scale, remeasure=remeasure)
         self.store.amaxes.needed = recipe.is_delayed
-        self.store.fused = () if model is None else fused_weights(model, recipe.fused)
         self.rules_checked = False
         self.store.label = f"{recipe.name}: "
         self.recipe, self.scale, self.inner = recipe, scale, inner
