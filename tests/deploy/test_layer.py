@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 import unitscale as us
 from deploy.small import Gated, Twice, evaluated, inputs
-from deploy.tiny import T, ids
 from unitscale import deploy
 
 
@@ -155,20 +155,44 @@ def test_units_that_differ_are_named_where_it_changes_some(tmp_path: Path) -> No
     assert "differs: the weight of 'gate_proj'" in str(done)
 
 
-def test_conv1d_is_refused_by_name(tmp_path: Path) -> None:
-    config = T.GPT2Config(
-        vocab_size=48,
-        n_positions=16,
-        n_embd=16,
-        n_layer=1,
-        n_head=2,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = T.GPT2LMHeadModel(config).eval()
-    us.unit_scale(model, "fp8-e4m3", skip=["lm_head"])
-    with torch.no_grad():
-        model(ids())
-    with pytest.raises(ValueError, match=r"rounds 4 Conv1D layers|no nn\.Linear.*'transformer\.h"):
-        deploy.export(model, tmp_path / "out")
+class Turned(nn.Module):
+    """The layer of GPT-2, whose weight is [in, out]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c_fc, self.c_proj = Conv1D(32, 16), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x)))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "skip", "words"),
+    [
+        (
+            "fp8-e4m3",
+            (),
+            "the recipe rounds 1 Conv1D layers, which the loader would take for plain",
+        ),
+        (
+            "fp8-serve",
+            ("c_proj",),
+            "stored in FP8; 'c_fc' and 0 others are Conv1D, which no loader",
+        ),
+    ],
+)
+def test_conv1d_is_refused_by_name(
+    recipe: str, skip: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    model = evaluated(Turned(), recipe, skip=skip)
+    with pytest.raises(ValueError, match=words):
+        deploy.export(model, tmp_path / "out", "safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_conv1d_that_is_not_rounded_stays_as_it_is(tmp_path: Path) -> None:
+    model = evaluated(Turned())
+    deploy.export(model, tmp_path / "out", "safetensors")
+    again = deploy.load(tmp_path / "out", Turned())
+    with torch.no_grad():
+        assert torch.equal(again(inputs()), model(inputs()))
