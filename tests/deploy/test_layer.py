@@ -102,7 +102,9 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "'layer' is used at several places, with inputs at 2^0 and 2^9": lambda: evaluated(Twice()),
     "the weight of 'first' is rounded and is 'second.weight' too": lambda: evaluated(Tied()),
     "the recipe rounds no nn.Linear of this model": lambda: evaluated(Gated(), skip=["*_proj"]),
-    "it is in float16, where dividing by a unit is not exact": lambda: half(),
+    "it is in torch.float16, where dividing by a unit is not exact": lambda: half(),
+    "it is in torch.float64; export it in bfloat16 or float32": lambda: double(),
+    "its parameters are in torch.bfloat16, torch.float32, and a loader": lambda: mixed(),
 }
 
 
@@ -110,6 +112,20 @@ def half() -> nn.Module:
     model = us.unit_scale(Gated().eval().half(), "fp8-serve")
     with torch.no_grad():
         model(inputs().half())
+    return model
+
+
+def double() -> nn.Module:
+    model = us.unit_scale(Gated().eval().double(), "fp8-serve")
+    with torch.no_grad():
+        model(inputs().double())
+    return model
+
+
+def mixed() -> nn.Module:
+    model = evaluated(Gated())
+    assert model.down_proj.bias is not None
+    model.down_proj.bias.data = model.down_proj.bias.data.bfloat16()
     return model
 
 

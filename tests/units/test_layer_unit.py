@@ -1,6 +1,7 @@
 """Units by layer: read from a scaled model, given to one, and shared by those that servers join."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,11 +78,23 @@ def test_a_copy_and_another_recipe_have_the_groups() -> None:
     model = us.unit_scale(Gated(), "fp8")
     step(model)
     us.set_recipe(model, "fp8-serve")
+    step(model)
+    assert weights(model)["gate_proj"] == weights(model)["up_proj"] == -3
     model = copy.deepcopy(model)
     us.recalibrate(model)
     step(model)
     step(model)
-    assert weights(model)["gate_proj"] == weights(model)["up_proj"]
+    assert weights(model)["gate_proj"] == weights(model)["up_proj"] == -3
+
+
+def test_units_that_were_saved_apart_are_joined_when_they_are_loaded(tmp_path: Path) -> None:
+    apart = us.unit_scale(Gated(), "fp8")
+    step(apart)
+    us.save_units(apart, tmp_path / "units.json")
+    model = us.unit_scale(Gated(), "fp8-serve", remeasure="never")
+    us.load_units(model, tmp_path / "units.json")
+    step(model)
+    assert weights(model)["gate_proj"] == weights(model)["up_proj"] == -3
 
 
 def test_rows_name_the_tensors_of_each_layer() -> None:

@@ -141,11 +141,15 @@ def export(
 
 def differences_of_dtype(exported: Exported) -> Iterator[str]:
     """What a dtype makes of a model that a loader does not make of it."""
-    if exported.dtype == torch.float16:
-        yield (
-            "it is in float16, where dividing by a unit is not exact near zero; export it in "
-            "bfloat16 or float32"
+    dtypes = {p.dtype for p in exported.module.parameters() if p.is_floating_point()}
+    if len(dtypes) > 1:
+        names = ", ".join(sorted(map(str, dtypes)))
+        yield f"its parameters are in {names}, and a loader holds all of them in one dtype"
+    elif exported.dtype not in (torch.float32, torch.bfloat16):
+        why = ", where dividing by a unit is not exact near zero" * (
+            exported.dtype == torch.float16
         )
+        yield f"it is in {exported.dtype}{why}; export it in bfloat16 or float32"
     for name, buffer in exported.module.named_buffers():
         if name.endswith("inv_freq") and buffer.dtype in (torch.bfloat16, torch.float16):
             yield (

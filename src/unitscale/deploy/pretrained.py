@@ -69,6 +69,10 @@ def exported_part(model: nn.Module, *, any_module: bool) -> Exported:
                 "load one: format='safetensors' writes any module for unitscale.deploy.load"
             )
         found = Exported(outer[0][1], outer[0][0])
+    if getattr(found.module, "hf_quantizer", None) is not None:
+        raise ValueError(
+            "export: the model was loaded from quantized files; export one with full weights"
+        )
     if any(type(p).__name__ == "DTensor" for p in found.module.parameters()):
         raise ValueError(
             "export: the parameters are spread over processes; load a full checkpoint into one "

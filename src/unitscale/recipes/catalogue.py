@@ -297,7 +297,10 @@ def units() -> list[Recipe]:
     ]
 
 
-HEADS = ("*lm_head", "*embed_out", "*score", "*classifier", "*pooler", "*qa_outputs", "*cls")
+HEADS = (
+    *("*lm_head", "*embed_out", "*proj_out", "*vocab_projector", "*predictions", "*cls"),
+    *("*score", "*classifier", "*classification_head", "*qa_outputs", "*pooler"),
+)
 ROUTERS = ("*.gate", "*router", "*shared_expert_gate", "*.experts")
 JOINED = (
     ("q_proj", "k_proj", "v_proj"),

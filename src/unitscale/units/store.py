@@ -161,11 +161,18 @@ class UnitStore:
                 grad_ceiling=r.grad_ceiling,
             )
         self.units = self.units | found
-        self.units |= self.shared(found.keys())
+        self.units = self.units | self.shared(found.keys())
         self.without_phi = (
             self.without_phi - found.keys() if training else self.without_phi | found.keys()
         )
         self.version += 1
+
+    def join(self, groups: tuple[frozenset[str], ...]) -> None:
+        """Have the parameters of each group share one s from now on."""
+        self.fused = groups
+        if found := self.shared(self.units.keys()):
+            self.units = self.units | found
+            self.version += 1
 
     def shared(self, names: Collection[str]) -> dict[str, Unit]:
         """The units of the fused groups that some tensors are in: all at the largest s.
@@ -254,6 +261,7 @@ class UnitStore:
         self.readings = {name: Reading() for name in self.units}
         self.adopted_at, self.unshared = {}, unshared
         self.version += 1
+        self.join(self.fused)
 
 
 def check_state(state: Any) -> None:
