@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from . import (
         data,
+        deploy,
         distributed,
         formats,
         functional,
@@ -52,6 +53,7 @@ __all__ = [
     "apply_recipe",
     "coverage",
     "data",
+    "deploy",
     "distributed",
     "formats",
     "full_precision",

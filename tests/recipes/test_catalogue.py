@@ -36,7 +36,7 @@ def mx(fmt: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-EVERY, LINEAR = "*", "linear"
+EVERY, LINEAR, LAYER = "*", "linear", "layer"
 # The names that the command line promises: the ops of the main rule, its six operands in the order
 # of `Gemm.operands`, the format of results, the loss scale.
 CONTRACT = {
@@ -70,6 +70,7 @@ CONTRACT = {
     "fp8": (EVERY, alike(f"{E4} unit", f"{E5} unit"), None, None),
     "fp8-bf16": (EVERY, alike(f"{E4} unit", f"{E5} unit"), "BF16", None),
     "fp8-e4m3": (EVERY, alike(f"{E4} unit", f"{E4} unit"), None, None),
+    "fp8-serve": (LAYER, alike(f"{E4} unit", f"{E5} unit"), None, None),
     "nvfp4-units": (LINEAR, nvfp4("unit"), None, None),
     "mus": (LINEAR, alike(f"{E4} unit", f"{E5} unit"), None, None),
 }
@@ -95,6 +96,15 @@ def test_recipe_is_what_its_name_says(name):
     assert tuple(map(str, rule.gemm.operands)) == six
     assert (rule.gemm.results and rule.gemm.results.name) == results
     assert len(before) == (name == "mus")
+
+
+def test_serve_spares_heads_and_routers_and_joins_what_servers_join():
+    recipe = RECIPES["fp8-serve"]
+    assert {"*lm_head", "*.gate", "*.experts", "*classifier"} <= set(recipe.spare)
+    assert {("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")} <= set(recipe.fused)
+    assert "lm_head" in str(recipe)
+    assert "gate_proj, up_proj" in str(recipe)
+    assert all((r.spare, r.fused) == ((), ()) for r in RECIPES.values() if r is not recipe)
 
 
 def test_mus_keeps_the_readout_in_bf16():

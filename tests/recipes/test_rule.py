@@ -94,7 +94,7 @@ REFUSED = {
     "the weight is taken as E4M3FN delayed and as E4M3FN delayed history=2": lambda: Gemm(
         (X, DELAYED), (G, Operand(E4M3FN, Delayed(2))), (G, X)
     ),
-    "op is 'conv'; expected one of *, linear, readout, matmul, attention": lambda: Rule(op="conv"),
+    "op is 'conv'; expected one of *, linear, layer, readout, matmul": lambda: Rule(op="conv"),
     "path is empty; expected a pattern of module paths": lambda: Rule(""),
     "path is None; expected a pattern": lambda: Rule(None),
     "gemm is 'fp8'; expected a Gemm, or None for full precision": lambda: Rule(gemm="fp8"),
@@ -115,7 +115,7 @@ def test_operands_turned_alike_are_taken():
 @pytest.mark.parametrize("op", OPS)
 def test_a_rule_covers_its_op_and_one_for_linears_what_is_one(op):
     covered = {other for other in OPS if Rule(op=op).covers(other)}
-    expected = {"*": set(OPS), "linear": {"linear", "readout", "grouped"}}
+    expected = {"*": set(OPS), "linear": {"linear", "layer", "readout", "grouped"}}
     assert covered == expected.get(op, {op})
 
 

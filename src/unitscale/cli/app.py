@@ -12,6 +12,7 @@ from unitscale.cli.analyse import analyse
 from unitscale.cli.compare import compare
 from unitscale.cli.doctor import doctor
 from unitscale.cli.exit import FAILED, WRONG_ARGUMENTS, fail
+from unitscale.cli.export import export
 from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
 from unitscale.cli.laws import laws
@@ -37,6 +38,7 @@ app.command()(sweep)
 app.command()(analyse)
 app.command()(report)
 app.command()(figure)
+app.command()(export)
 app.command()(formats)
 app.command()(recipes)
 app.command()(doctor)

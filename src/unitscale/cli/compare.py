@@ -83,10 +83,11 @@ def compare(
 ) -> None:
     """Train the same model on the same text under several recipes, and compare them.
 
-    Recipes with units (fp32-units, bf16-units, fp16, fp8, fp8-bf16, fp8-e4m3, nvfp4-units, mus)
-    train the unit-scaled version of the model; all others train the standard one. An existing model
-    (--model gpt2, say) is the same model under all of them, with the same learning rate; recipes
-    with units give units to its tensors, and the others round its products alone. The folder gets
+    Recipes with units (fp32-units, bf16-units, fp16, fp8, fp8-bf16, fp8-e4m3, fp8-serve,
+    nvfp4-units, mus) train the unit-scaled version of the model; all others train the standard one.
+    An existing model (--model gpt2, say) is the same model under all of them, with the same
+    learning rate; recipes with units give units to its tensors, and the others round its products
+    alone. The folder gets
     results.json, loss.png, report.html and one folder per run.
     """
     from unitscale.data import open_corpus

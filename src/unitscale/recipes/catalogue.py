@@ -282,6 +282,7 @@ def units() -> list[Recipe]:
             users="Unit Scaling, all E4M3",
             source=BLAKE,
         ),
+        serve(),
         nvfp4("nvfp4-units", Unit()),
         Recipe(
             name="mus",
@@ -294,6 +295,38 @@ def units() -> list[Recipe]:
             "2502.05967; for a model written unit-scaled, with norms after its branches",
         ),
     ]
+
+
+HEADS = (
+    *("*lm_head", "*embed_out", "*proj_out", "*vocab_projector", "*predictions", "*cls"),
+    *("*score", "*classifier", "*classification_head", "*qa_outputs", "*pooler"),
+)
+ROUTERS = ("*.gate", "*router", "*shared_expert_gate", "*.experts")
+JOINED = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+)
+"""Layers of one input that servers join into one: their weights have one scale there."""
+
+
+def serve() -> Recipe:
+    """The forward numerics of servers: the inputs and weights of linear layers, at static scales.
+
+    Attention, heads and routers keep full precision, and so do experts, whose weights are no
+    layers. Gradients are those of "fp8".
+    """
+    return Recipe(
+        name="fp8-serve",
+        rules=(Rule(op="layer", gemm=Gemm.of(Operand(E4M3FN, Unit()), Operand(E5M2, Unit()))),),
+        spare=(*HEADS, *ROUTERS),
+        fused=JOINED,
+        users="Unit Scaling, for servers",
+        source=f"{BLAKE}; what vLLM and compressed-tensors round: docs/serving.md",
+    )
 
 
 def by_name(recipes: Iterable[Recipe]) -> dict[str, Recipe]:

@@ -43,6 +43,9 @@ class Recipe:
         loss_scale: a static factor on the loss, or "dynamic" (doubled and halved as overflows come
             and go).
         skip: patterns of module paths whose products stay in full precision.
+        spare: likewise, of modules that a model need not have.
+        fused: groups of names, as ("gate_proj", "up_proj"): the weights of modules of these names
+            that stand side by side share one unit, the largest, because servers join them.
         executor: what multiplies the operands, see `unitscale.gemm.executor`; "auto" is the fastest
             that the device has. It changes the order of sums, never a format.
         source: where the scheme comes from: paper, library, section.
@@ -65,6 +68,8 @@ class Recipe:
     collectives: str | None
     loss_scale: float | Literal["dynamic"] | None
     skip: tuple[str, ...]
+    spare: tuple[str, ...]
+    fused: tuple[tuple[str, ...], ...]
     executor: Executor
     source: str = field(compare=False)
     users: str = field(compare=False)
@@ -80,6 +85,8 @@ class Recipe:
         collectives: str | None = None,
         loss_scale: float | Literal["dynamic"] | None = None,
         skip: tuple[str, ...] = (),
+        spare: tuple[str, ...] = (),
+        fused: tuple[tuple[str, ...], ...] = (),
         executor: Executor = "auto",
         source: str = "",
         users: str = "",
@@ -96,7 +103,7 @@ class Recipe:
     def check(self) -> None:
         """Refuse parts of another type, and what contradicts itself."""
         self.check_types()
-        for name, kind in (("rules", Rule), ("skip", str)):
+        for name, kind in (("rules", Rule), ("skip", str), ("spare", str)):
             values = getattr(self, name)
             if isinstance(values, list):
                 values = tuple(values)
@@ -106,6 +113,11 @@ class Recipe:
                     f"Recipe {self.name!r}: {name} is {values!r}; expected a tuple of "
                     f"{'Rule' if kind is Rule else 'patterns of module paths'}."
                 )
+        if not all(isinstance(names, tuple) and are_names(names) for names in self.fused):
+            raise TypeError(
+                f"Recipe {self.name!r}: fused is {self.fused!r}; expected a tuple of groups of two "
+                "or more names, as (('gate_proj', 'up_proj'),)."
+            )
         if self.loss_scale is not None and self.unit_scaled:
             raise ValueError(
                 f"Recipe {self.name!r}: it has units and a loss scale of {self.loss_scale!r}; with "
@@ -172,6 +184,15 @@ class Recipe:
         return any(gemm.rounds for gemm in self.gemms)
 
     @property
+    def keeps_layout(self) -> bool:
+        """Whether what a factor makes of a tensor lies in memory as the tensor does.
+
+        Kernels choose the order of their sums by that. It is kept where a model is to equal another
+        to the bit: the plain one, where nothing is rounded, or the one that a server makes of it.
+        """
+        return bool(self.fused) or not (self.rounds or self.activations)
+
+    @property
     def is_delayed(self) -> bool:
         """Whether scales are made of the amaxes of earlier steps."""
         operands = (operand for gemm in self.gemms for operand in gemm.operands)
@@ -229,6 +250,11 @@ class Recipe:
             for name, left, right, result in rule.gemm.rows():
                 end = "" if result == "as is" else f" -> {result}"
                 lines.append(f"    {name:<12} {left} @ {right}{end}")
+        if self.spare:
+            lines.append(f"  in full precision where a model has them: {', '.join(self.spare)}")
+        if self.fused:
+            groups = "; ".join(", ".join(names) for names in self.fused)
+            lines.append(f"  weights side by side share one unit: {groups}")
         if self.loss_scale is not None:
             lines.append(f"  loss scale: {self.loss_scale}")
         if self.source:
@@ -247,6 +273,11 @@ class Recipe:
         )
         found = getattr(self, now)
         return found.results if name == "result" else found.format
+
+
+def are_names(names: tuple[Any, ...]) -> bool:
+    """Whether these are two names or more."""
+    return len(names) > 1 and all(isinstance(name, str) for name in names)
 
 
 def uniform(

@@ -19,12 +19,17 @@ from unitscale.recipes.operand import AS_IS, Delayed, Operand, Unit
 
 __all__ = ["OPS", "PRODUCTS", "Gemm", "Op", "Rule"]
 
-Op = Literal["*", "linear", "readout", "matmul", "attention", "convolution", "grouped", "other"]
+Op = Literal[
+    "*", "linear", "layer", "readout", "matmul", "attention", "convolution", "grouped", "other"
+]
 OPS: tuple[str, ...] = get_args(Op)
-"""Kinds of products: `linear` is a matrix product with a parameter; it includes `readout`, that of
-a `unitscale.nn.LinearReadout`, and `grouped`, which multiplies each group of rows by the matrix of
-an expert. `matmul` has no parameter, `attention` is fused, `other` is einsum, bilinear and so on.
+"""Kinds of products: `linear` is a matrix product with a parameter; it includes `layer`, that of a
+module of the class `Linear`, which is what servers round; `readout`, that of a
+`unitscale.nn.LinearReadout`; and `grouped`, which multiplies each group of rows by the matrix of an
+expert. `matmul` has no parameter, `attention` is fused, `other` is einsum, bilinear and so on.
 """
+
+INCLUDED_IN_LINEAR = ("layer", "readout", "grouped")
 
 Pair = tuple[Operand, Operand]
 PRODUCTS = {
@@ -179,4 +184,4 @@ class Rule:
 
     def covers(self, op: Op) -> bool:
         """Whether it is for a product of this kind."""
-        return self.op in ("*", op) or (self.op == "linear" and op in ("readout", "grouped"))
+        return self.op in ("*", op) or (self.op == "linear" and op in INCLUDED_IN_LINEAR)

@@ -122,7 +122,12 @@ def own_recipe(config: TrainConfig) -> dict[str, str]:
 
 def identity(config: TrainConfig, corpus: Corpus) -> str:
     """A short hash of the description, by which a checkpoint knows its run."""
-    text = json.dumps(without_nan(describe(config, corpus)), sort_keys=True)
+    return identity_of(describe(config, corpus))
+
+
+def identity_of(description: dict[str, Any]) -> str:
+    """`identity` of what config.json holds."""
+    text = json.dumps(without_nan(description), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

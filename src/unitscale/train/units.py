@@ -75,3 +75,9 @@ def take_measurement(model: torch.nn.Module) -> list[str]:
         warnings.simplefilter("always")
         session.terms.collect()
     return [str(warning.message) for warning in caught]
+
+
+def measured_tensors(model: torch.nn.Module) -> set[str]:
+    """The tensors that have a unit, by name."""
+    session = session_of(model)
+    return set() if session is None else set(session.store.units)

@@ -25,12 +25,15 @@ from unitscale.units.api import (
 )
 from unitscale.units.assign import Unit
 from unitscale.units.file import load_units, save_units
+from unitscale.units.layer_unit import LayerUnit, give_units, layer_units, recipe_of
 from unitscale.units.ops import INSIDE
 from unitscale.units.overview import Summary
+from unitscale.units.placing import fused_weights
 from unitscale.units.row import UnitRow
 
 __all__ = [
     "INSIDE",
+    "LayerUnit",
     "Summary",
     "Unit",
     "UnitRow",
@@ -38,10 +41,14 @@ __all__ = [
     "backend",
     "coverage",
     "full_precision",
+    "fused_weights",
+    "give_units",
+    "layer_units",
     "load_units",
     "measure",
     "measured",
     "recalibrate",
+    "recipe_of",
     "rows",
     "save_units",
     "set_recipe",

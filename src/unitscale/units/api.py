@@ -19,6 +19,7 @@ from unitscale.units.placing import (
     NOTHING,
     Beside,
     Skip,
+    fused_weights,
     placed,
     skipped_by,
     warn_of_what_is_missing,
@@ -114,6 +115,7 @@ def compile_with(
     session = Session(
         recipe, scale=scale, remeasure=remeasure, inner=inner, model=model, beside=beside
     )
+    session.store.join(fused_weights(model, recipe.fused))
     attach(model, session)
     return model
 
@@ -156,6 +158,7 @@ def set_recipe(model: M, recipe: str | Recipe, *, skip: Skip | None = None) -> M
     session = Session(
         recipe, scale=old.scale, inner=old.inner, model=model, store=old.store, beside=beside
     )
+    session.store.join(fused_weights(model, recipe.fused))
     detach(model)
     attach(model, session)
     return model

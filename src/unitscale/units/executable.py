@@ -20,6 +20,7 @@ from unitscale.recipes import Gemm
 from unitscale.units.amax import DelayedRun
 from unitscale.units.assign import Unit
 from unitscale.units.call import Call, Terms
+from unitscale.units.given import give
 from unitscale.units.measurement import Measurement
 from unitscale.units.observe import MeasuringStep, UnitsInForce
 from unitscale.units.ops import rule_of
@@ -65,6 +66,15 @@ def device_of(graph: fx.Graph, inputs: Sequence[Any]) -> torch.device | None:
     pairs = zip(nodes, inputs, strict=False)
     tensors = (x for n, x in pairs if isinstance(x, Tensor) and not is_number_input(n))
     return next((x.device for x in tensors), None)
+
+
+def local_groups(groups: Iterable[frozenset[str]], prefix: str) -> list[frozenset[str]]:
+    """Groups of parameters by the names that a graph at a place has for them."""
+    return [
+        frozenset(name.removeprefix(prefix) for name in group)
+        for group in groups
+        if all(name.startswith(prefix) for name in group)
+    ]
 
 
 def refuse_nested(tensors: Iterable[TensorNode]) -> None:
@@ -151,6 +161,8 @@ class Executable:
         prefix, store = self.prefix(inputs), self.terms.store
         if prefix not in self.places:
             program = self.program(prefix)
+            if store.given:
+                give(store, program, prefix)
             vector = self.numbers(program, {}, prefix)
             self.places[prefix] = Place(prefix=prefix, program=program, vector=vector)
         place = self.places[prefix]
@@ -288,7 +300,11 @@ class Executable:
             missing = {n for n in names if place.prefix + n in store.without_phi}
             call.measuring[key] = (
                 UnitsInForce(
-                    self.units(place.prefix), missing, program.watch, sets=store.sets_units
+                    self.units(place.prefix),
+                    missing,
+                    program.watch,
+                    sets=store.sets_units,
+                    fused=local_groups(store.fused, place.prefix),
                 ),
                 Measurement(
                     program.watch,

@@ -42,12 +42,20 @@ class UnitsInForce:
         known: units by the names that the graph has for its tensors.
         without_phi: those of them whose gradient was never measured.
         sets: whether tensors without a unit get one; else they are held at (1, 1).
+        fused: groups of names that share one s. They are parameters: all of a graph have their s
+            before the first op runs.
     """
 
     def __init__(
-        self, known: Mapping[str, Unit], without_phi: Iterable[str], watch: Watch, *, sets: bool
+        self,
+        known: Mapping[str, Unit],
+        without_phi: Iterable[str],
+        watch: Watch,
+        *,
+        sets: bool,
+        fused: Iterable[frozenset[str]] = (),
     ) -> None:
-        self.watch, self.sets = watch, sets
+        self.watch, self.sets, self.fused = watch, sets, tuple(fused)
         self.s = {name: unit.s for name, unit in known.items()}
         missing = set(without_phi)
         self.phi = {name: unit.phi for name, unit in known.items() if name not in missing}
@@ -87,6 +95,10 @@ class UnitsInForce:
             limit=limits.limit,
             ceiling=limits.ceiling,
         ).s
+        for group in self.fused:
+            if name in group:
+                known = group & self.s.keys()
+                self.s |= dict.fromkeys(known, max(self.s[other] for other in known))
 
     def phi_of(self, name: str, grad: Tensor, log2: int) -> int:
         """The phi of a gradient that is `grad * 2**log2`."""

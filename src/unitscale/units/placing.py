@@ -19,6 +19,7 @@ __all__ = [
     "Beside",
     "Skip",
     "Skipped",
+    "fused_weights",
     "placed",
     "skipped_by",
     "warn_of_what_is_missing",
@@ -94,6 +95,9 @@ def placed(recipe: Recipe, model: nn.Module, beside: Beside, caller: str) -> Rec
             # Of two rules for the two paths of one module the first counts, as always.
             rules.setdefault((path, rule.op), replace(rule, path=path))
     asked = [pattern for skipped in beside.skips for pattern in skipped.patterns]
+    paths = [path for path, _ in model.named_modules()]
+    spare = [p for p in recipe.spare if any(fnmatchcase(path, p) for path in paths)]
+    asked = [*spare, *alias_patterns(model, spare), *asked]
     recipe = replace(
         recipe,
         rules=tuple(rules.values()),
@@ -151,6 +155,21 @@ def warn_of_what_is_missing(
             "a recipe that casts, such as 'fp8-none'.",
             stacklevel=stacklevel,
         )
+
+
+def fused_weights(model: nn.Module, fused: Sequence[Sequence[str]]) -> tuple[frozenset[str], ...]:
+    """The weights, by name, of modules of one group of names that stand side by side in a model."""
+    found = []
+    for path, module in model.named_modules():
+        start = f"{path}." if path else ""
+        weights = {
+            name: f"{start}{name}.weight"
+            for name, child in module.named_children()
+            if isinstance(getattr(child, "weight", None), nn.Parameter)
+        }
+        groups = (frozenset(weights[n] for n in names if n in weights) for names in fused)
+        found += [group for group in groups if len(group) > 1]
+    return tuple(found)
 
 
 def is_written_unit_scaled(model: nn.Module) -> bool:

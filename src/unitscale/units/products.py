@@ -101,7 +101,7 @@ def kind_of(node: fx.Node) -> Op:
     if "grouped_mm" in name:
         return "grouped"
     if GEMM.get(node.target) is gemm.linear:
-        return "readout" if is_readout(node) else "linear"
+        return "readout" if module_class(node) == "LinearReadout" else "linear"
     if name in MATRIX_PRODUCTS:
         return "linear" if any(map(is_weight, operands(node, rule))) else "matmul"
     return "other"
@@ -113,16 +113,17 @@ MATRIX_PRODUCTS = frozenset(
 """Ops that contract the last axis of one matrix with the first of another."""
 
 
-def is_readout(node: fx.Node) -> bool:
-    """Whether a product is that of a `unitscale.nn.LinearReadout`."""
-    return module_class(node) == "LinearReadout"
+def is_layer(node: fx.Node) -> bool:
+    """Whether a product is that of a module of the class `Linear`, as "layer" in a rule says."""
+    return GEMM.get(node.target) is gemm.linear and module_class(node) == "Linear"
 
 
 def rule_at(node: fx.Node, recipe: Recipe, prefix: str = "") -> Rule | None:
     """The recipe's rule for a product: the first one for its kind and its place."""
     kind, around = kind_of(node), places_around(node, prefix)
     for rule in recipe.rules:
-        if rule.covers(kind) and (
+        is_covered = is_layer(node) if rule.op == "layer" else rule.covers(kind)
+        if is_covered and (
             rule.path == "*" or any(fnmatchcase(path, rule.path) for path in around)
         ):
             return rule

@@ -99,7 +99,7 @@ class Writer:
         self.module, self.recipe, self.symbols, self.factors = module, recipe, symbols, factors
         self.rounded, self.slots, self.is_measured = rounded, slots, is_measured
         self.slot_count = sum(map(len, slots.values()))
-        self.exact = not recipe.rounds and recipe.activations is None
+        self.exact = recipe.keeps_layout
         self.graph = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
         self.transformed = transformed(module.graph)

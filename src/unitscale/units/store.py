@@ -6,7 +6,7 @@ earlier ones measured.
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from unitscale.units.amax import AmaxHistory
@@ -48,6 +48,9 @@ class UnitStore:
         amaxes: those of earlier steps, where a recipe makes scales of them.
         has_replicas: whether other processes take part: then a saved state says what was measured
             since the last exchange.
+        fused: groups of parameters, by name, that share one s: the largest of theirs.
+        given: by the name of a weight, log2 of the units that its product takes the weight and its
+            input at, in graphs still to come: those of an export, which names no tensors.
     """
 
     def __init__(self, *, scale: bool, remeasure: Remeasure = "geometric") -> None:
@@ -65,6 +68,8 @@ class UnitStore:
         self.warned: set[str] = set()
         self.amaxes = AmaxHistory()
         self.has_replicas = False
+        self.fused: tuple[frozenset[str], ...] = ()
+        self.given: Mapping[str, tuple[int, int]] = {}
         self.label = ""  # how a warning begins
 
     @property
@@ -156,10 +161,38 @@ class UnitStore:
                 grad_ceiling=r.grad_ceiling,
             )
         self.units = self.units | found
+        self.units = self.units | self.shared(found.keys())
         self.without_phi = (
             self.without_phi - found.keys() if training else self.without_phi | found.keys()
         )
         self.version += 1
+
+    def join(self, groups: tuple[frozenset[str], ...]) -> None:
+        """Have the parameters of each group share one s from now on."""
+        self.fused = groups
+        if found := self.shared(self.units.keys()):
+            self.units = self.units | found
+            self.version += 1
+
+    def shared(self, names: Collection[str]) -> dict[str, Unit]:
+        """The units of the fused groups that some tensors are in: all at the largest s.
+
+        It is that of the last readings, where there are any, so that it can become smaller again.
+        """
+        found: dict[str, Unit] = {}
+        for group in self.fused:
+            if group.isdisjoint(names):
+                continue
+            own = {name: self.units[name] for name in group if name in self.units}
+            read = {name: self.readings.get(name, Reading()) for name in own}
+            s = max(
+                unit.s
+                if (r := read[name]).rms is None
+                else assign(r.rms, None, r.amax, limit=r.limit, ceiling=r.ceiling).s
+                for name, unit in own.items()
+            )
+            found |= {name: replace(unit, s=s) for name, unit in own.items()}
+        return found
 
     def share(self, exchange: Callable[[dict[str, Reading]], dict[str, Reading]]) -> None:
         """Replace what was measured since the last exchange by what all processes measured."""
@@ -228,6 +261,7 @@ class UnitStore:
         self.readings = {name: Reading() for name in self.units}
         self.adopted_at, self.unshared = {}, unshared
         self.version += 1
+        self.join(self.fused)
 
 
 def check_state(state: Any) -> None:

@@ -1,0 +1,113 @@
+"""An export checked by reading it: what a loader reports, at best, as a missing key.
+
+Codes that a loader takes for values are 50 times too large, a lost scale makes NaN, and a head that
+no one ignored is rounded; each loads without an error.
+"""
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unitscale.deploy.description import STATIC
+from unitscale.deploy.folder import Folder, exponent_of
+
+__all__ = ["refuse_faults", "verify"]
+
+METHODS = ("compressed-tensors", "modelopt")
+
+
+def verify(folder: str | Path) -> None:
+    """Refuse an export that a stock loader would load wrongly.
+
+    Raises:
+        ValueError: names every fault: of the configuration, a scale, a layer that is neither
+            quantized nor ignored, codes that are NaN. Also a folder that is no export.
+    """
+    refuse_faults(Folder(folder))
+
+
+def refuse_faults(folder: Folder) -> None:
+    """`verify` of one that is read already."""
+    if faults := list(faults_of(folder)):
+        raise ValueError(f"{folder.path}: {'; '.join(faults)}")
+
+
+def faults_of(folder: Folder) -> Iterator[str]:
+    """What is wrong with an export, in words."""
+    config = folder.quantization
+    method = config.get("quant_method")
+    if method not in METHODS:
+        yield (
+            f"quant_method is {method!r}; expected 'compressed-tensors' or 'modelopt': with "
+            "another one a loader takes codes for weights"
+        )
+        return
+    if method == "compressed-tensors":
+        yield from faults_of_description(config)
+    if not folder.layers:
+        yield "no layer has a weight_scale"
+    for path in folder.layers:
+        yield from faults_of_layer(folder, path)
+    ignored = config.get("ignore", [])
+    linears = folder.linears()
+    for path in linears:
+        is_ignored = any(matches(path, pattern) for pattern in ignored)
+        if path in folder.layers and is_ignored:
+            yield f"{path!r} has codes and is in 'ignore', so they would be taken for weights"
+        if path not in folder.layers and not is_ignored:
+            yield f"{path!r} has no scales and is not in 'ignore', so it would be rounded"
+    for path in sorted(set(folder.layers) - set(linears)):
+        yield f"{path!r} has scales and is no nn.Linear of the model"
+    if folder.config.get("tie_word_embeddings") and "lm_head" in folder.layers:
+        yield "'lm_head' has codes of its own, and tie_word_embeddings is true"
+
+
+def faults_of_description(config: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the words of compressed-tensors."""
+    status = config.get("quantization_status")
+    if status != "compressed":
+        yield (
+            f"quantization_status is {status!r}; expected 'compressed', or the codes are rounded "
+            "again as if they were weights"
+        )
+    if config.get("format") != "float-quantized":
+        yield f"format is {config.get('format')!r}; expected 'float-quantized'"
+    for group in dict(config.get("config_groups") or {"config_groups": {}}).values():
+        for name in ("weights", "input_activations"):
+            found = group.get(name) or {}
+            wrong = {key: found.get(key) for key in STATIC if found.get(key) != STATIC[key]}
+            if wrong:
+                yield f"{name} have {wrong}; expected { ({key: STATIC[key] for key in wrong}) }"
+
+
+def faults_of_layer(folder: Folder, path: str) -> Iterator[str]:
+    """What is wrong with the tensors of a layer."""
+    weight = folder.tensors.get(f"{path}.weight")
+    if weight is None or weight.dtype != torch.float8_e4m3fn:
+        kind = "missing" if weight is None else f"in {weight.dtype}"
+        yield f"{path}.weight is {kind}; expected float8_e4m3fn"
+    elif bool(torch.isnan(weight.float()).any()):
+        yield f"{path}.weight holds NaN"
+    for name in ("weight_scale", "input_scale"):
+        scale = folder.tensors.get(f"{path}.{name}")
+        if scale is not None and (scale.dtype != torch.float32 or tuple(scale.shape) != (1,)):
+            yield (
+                f"{path}.{name} is {scale.dtype} of shape {tuple(scale.shape)}; expected float32 "
+                "of shape (1,)"
+            )
+            continue
+        try:
+            exponent_of(f"{path}.{name}", scale)
+        except ValueError as error:
+            yield str(error)
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether an entry of `ignore` is for a layer: a path, `re:` and an expression, or fnmatch."""
+    if pattern.startswith("re:"):
+        return re.match(pattern.removeprefix("re:"), path) is not None
+    return fnmatchcase(path, pattern)

@@ -1,0 +1,60 @@
+"""The model that a run left behind, under its recipe and at its units."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from unitscale.train.checkpoint import load_checkpoint
+from unitscale.train.config import TrainConfig
+from unitscale.train.initial import initial_state
+from unitscale.train.run_folder import (
+    CHECKPOINT,
+    CONFIG,
+    VERSION,
+    CheckpointError,
+    identity_of,
+    read_object,
+)
+from unitscale.train.units import apply_numerics, measured_tensors
+
+__all__ = ["trained_model"]
+
+
+def trained_model(folder: Path) -> tuple[torch.nn.Module, int]:
+    """The model of a run on the CPU, in eval(), evaluated once; and the step that it is of.
+
+    Its units are those of training: the evaluation may measure nothing.
+
+    Raises:
+        ValueError: the folder holds no run, or one whose evaluation has tensors without a unit.
+        CheckpointError: a file of it is damaged, or of another version; it has no checkpoint yet.
+        ModelError: the factory of its model failed.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} holds no run of `unitscale train`: it has no {CONFIG}")
+    description = read_object(folder / CONFIG)
+    if description.get("version") != VERSION or not isinstance(description.get("config"), dict):
+        raise CheckpointError(
+            f"{folder / CONFIG} is of version {description.get('version')!r} of a run's files; "
+            f"expected {VERSION}"
+        )
+    if not (folder / CHECKPOINT).is_file():
+        raise CheckpointError(f"{folder} has no {CHECKPOINT} yet; train some steps first")
+    config = replace(TrainConfig.from_json(description["config"]), device="cpu", inner="eager")
+    state = initial_state(config)
+    state.run = identity_of(description)
+    load_checkpoint(state, folder / CHECKPOINT)
+    model = state.model.eval()
+    apply_numerics(config, model, state.units)
+    known = measured_tensors(model)
+    ids = torch.arange(config.sequence_length)[None] % 256
+    with torch.no_grad():
+        model(ids, ids)
+    if new := sorted(measured_tensors(model) - known):
+        raise ValueError(
+            f"{folder}: evaluation has {len(new)} tensors that training had not, {new[0]!r} say, "
+            "and no unit for them; give the model no dropout, or export it from Python after an "
+            "evaluation on real text"
+        )
+    return model, state.step
