@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from unitscale import units
 from unitscale.recipes import without_loss_scale
@@ -75,3 +76,14 @@ def take_measurement(model: torch.nn.Module) -> list[str]:
         warnings.simplefilter("always")
         session.terms.collect()
     return [str(warning.message) for warning in caught]
+
+
+def share_measurements(model: torch.nn.Module) -> None:
+    """Have all ranks know what the last step measured; each of them has to call it.
+
+    Args:
+        model: the scaled model, or the DistributedDataParallel around it; a plain one is left.
+    """
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if session_of(inner) is not None:
+        units.share_units(model)
