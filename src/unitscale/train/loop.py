@@ -69,24 +69,13 @@ def train(
             checkpoint.
     """
     corpus.require(batch_size=config.batch_size, length=config.sequence_length + 1)
-    check_spread(config, spread)
+    spread.check(config)
     with (
         ending_together(spread),
         held_by_lead(spread, claimed(folder, config, corpus, resume=resume)),
     ):
         return run_claimed(
             config, corpus, folder, on_record=on_record, tensorboard=tensorboard, spread=spread
-        )
-
-
-def check_spread(config: TrainConfig, spread: Spread) -> None:
-    """Raise ValueError for a run that cannot be cut into these shares."""
-    spread.check(config.batch_size)
-    if config.record_every is not None and spread.shares > 1:
-        raise ValueError(
-            f"record_every is {config.record_every}, and tensors are recorded of a whole batch; "
-            "leave it out, or train in one process without --accumulate (here "
-            f"{spread.ranks} ranks x {spread.micro_batches} micro-batches)"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from unitscale.graph.engine import timeout_of
-from unitscale.train.spread import Spread
+from unitscale.train.spread import RankError, Spread
 
 __all__ = ["RankError", "ending_together", "from_lead", "gathered", "held_by_lead"]
 
@@ -31,10 +31,6 @@ SIGNS = (
     "process group",
 )
 """What errors of collectives say, in small letters; most of them have no class of their own."""
-
-
-class RankError(RuntimeError):
-    """Another rank of the run has ended, or does not answer."""
 
 
 def gathered(spread: Spread, numbers: Sequence[float]) -> list[list[float]]:

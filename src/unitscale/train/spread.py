@@ -18,12 +18,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal
 
-__all__ = ["PARALLEL", "WHOLE", "Parallel", "Spread"]
+from unitscale.train.config import TrainConfig
+
+__all__ = ["PARALLEL", "WHOLE", "Parallel", "RankError", "Spread"]
 
 Parallel = Literal["ddp", "fsdp2"]
 PARALLEL: tuple[Parallel, ...] = ("ddp", "fsdp2")
 
 MOST_MICRO_BATCHES = 2**20
+
+
+class RankError(RuntimeError):
+    """Another rank of the run has ended, or does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +83,19 @@ class Spread:
         """Whether each rank holds a part of every parameter."""
         return not self.is_alone and self.parallel == "fsdp2"
 
-    def check(self, batch_size: int) -> None:
-        """Raise ValueError unless a batch can be cut into equal shares."""
-        if batch_size % self.shares:
+    def check(self, config: TrainConfig) -> None:
+        """Raise ValueError for a run that cannot be cut into these shares."""
+        if config.batch_size % self.shares:
             raise ValueError(
-                f"the batch has {batch_size} windows, which {self.ranks} ranks x "
+                f"the batch has {config.batch_size} windows, which {self.ranks} ranks x "
                 f"{self.micro_batches} micro-batches do not divide; use a --batch-size that is a "
                 f"multiple of {self.shares}"
+            )
+        if config.record_every is not None and self.shares > 1:
+            raise ValueError(
+                f"record_every is {config.record_every}, and tensors are recorded of a whole "
+                f"batch, not of {self.ranks} ranks x {self.micro_batches} micro-batches; leave it "
+                "out, or train in one process without --accumulate"
             )
 
     def rows(self, batch_size: int, micro: int) -> slice:
