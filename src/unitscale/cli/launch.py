@@ -135,10 +135,9 @@ def hold(held: ExitStack, spread: "Spread", context: AbstractContextManager[Any]
     if spread.is_alone:
         held.enter_context(context)
         return
-    from unitscale.train.ranks import ending_together, held_by_lead
+    from unitscale.train.ranks import held_by_lead
 
-    with ending_together(spread):
-        held.enter_context(held_by_lead(spread, context))
+    held.enter_context(held_by_lead(spread, context))
 
 
 def reported(spread: "Spread", write: Callable[[], object]) -> None:

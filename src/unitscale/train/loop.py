@@ -70,10 +70,7 @@ def train(
     """
     corpus.require(batch_size=config.batch_size, length=config.sequence_length + 1)
     spread.check(config)
-    with (
-        ending_together(spread),
-        held_by_lead(spread, claimed(folder, config, corpus, resume=resume)),
-    ):
+    with held_by_lead(spread, claimed(folder, config, corpus, resume=resume)):
         return run_claimed(
             config, corpus, folder, on_record=on_record, tensorboard=tensorboard, spread=spread
         )
@@ -92,6 +89,20 @@ def run_claimed(
 
     Every file is checked before any is changed.
     """
+    with ending_together(spread):
+        return begun(config, corpus, folder, on_record, spread, tensorboard=tensorboard)
+
+
+def begun(
+    config: TrainConfig,
+    corpus: Corpus,
+    folder: Path,
+    on_record: OnRecord,
+    spread: Spread,
+    *,
+    tensorboard: bool,
+) -> RunResult:
+    """What `run_claimed` says."""
     if from_lead(spread, (folder / RESULT).exists):
         return from_lead(spread, lambda: finished(config, folder))
     state = initial_state(config)

@@ -69,7 +69,8 @@ def held_by_lead(spread: Spread, context: AbstractContextManager[Any]) -> Iterat
         def enter() -> None:
             held.enter_context(context)
 
-        from_lead(spread, enter)
+        with ending_together(spread):
+            from_lead(spread, enter)
         yield
 
 
