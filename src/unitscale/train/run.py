@@ -134,17 +134,20 @@ class Run:
                 lost = lost or []
             if spread.is_alone and not math.isfinite(value):
                 break
-        each = gathered(spread, [total / spread.micro_batches, self.stop.is_made])
-        record["loss"] = math.fsum(loss for loss, _ in each) / spread.ranks
-        self.stops = any(made for _, made in each)
+        mean = total / spread.micro_batches
+        each = gathered(spread, [mean, self.stop.is_made, lost is not None])
+        record["loss"] = math.fsum(loss for loss, _, _ in each) / spread.ranks
+        self.stops = any(made for _, made, _ in each)
         if math.isfinite(record["loss"]):
             self.update(lr)
             if lost is not None:
                 record["measured"] = True
                 if lost := lost + take_measurement(state.model):
                     record["lost"] = lost
+            if not spread.is_alone and any(measured for _, _, measured in each):
+                share_measurements(self.model)  # now, so that validation has the same units
         elif not spread.is_alone:
-            record["not_finite_on"] = [r for r, (x, _) in enumerate(each) if not math.isfinite(x)]
+            record["not_finite_on"] = [r for r, (x, *_) in enumerate(each) if not math.isfinite(x)]
         if state.step == 0 and config.numerics.rounds:
             record["coverage"] = round(coverage_of(state.model), 4)
             record["full_precision"] = full_precision_of(state.model)

@@ -10,6 +10,7 @@ The two newest are kept. One whose checksums do not match is passed over for the
 import json
 import os
 import shutil
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -215,7 +216,9 @@ def load_sharded(state: TrainState, found: Sound, spread: Spread) -> None:
         parameter = parameters[int(index)]
         target = like(parameter, torch.Size(entry.size), entry.properties.dtype)
         moments.setdefault(int(index), {})[name] = targets[key] = target
-    load(targets, storage_reader=reader, no_dist=spread.is_alone)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant to be
+        load(targets, storage_reader=reader, no_dist=spread.is_alone)
     state.model.load_state_dict(model)
     load_optimizer(state, moments)
     found.rest.give(state)
