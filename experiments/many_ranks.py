@@ -89,11 +89,6 @@ def lines_in(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def written(path: Path) -> int:
-    """When a file was last written; 0 if it is not there."""
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
 def kills(out: Path, count: int, seed: int) -> None:
     """Kill a run again and again, and compare it with one that was left alone."""
     line = f"train --recipe fp8 --steps 400 {SMALL} --parallel fsdp2 --accumulate 2"
@@ -107,12 +102,13 @@ def kills(out: Path, count: int, seed: int) -> None:
     draw = random.Random(seed + len(done))
     while not (broken / "result.json").exists():
         with (out / "broken.txt").open("a") as said:
-            before = written(broken / "log.jsonl")
+            low = lines_in(broken / "log.jsonl")
             begin = time.monotonic()
             process = subprocess.Popen(
                 launched(2, f"{line} --out {broken}"), stdout=said, stderr=said
             )
-            while process.poll() is None and written(broken / "log.jsonl") == before:
+            while process.poll() is None and (now := lines_in(broken / "log.jsonl")) <= low:
+                low = min(low, now)  # it is cut to where the checkpoint was written
                 if time.monotonic() - begin > 300:
                     raise SystemExit("the run does not go on")
                 time.sleep(0.02)
@@ -151,8 +147,15 @@ def killed(process: subprocess.Popen[bytes], draw: random.Random, folder: Path) 
 
 
 def wait_for_ranks(pids: list[int]) -> None:
-    """Until none of them is there: a folder is held by the process that writes to it."""
-    while any(Path(f"/proc/{pid}/stat").exists() for pid in pids):
+    """Until none of them runs: a folder is held by the process that writes to it."""
+
+    def runs(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    while any(map(runs, pids)):
         time.sleep(0.05)
 
 
