@@ -107,7 +107,7 @@ def kills(out: Path, count: int, seed: int) -> None:
             process = subprocess.Popen(
                 launched(2, f"{line} --out {broken}"), stdout=said, stderr=said
             )
-            while process.poll() is None and (now := lines_in(broken / "log.jsonl")) <= low:
+            while process.poll() is None and (now := lines_in(broken / "log.jsonl")) <= max(low, 1):
                 low = min(low, now)  # it is cut to where the checkpoint was written
                 if time.monotonic() - begin > 300:
                     raise SystemExit("the run does not go on")

@@ -77,7 +77,7 @@ def save_sharded(state: TrainState, folder: Path, spread: Spread) -> None:
         tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
         for index, values in state.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-        with one_error(place):
+        with one_error(f"cannot write {place}"):
             save(tensors, storage_writer=FileSystemWriter(temporary))
         sums: list[Any] = [None] * spread.ranks
         dist.all_gather_object(sums, sums_of(temporary, f"__{spread.rank}_*"))
@@ -109,14 +109,14 @@ def save_sharded(state: TrainState, folder: Path, spread: Spread) -> None:
 
 
 @contextmanager
-def one_error(place: Path) -> Iterator[None]:
+def one_error(what: str) -> Iterator[None]:
     """Turn the failures of torch.distributed.checkpoint on some ranks into one OSError."""
     try:
         yield
     except CheckpointException as error:
         rank, (first, _) = min(error.failures.items())
         reason = (str(first).strip().splitlines() or [type(first).__name__])[0]
-        raise OSError(f"cannot write {place} on rank {rank}: {reason}") from error
+        raise OSError(f"{what} on rank {rank}: {reason}") from error
 
 
 def sums_of(folder: Path, pattern: str) -> dict[str, list[int]]:
@@ -216,7 +216,7 @@ def load_sharded(state: TrainState, found: Sound, spread: Spread) -> None:
         parameter = parameters[int(index)]
         target = like(parameter, torch.Size(entry.size), entry.properties.dtype)
         moments.setdefault(int(index), {})[name] = targets[key] = target
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), one_error(f"cannot read {found.path}"):
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant to be
         load(targets, storage_reader=reader, no_dist=spread.is_alone)
     state.model.load_state_dict(model)
