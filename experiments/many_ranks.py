@@ -114,6 +114,8 @@ def kills(out: Path, count: int, seed: int) -> None:
                 time.sleep(0.02)
             if len(done) < count and process.poll() is None:
                 time.sleep(draw.uniform(0.0, 1.5))
+                if len(done) % 2:  # every second one while a checkpoint is written
+                    await_half(process, broken)
                 done.append(killed(process, draw, broken))
                 notes.write_text(json.dumps(done))
                 print(f"kill {len(done)}: {done[-1]}", flush=True)
@@ -127,9 +129,16 @@ def kills(out: Path, count: int, seed: int) -> None:
     )
 
 
+def await_half(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Until a checkpoint is in the making."""
+    while process.poll() is None and not any((folder / "checkpoints").glob("*.tmp")):
+        time.sleep(0.001)
+
+
 def killed(process: subprocess.Popen[bytes], draw: random.Random, folder: Path) -> dict[str, Any]:
     """Kill something of a job with signal 9; what, and in the middle of what."""
     ranks = ranks_of(process)
+    half = any((folder / "checkpoints").glob("*.tmp"))
     what = draw.choice(["rank 0", "rank 1", "both ranks", "torchrun and all ranks"])
     chosen = {"rank 0": ranks[:1], "rank 1": ranks[1:2]}.get(what, ranks)
     for pid in [*([process.pid] if what.startswith("torchrun") else []), *chosen]:
@@ -185,14 +194,17 @@ def tensors_of(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def soak(out: Path, steps: int) -> None:
-    """Memory, files and threads of two ranks, from after their first steps to the end."""
+def soak(out: Path, steps: int, minutes: float) -> None:
+    """Memory, files and threads of two ranks, from after their first steps to the end.
+
+    After so many minutes the job is told to stop, and goes on at the next call.
+    """
     folder = out / f"soak-{steps}"
     line = f"train --recipe fp8 --steps {steps} {SMALL} --parallel fsdp2 --out {folder} --resume"
     line += " --set checkpoint_every=200 --set eval_every=1000 --states coat"
     with (out / "soak.txt").open("a") as said:
         process = subprocess.Popen(launched(2, line), stdout=said, stderr=said)
-        samples = list(sampled(process, folder))
+        samples = list(sampled(process, folder, time.monotonic() + 60 * minutes))
     print(f"exit code {process.returncode}, {lines_in(folder / 'log.jsonl')} lines in the log")
     settled = samples[len(samples) // 5 :]
     for name in ("rss_mib", "files", "threads", "in_folder"):
@@ -203,10 +215,16 @@ def soak(out: Path, steps: int) -> None:
             )
 
 
-def sampled(process: subprocess.Popen[bytes], folder: Path) -> Iterator[dict[str, list[float]]]:
+def sampled(
+    process: subprocess.Popen[bytes], folder: Path, until: float
+) -> Iterator[dict[str, list[float]]]:
     """What the ranks of a job hold, every two seconds while they make steps."""
     while process.poll() is None:
         time.sleep(2)
+        if time.monotonic() > until:
+            process.terminate()
+            process.wait()
+            return
         ranks = ranks_of(process)
         if lines_in(folder / "log.jsonl") < 20 or not ranks:
             continue
@@ -235,6 +253,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=600.0, help="of a soak")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", action="store_true", help="begin anew")
     options = parser.parse_args()
@@ -247,7 +266,7 @@ def main() -> None:
     elif options.what == "kills":
         kills(options.out, options.kills, options.seed)
     else:
-        soak(options.out, options.steps or 20_000)
+        soak(options.out, options.steps or 20_000, options.minutes)
 
 
 if __name__ == "__main__":
