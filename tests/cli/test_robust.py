@@ -258,7 +258,7 @@ def test_reader_that_leaves_is_no_traceback() -> None:
 
 def test_help_lists_every_setting_with_its_meaning_and_default() -> None:
     own = {"recipe", "model", "steps", "batch_size", "sequence_length", "lr", "seed", "inner"}
-    own |= {"device", "dtype"}
+    own |= {"device", "dtype", "states"}
     known = {field.name: field.default for field in fields(TrainConfig)}
     assert FIELDS.keys() == known.keys() - own
     options = {field.name: field.default for field in fields(CharLMConfig)}

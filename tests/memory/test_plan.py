@@ -226,6 +226,11 @@ def test_table_is_in_a_unit_that_shows_something() -> None:
         (["--model", "llama", "--sharding", "fsdp3"], "--sharding is 'fsdp3'; expected one of"),
         (["--model", "llama", "--dtype", "fp16"], "--dtype is 'fp16'; expected one of bf16, fp32"),
         (["--model", "llama", "--set", "model.heads=3"], "llama failed with"),
+        (
+            ["--model", "gpt2", "--set", "model.context=8", "--sequence-length", "9"],
+            "--sequence-length is 9, and the model has 8 positions (--set model.context)",
+        ),
+        (["--config", "short.json"], "and the model has 16 positions (max_position_embeddings)"),
         (["--config", "nowhere.json"], "No such file"),
         (["--config", "bad.json"], "bad.json is not JSON"),
         (["--config", "list.json"], "list.json holds a list; expected a config.json"),
@@ -247,6 +252,7 @@ def test_wrong_option_is_one_line(
         "list": "[]",
         "empty": "{}",
         "other": '{"model_type": "vit"}',
+        "short": '{"model_type": "llama", "max_position_embeddings": 16}',
         "wrong": '{"model_type": "llama", "hidden_size": "many"}',
     }
     for name, text in files.items():

@@ -278,3 +278,18 @@ def test_trainer_saves_and_resumes(tmp_path, states):
     assert float(next(iter(resumed.optimizer.optimizer.state.values()))["step"]) == 4
     assert type(resumed.optimizer.optimizer).__name__ == "CodedAdamW"
     assert_same_bits(list(whole.model.parameters()), list(resumed.model.parameters()))
+
+
+@pytest.mark.parametrize("mode", ["amsgrad", "capturable", "fused"])
+def test_an_option_set_on_a_live_group_is_refused_before_anything_changes(mode):
+    parameter = torch.nn.Parameter(torch.ones(4, 300))
+    optimizer = adamw([parameter], "coat")
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.param_groups[0][mode] = True
+    with pytest.raises(ValueError, match=f"{mode}=True with states='coat', which has no such step"):
+        optimizer.step()
+    assert torch.equal(parameter, torch.ones(4, 300))
+    assert not optimizer.state
+    optimizer.param_groups[0][mode] = False
+    optimizer.step()
+    assert not torch.equal(parameter, torch.ones(4, 300))

@@ -204,9 +204,19 @@ def uncounted(state):
     del state["step"]
 
 
+def undefined(state):
+    state["step"] = torch.tensor(torch.nan)
+
+
+def worded(state):
+    state["step"] = "3"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (undefined, r"step is tensor\(nan\); expected a finite number of at least 0"),
+        (worded, r"step is '3'; expected a finite number"),
         (smaller, r"parameter 'matrix': exp_avg has shape \(8, 130\); expected \(9, 130\); load"),
         (other_blocks, r"exp_avg_k has shape \(9, 1\); expected \(9, 2\)"),
         (cast, r"exp_avg is torch.float32, but was saved as torch.uint8; something cast"),
@@ -240,6 +250,11 @@ def test_wrong_groups_are_one_clear_error_and_change_nothing():
         ([{**group, "states": "int3"}], r"states are 'int3', version 1; expected one of fp32"),
         ([{**group, "states_version": 99}], r"version 99; .* a later unitscale reads them"),
         ([{**group, "amsgrad": True}], r"amsgrad=True, which optimizers with states= do not"),
+        ([{**group, "lr": "0.1"}], r"lr of a group is '0.1'; expected a finite number of at least"),
+        ([{**group, "lr": torch.tensor(torch.nan)}], r"lr of a group is tensor\(nan\); expected"),
+        ([{**group, "betas": (0.9, 1.0)}], r"betas of a group is \(0.9, 1.0\); expected two"),
+        ([{**group, "eps": -1.0}], r"eps of a group is -1.0; expected a finite number"),
+        ([{**group, "seed": "7"}], r"seed of a group is '7'; expected an int from 0"),
     ):
         with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict({**good, "param_groups": changed})

@@ -9,12 +9,13 @@ import typer
 
 from unitscale.cli import option
 from unitscale.cli.exit import checking_arguments, reporting, running
+from unitscale.cli.launch import agreed, hold, joined
 from unitscale.cli.output import show
 from unitscale.cli.progress import RunProgress
 
 if TYPE_CHECKING:
     from unitscale.data import Corpus
-    from unitscale.train import TrainConfig
+    from unitscale.train import Spread, TrainConfig
 
 MOST_SEEDS = 1000
 WHOLE = 0.995
@@ -75,6 +76,10 @@ def compare(
     resume: option.Resume = False,
     device: option.Device = "auto",
     dtype: option.Dtype = "fp32",
+    states: option.States = None,
+    parallel: option.Parallel = None,
+    accumulate: option.Accumulate = 1,
+    rank_timeout: option.RankTimeout = 180,
     inner: option.Inner = "auto",
     threads: option.Threads = None,
     settings: option.Settings = None,
@@ -90,38 +95,49 @@ def compare(
     alone. The folder gets
     results.json, loss.png, report.html and one folder per run.
     """
-    from unitscale.data import open_corpus
-    from unitscale.report.extra import imported
-    from unitscale.train.planned import claimed_comparison, plan_runs, with_control
-    from unitscale.train.tensorboard import writer_class
+    from unitscale.train.planned import claimed_comparison
+
+    def checked() -> "tuple[list[TrainConfig], Corpus]":
+        from unitscale.data import open_corpus
+        from unitscale.report.extra import imported
+        from unitscale.train.planned import plan_runs, with_control
+        from unitscale.train.tensorboard import writer_class
+
+        base = option.build_config(
+            settings,
+            **option.model_fields(model, norm=norm, residual=residual, width=width, depth=depth),
+            steps=steps,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            inner=inner,
+            device=device,
+            dtype=dtype,
+            states=states,
+            reserved={"recipe": "--recipes", "seed": "--seeds", "lr": "--lr and --unit-lr"},
+        )
+        imported("matplotlib")  # before anything is computed: loss.png is drawn at the end
+        names = with_control(base, parse_recipes(recipes or [RECIPES]))
+        configs = plan_runs(base, names, parse_seeds(seeds), standard_lr=lr, unit_lr=unit_lr)
+        corpus = open_corpus(data)
+        corpus.require(batch_size=base.batch_size, length=base.sequence_length + 1)
+        spread.check(base)
+        option.set_threads(threads)
+        if tensorboard:
+            writer_class()  # before anything is computed: it may not be installed
+        return [option.with_device(config, device) for config in configs], corpus
 
     with ExitStack() as held:
         with checking_arguments():
-            base = option.build_config(
-                settings,
-                **option.model_fields(
-                    model, norm=norm, residual=residual, width=width, depth=depth
-                ),
-                steps=steps,
-                batch_size=batch_size,
-                sequence_length=sequence_length,
-                inner=inner,
-                device=device,
-                dtype=dtype,
-                reserved={"recipe": "--recipes", "seed": "--seeds", "lr": "--lr and --unit-lr"},
+            spread = held.enter_context(
+                joined(parallel, accumulate, device=device, wait=rank_timeout)
             )
-            imported("matplotlib")  # before anything is computed: loss.png is drawn at the end
-            names = with_control(base, parse_recipes(recipes or [RECIPES]))
-            configs = plan_runs(base, names, parse_seeds(seeds), standard_lr=lr, unit_lr=unit_lr)
-            corpus = open_corpus(data)
-            corpus.require(batch_size=base.batch_size, length=base.sequence_length + 1)
-            option.set_threads(threads)
-            if tensorboard:
-                writer_class()  # before anything is computed: it may not be installed
-            configs = [option.with_device(config, device) for config in configs]
-            held.enter_context(claimed_comparison(out, configs, corpus, resume=resume))
+            options = {"out": out, "resume": resume, "tensorboard": tensorboard, "json": json}
+            configs, corpus = agreed("compare", spread, checked, options)
+            hold(held, spread, claimed_comparison(out, configs, corpus, resume=resume))
         with running():
-            results = run(configs, corpus, out, tensorboard=tensorboard)
+            results = run(configs, corpus, out, spread, tensorboard=tensorboard)
+            if not spread.leads:
+                return
             if json:
                 print(json_module.dumps(results, indent=2))
                 return
@@ -132,34 +148,47 @@ def compare(
 
 
 def run(
-    configs: list["TrainConfig"], corpus: "Corpus", out: Path, *, tensorboard: bool
+    configs: list["TrainConfig"],
+    corpus: "Corpus",
+    out: Path,
+    spread: "Spread",
+    *,
+    tensorboard: bool,
 ) -> dict[str, Any]:
     """Make the runs and write their results; if stopped, those of the finished runs."""
-    from unitscale.report import draw_losses, headline, write_report
-    from unitscale.train.comparison import compare_claimed, loss_curves
-    from unitscale.train.run_folder import write_atomically, write_json
+    from unitscale.train.comparison import compare_claimed
+    from unitscale.train.run_folder import write_json
 
     results: dict[str, Any] = {}
     try:
-        with RunProgress(steps=configs[0].steps) as progress:
+        with RunProgress(steps=configs[0].steps, is_shown=spread.leads) as progress:
             for results in compare_claimed(
                 configs,
                 corpus,
                 out,
                 on_record=lambda config, record: progress.show(label(config, configs), record),
                 tensorboard=tensorboard,
+                spread=spread,
             ):
-                write_json(out / "results.json", results)
+                if spread.leads:
+                    write_json(out / "results.json", results)
     finally:
-        if results:
+        if results and spread.leads:
             with reporting():
-                curves = loss_curves(out, configs, results["runs"])
-                title = headline(results)
-                write_atomically(
-                    out / "loss.png", lambda path: draw_losses(curves, path, title=title)
-                )
-                write_report(out)
+                write_pages(configs, out, results)
     return results
+
+
+def write_pages(configs: list["TrainConfig"], out: Path, results: dict[str, Any]) -> None:
+    """The picture and the page of a comparison."""
+    from unitscale.report import draw_losses, headline, write_report
+    from unitscale.train.comparison import loss_curves
+    from unitscale.train.run_folder import write_atomically
+
+    curves = loss_curves(out, configs, results["runs"])
+    title = headline(results)
+    write_atomically(out / "loss.png", lambda path: draw_losses(curves, path, title=title))
+    write_report(out)
 
 
 def left_out(results: dict[str, Any]) -> list[str]:

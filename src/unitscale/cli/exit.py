@@ -26,18 +26,20 @@ def fail(message: str, *, code: int) -> NoReturn:
 
 
 def one_line(message: str) -> str:
-    """A message as the one line that a failure is."""
-    return f"unitscale: {' '.join(message.split())}"
+    """A message as the one line that a failure is; of several ranks it says which."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    who = f"unitscale, rank {os.environ.get('RANK')}" if several else "unitscale"
+    return f"{who}: {' '.join(message.split())}"
 
 
 @contextmanager
 def checking_arguments() -> Iterator[None]:
     """Turn what a wrong argument raises into exit code 2. Nothing has been computed yet."""
-    from unitscale.train import CheckpointError
+    from unitscale.train import CheckpointError, RankError
 
     try:
         yield
-    except CheckpointError as error:
+    except (CheckpointError, RankError) as error:
         fail(str(error), code=FAILED)
     except (ValueError, TypeError, OSError, OverflowError, RecursionError) as error:
         fail(str(error), code=WRONG_ARGUMENTS)
@@ -47,17 +49,19 @@ def checking_arguments() -> Iterator[None]:
 def running() -> Iterator[None]:
     """Turn what no program can help into exit code 1, and Ctrl-C into 130.
 
-    That is a damaged run folder, a full disk, too little memory, or a factory that fails. One whose
+    That is a damaged run folder, a full disk, too little memory, a factory that fails, or a rank
+    that is gone. One whose
     model gives no loss is a wrong argument. Anything else is a bug, and keeps its traceback.
     """
     from unitscale.train import CheckpointError
     from unitscale.train.initial import ModelError, OutputError
+    from unitscale.train.ranks import RankError
 
     try:
         yield
     except OutputError as error:
         fail(str(error), code=WRONG_ARGUMENTS)
-    except (CheckpointError, ModelError, OSError) as error:
+    except (CheckpointError, ModelError, OSError, RankError) as error:
         fail(str(error), code=FAILED)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

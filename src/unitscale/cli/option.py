@@ -85,6 +85,37 @@ Dtype = Annotated[
         help="What the model and its optimizer are held in: fp32 or bf16.", rich_help_panel=RUN
     ),
 ]
+States = Annotated[
+    str | None,
+    typer.Option(
+        help="How the optimizer holds its moments and master weights: fp32, fp8-lm, coat, "
+        "bf16-stochastic or master24 (the last two with --dtype bf16). Default: torch's AdamW.",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
+Parallel = Annotated[
+    str | None,
+    typer.Option(
+        help="How the ranks of torchrun share the model: ddp or fsdp2. Default: ddp.",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
+Accumulate = Annotated[
+    int,
+    typer.Option(
+        help="Micro-batches of a step, on each rank; --batch-size is that of the whole step.",
+        rich_help_panel=RUN,
+    ),
+]
+RankTimeout = Annotated[
+    int,
+    typer.Option(
+        help="Seconds after which a rank that does not answer counts as gone, and the run ends.",
+        rich_help_panel=RUN,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Settings = Annotated[
     list[str] | None,

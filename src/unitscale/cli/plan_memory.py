@@ -171,9 +171,12 @@ def source_of(
     if config is not None:
         if options:
             raise ValueError("--set is for --model; change the file of --config instead")
-        from unitscale.memory.source import Source, read_config
+        from unitscale.memory.source import POSITIONS, Source, read_config
 
-        return Source(name=config.name, dtype=dtype, config=read_config(config))
+        found = read_config(config)
+        for name in POSITIONS:
+            check_positions(found.get(name), name, length)
+        return Source(name=config.name, dtype=dtype, config=found)
     assert model is not None
     if not is_existing(model):
         raise ValueError(f"--model is {model!r}; expected gpt2, llama or MODULE:FACTORY")
@@ -182,7 +185,18 @@ def source_of(
     find_factory(model, options)
     from unitscale.memory.source import Source
 
+    if model in BUILT_IN:
+        check_positions(options["context"], "--set model.context", length)
     return Source(name=model, dtype=dtype, factory=model, options=options)
+
+
+def check_positions(positions: Any, where: str, length: int) -> None:
+    """Raise ValueError for a sequence that is longer than the model's table of positions."""
+    if isinstance(positions, int) and length > positions:
+        raise ValueError(
+            f"--sequence-length is {length}, and the model has {positions} positions ({where}); "
+            "use a shorter sequence, or a model of more positions"
+        )
 
 
 def sizes_of_source(source: "Source") -> "Sizes":

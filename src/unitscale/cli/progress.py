@@ -32,10 +32,18 @@ class Bar(Progress):
 
 
 class RunProgress:
-    """The progress of runs that follow one another, fed with the records of their logs."""
+    """The progress of runs that follow one another, fed with the records of their logs.
 
-    def __init__(self, *, steps: int) -> None:
-        self.steps = steps
+    Args:
+        is_shown: off for all ranks of a run but one.
+
+    Attributes:
+        last: the record of the last step.
+    """
+
+    def __init__(self, *, steps: int, is_shown: bool = True) -> None:
+        self.steps, self.is_shown = steps, is_shown
+        self.last: dict[str, Any] = {}
         self.console = console = Console(stderr=True)
         self.bar = (
             Bar(
@@ -46,7 +54,7 @@ class RunProgress:
                 TimeRemainingColumn(),
                 console=console,
             )
-            if console.is_terminal
+            if console.is_terminal and is_shown
             else None
         )
         self.tasks: dict[str, TaskID] = {}
@@ -70,6 +78,9 @@ class RunProgress:
         """One record of the run with this label."""
         if "loss" not in record:
             return
+        self.last = record
+        if not self.is_shown:
+            return
         step = record["step"]
         note = f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
         if numerics := record.get("numerics"):
@@ -86,6 +97,9 @@ class RunProgress:
         elif step == self.steps or step % max(self.steps // LINES_PER_RUN, 1) == 0:
             line = f"{label}: step {step}/{self.steps}  {note}  {known}".rstrip()
             print(line, file=sys.stderr, flush=True)
+        if reason := record.get("passed_over"):
+            line = f"{label}: the checkpoint before was used, for {reason}"
+            self.console.print(line, highlight=False, soft_wrap=True)
         if lost := record.get("lost"):
             self.console.print(f"{label}: step {step}: {lost[0]}", highlight=False, soft_wrap=True)
             if len(lost) > 1:

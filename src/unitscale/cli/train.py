@@ -4,15 +4,20 @@ import json as json_module
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unitscale.cli import option
 from unitscale.cli.compare import left_out
-from unitscale.cli.exit import checking_arguments, reporting, running
+from unitscale.cli.exit import FAILED, checking_arguments, fail, running
+from unitscale.cli.launch import agreed, hold, joined, reported
 from unitscale.cli.output import show
 from unitscale.cli.progress import RunProgress
+
+if TYPE_CHECKING:
+    from unitscale.data import Corpus
+    from unitscale.train import TrainConfig
 
 
 def train(
@@ -54,6 +59,10 @@ def train(
     resume: option.Resume = False,
     device: option.Device = "auto",
     dtype: option.Dtype = "fp32",
+    states: option.States = None,
+    parallel: option.Parallel = None,
+    accumulate: option.Accumulate = 1,
+    rank_timeout: option.RankTimeout = 180,
     inner: option.Inner = "auto",
     threads: option.Threads = None,
     settings: option.Settings = None,
@@ -64,49 +73,69 @@ def train(
 
     The folder gets config.json, log.jsonl (one line a step), checkpoint.safetensors and, at the
     end, result.json and report.html. Ctrl-C finishes the step and leaves a checkpoint of it.
+
+    On several processes: torchrun --nproc-per-node 2 -m unitscale train ...; their checkpoints are
+    in the folder `checkpoints`, and any number of processes resumes from them.
     """
-    from unitscale.data import open_corpus
     from unitscale.train.run_folder import claimed
-    from unitscale.train.tensorboard import writer_class
+
+    def checked() -> "tuple[TrainConfig, Corpus]":
+        from unitscale.data import open_corpus
+        from unitscale.train.tensorboard import writer_class
+
+        config = option.build_config(
+            settings,
+            **option.model_fields(model, norm=norm, residual=residual, width=width, depth=depth),
+            recipe=recipe,
+            steps=steps,
+            lr=lr,
+            seed=seed,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            inner=inner,
+            device=device,
+            dtype=dtype,
+            states=states,
+        )
+        corpus = open_corpus(data)
+        corpus.require(batch_size=config.batch_size, length=config.sequence_length + 1)
+        spread.check(config)
+        option.set_threads(threads)
+        if tensorboard:
+            writer_class()  # before anything is computed: it may not be installed
+        return option.with_device(config, device), corpus
 
     with ExitStack() as held:
         with checking_arguments():
-            config = option.build_config(
-                settings,
-                **option.model_fields(
-                    model, norm=norm, residual=residual, width=width, depth=depth
-                ),
-                recipe=recipe,
-                steps=steps,
-                lr=lr,
-                seed=seed,
-                batch_size=batch_size,
-                sequence_length=sequence_length,
-                inner=inner,
-                device=device,
-                dtype=dtype,
+            spread = held.enter_context(
+                joined(parallel, accumulate, device=device, wait=rank_timeout)
             )
-            corpus = open_corpus(data)
-            corpus.require(batch_size=config.batch_size, length=config.sequence_length + 1)
-            option.set_threads(threads)
-            if tensorboard:
-                writer_class()  # before anything is computed: it may not be installed
-            config = option.with_device(config, device)
-            held.enter_context(claimed(out, config, corpus, resume=resume))
+            options = {"out": out, "resume": resume, "tensorboard": tensorboard, "json": json}
+            config, corpus = agreed("train", spread, checked, options)
+            hold(held, spread, claimed(out, config, corpus, resume=resume))
         with running():
             from unitscale.report import write_report
             from unitscale.train.loop import run_claimed
 
-            with RunProgress(steps=config.steps) as progress:
+            with RunProgress(steps=config.steps, is_shown=spread.leads) as progress:
                 result = run_claimed(
                     config,
                     corpus,
                     out,
                     on_record=lambda record: progress.show(config.recipe_name, record),
                     tensorboard=tensorboard,
+                    spread=spread,
                 )
-            with reporting():
-                write_report(out)
+            reported(spread, lambda: write_report(out))
+            if not spread.is_alone and progress.last.get("not_finite_on"):
+                ranks = ", ".join(map(str, progress.last["not_finite_on"]))
+                fail(
+                    f"the loss of step {progress.last['step']} is not finite on rank {ranks}, and "
+                    "the run ends there as diverged",
+                    code=FAILED,
+                )
+            if not spread.leads:
+                return
             if json:
                 print(json_module.dumps(asdict(result), indent=2))
                 return

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-__all__ = ["agree"]
+__all__ = ["agree", "short"]
 
 
 def agree(caller: str, options: Mapping[str, str], fault: str | None, group: Any) -> None:

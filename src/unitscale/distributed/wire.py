@@ -1,6 +1,7 @@
 """The gradients of one model on the wire: what a DDP hook keeps, counts, saves and reports."""
 
 import hashlib
+import math
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unitscale.distributed.agreement import agree
+from unitscale.distributed.agreement import agree, short
 from unitscale.distributed.collective import (
     finite_amaxes,
     gather,
@@ -334,10 +335,29 @@ class GradientWire:
                     f"{key} is {state_dict[key]!r}; expected {mine[key]!r}. Register the hook with "
                     "the options of the saved run, or start without its state"
                 )
+        if fault := fault_of_values(state_dict):
+            return fault
         unknown = sorted({*state_dict["log2"], *state_dict["due"]} - set(self.names.values()))
         if unknown:
             return f"there are scales of {unknown[0]!r}; the model has no such parameter"
         return None
+
+
+def fault_of_values(state_dict: dict[str, Any]) -> str | None:
+    """Which value of a state is none that a wire could have."""
+    passes, seed, log2, due = (state_dict[key] for key in ("passes", "seed", "log2", "due"))
+    if type(passes) is not int or passes < 0:
+        return f"passes is {passes!r}; expected an int of at least 0"
+    if type(seed) is not int:
+        return f"seed is {seed!r}; expected an int"
+    if not isinstance(log2, dict) or not all(isinstance(name, str) for name in log2):
+        return f"log2 is a {type(log2).__name__}; expected a dict of parameters by name"
+    for name, value in log2.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            return f"log2 of {name!r} is {value!r}; expected a finite number"
+    if not isinstance(due, list) or not all(isinstance(name, str) for name in due):
+        return f"due is {short(repr(due))}; expected a list of names of parameters"
+    return None
 
 
 def finish(run: Any, buffer: Tensor, future: torch.futures.Future[Tensor]) -> None:

@@ -171,12 +171,7 @@ class Coded(torch.optim.Optimizer):
         """A group with the settings of states, after all checks that torch does not do."""
         states = given.get("states", self.states)
         check_name(states, self.kind)
-        for name in MODES:
-            if given.get(name, self.defaults.get(name)):
-                raise ValueError(
-                    f"{self.kind}: {name}=True with states={states!r}, which has no such step; "
-                    "leave it out, or leave states out."
-                )
+        self._refuse_modes({**self.defaults, **given, "states": states})
         params = given["params"]
         params = [params] if isinstance(params, Tensor) else params
         params = params if isinstance(params, set) else list(params)  # torch refuses a set
@@ -195,6 +190,14 @@ class Coded(torch.optim.Optimizer):
                 self.held_of(Use(position, name, parameter, {**self.defaults, **group}))
         return group
 
+    def _refuse_modes(self, group: dict[str, Any]) -> None:
+        for name in MODES:
+            if group.get(name):
+                raise ValueError(
+                    f"{self.kind}: {name}=True with states={group['states']!r}, which has no such "
+                    "step; leave it out, or leave states out."
+                )
+
     @torch.compiler.disable
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -204,8 +207,11 @@ class Coded(torch.optim.Optimizer):
         memory that no graph holds. `fullgraph=True` refuses it, as torch says.
 
         Raises:
-            ValueError: a gradient that is sparse, or distributed in another way than its parameter.
+            ValueError: a gradient that is sparse, or distributed in another way than its parameter;
+                a group that was given an option which these optimizers do not have.
         """
+        for group in self.param_groups:
+            self._refuse_modes(group)
         loss = None
         if closure is not None:
             with torch.enable_grad():

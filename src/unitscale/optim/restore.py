@@ -4,6 +4,7 @@ torch casts every state but `step` to the dtype of its parameter, which would ma
 bits float32 and scales BF16. So the states are taken out before torch sees them.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -77,12 +78,43 @@ def merged(optimizer: "Coded", saved: list[Saved]) -> list[Saved]:
                 f"{optimizer.kind}.load_state_dict: a group has amsgrad=True, which optimizers "
                 "with states= do not have; leave states out to go on with it."
             )
+        check_values(optimizer.kind, group)
     kept = [{k: v for k, v in group.items() if k in OWN} for group in own]
     rest = [{k: v for k, v in group.items() if k != "params"} for group in own]
     return [
         {**missing, **group, **stays, "states_version": VERSION}
         for missing, group, stays in zip(rest, saved, kept, strict=True)
     ]
+
+
+def check_values(kind: str, group: Saved) -> None:
+    """Raise ValueError for a setting of a saved group that no step can be made with."""
+    for name in ("lr", "weight_decay", "eps", "momentum", "dampening"):
+        if name in group and not is_number(group[name]):
+            raise wrong_value(kind, name, group[name], "a finite number of at least 0")
+    betas = group.get("betas", (0.0, 0.0))
+    is_pair = isinstance(betas, list | tuple) and len(betas) == 2
+    if not is_pair or not all(is_number(beta) and float(beta) < 1 for beta in betas):
+        raise wrong_value(kind, "betas", betas, "two numbers from 0 up to, not including, 1")
+    seed = group.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise wrong_value(kind, "seed", seed, "an int from 0 to 2**63 - 1")
+
+
+def wrong_value(kind: str, name: str, value: Any, expected: str) -> ValueError:
+    """The error for a setting of a saved group."""
+    return ValueError(
+        f"{kind}.load_state_dict: {name} of a group is {value!r}; expected {expected}; load what "
+        "state_dict() gave."
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value, or the one in a tensor, is finite and not below zero."""
+    if isinstance(value, Tensor):
+        value = value.item() if value.numel() == 1 else None
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and 0 <= value < math.inf
 
 
 def converted(
@@ -167,6 +199,8 @@ class One:
         found = self.saved.get("step", 1.0 if self.optimizer.kind == "SGD" else None)
         if found is None:
             raise self.wrong("the state has no step", "load that of an Adam or AdamW")
+        if not is_number(found):
+            raise self.wrong(f"step is {found!r}", "expected a finite number of at least 0")
         return torch.tensor(float(found), dtype=torch.float32)
 
     def moment(self, name: str, used: set[str]) -> Tensor:

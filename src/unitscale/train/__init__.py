@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from unitscale.train.config import TrainConfig
 from unitscale.train.run_folder import CheckpointError
+from unitscale.train.spread import RankError, Spread
 
 if TYPE_CHECKING:
     from unitscale.train.comparison import compare
     from unitscale.train.loop import train
     from unitscale.train.result import RunResult
 
-__all__ = ["CheckpointError", "RunResult", "TrainConfig", "compare", "train"]
+__all__ = [
+    "CheckpointError",
+    "RankError",
+    "RunResult",
+    "Spread",
+    "TrainConfig",
+    "compare",
+    "train",
+]
 
 _NEEDS_TORCH = {"RunResult": "result", "compare": "comparison", "train": "loop"}
 

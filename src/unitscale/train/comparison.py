@@ -13,8 +13,10 @@ from unitscale.train.divergence import FINAL_OVER
 from unitscale.train.loop import train
 from unitscale.train.named import is_own
 from unitscale.train.planned import claimed_comparison, run_folder
+from unitscale.train.ranks import held_by_lead
 from unitscale.train.run_folder import LOG, Record, own_recipe
 from unitscale.train.run_log import losses, read_log
+from unitscale.train.spread import WHOLE, Spread
 
 OnRecord = Callable[[TrainConfig, Record], None]
 
@@ -27,6 +29,7 @@ def compare(
     resume: bool = False,
     on_record: OnRecord = lambda config, record: None,
     tensorboard: bool = False,
+    spread: Spread = WHOLE,
 ) -> Iterator[dict[str, Any]]:
     """Make the runs one after the other; yield the results so far after each.
 
@@ -36,9 +39,9 @@ def compare(
     Raises:
         As `claimed_comparison` and `train`.
     """
-    with claimed_comparison(folder, configs, corpus, resume=resume):
+    with held_by_lead(spread, claimed_comparison(folder, configs, corpus, resume=resume)):
         yield from compare_claimed(
-            configs, corpus, folder, on_record=on_record, tensorboard=tensorboard
+            configs, corpus, folder, on_record=on_record, tensorboard=tensorboard, spread=spread
         )
 
 
@@ -49,6 +52,7 @@ def compare_claimed(
     *,
     on_record: OnRecord = lambda config, record: None,
     tensorboard: bool = False,
+    spread: Spread = WHOLE,
 ) -> Iterator[dict[str, Any]]:
     """`compare` in a folder that the caller holds (`planned.claimed_comparison`)."""
     runs: list[dict[str, Any]] = []
@@ -60,6 +64,7 @@ def compare_claimed(
             resume=True,  # the folder of the comparison was checked
             on_record=lambda record, config=config: on_record(config, record),  # type: ignore[misc]
             tensorboard=tensorboard,
+            spread=spread,
         )
         runs.append(
             asdict(result) | {"lr": config.peak_lr, "unit_scaled": config.numerics.unit_scaled}

@@ -68,6 +68,12 @@ POSITIVE = number("above 0", lambda value: value > 0)
 DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 BETA = number("from 0 up to, not including, 1", lambda value: 0 <= value < 1)
 
+STATES = ("fp32", "fp8-lm", "coat", "bf16-stochastic", "master24")
+"""Of `unitscale.optim`, which imports torch."""
+
+OF_BF16 = ("bf16-stochastic", "master24")
+"""Those that only parameters of BF16 can have."""
+
 RULES = {
     "recipe": Rule("the name of a recipe", lambda value: isinstance(value, str)),
     "model": Rule(
@@ -79,6 +85,7 @@ RULES = {
         lambda value: isinstance(value, str) and bool(DEVICE.fullmatch(value)),
     ),
     "dtype": Rule("'fp32' or 'bf16'", lambda value: value in ("fp32", "bf16")),
+    "states": Rule(f"one of {', '.join(STATES)}", lambda value: value in STATES),
     "steps": integer(1),
     "batch_size": integer(1),
     "sequence_length": integer(1),
@@ -108,7 +115,7 @@ RULES = {
         lambda value: value in ("geometric", "drift", "once", "never"),
     ),
 }
-OPTIONAL = frozenset({"lr", "clip_norm", "eval_every", "record_every", "existing"})
+OPTIONAL = frozenset({"lr", "clip_norm", "eval_every", "record_every", "existing", "states"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +147,8 @@ class TrainConfig:
         remeasure: when the units of an existing model are measured, see `units.unit_scale`.
         device: where the model and its batches are, "cpu", "cuda" or "cuda:1".
         dtype: what the model is held in, and with it its optimizer's state: "fp32" or "bf16".
+        states: how the optimizer holds its moments and master weights, a name of `optim.AdamW`;
+            None is torch's own AdamW.
 
     Raises:
         ValueError, TypeError: a value out of its range, an unknown recipe or model option.
@@ -166,12 +175,18 @@ class TrainConfig:
     remeasure: str = "geometric"
     device: str = "cpu"
     dtype: str = "fp32"
+    states: str | None = None
 
     def __post_init__(self) -> None:
         for name, rule in RULES.items():
             value = getattr(self, name)
             if not (rule.is_met(value) or (value is None and name in OPTIONAL)):
                 raise ValueError(f"{name} is {value!r}; expected {rule.expected}")
+        if self.states in OF_BF16 and self.dtype != "bf16":
+            raise ValueError(
+                f"states is {self.states!r}, which hold parameters of bf16 only, and dtype is "
+                f"{self.dtype!r}; use --dtype bf16, or other states"
+            )
         if self.existing is None or self.existing in BUILT_IN:
             self.check_sizes()
         if self.existing is None:
@@ -266,8 +281,14 @@ class TrainConfig:
         return self.peak_lr * (self.final_lr_fraction + (1 - self.final_lr_fraction) * cosine)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it: lists for tuples."""
-        return asdict(self) | {"model": dict(self.model), "betas": list(self.betas)}
+        """As JSON holds it: lists for tuples. `states` that are None are left out.
+
+        So the runs of versions that had none are known by the same description.
+        """
+        found = asdict(self) | {"model": dict(self.model), "betas": list(self.betas)}
+        if self.states is None:
+            del found["states"]
+        return found
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrainConfig":

@@ -158,8 +158,18 @@ def described(output: Any) -> str:
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW: torch's own, or with the u-muP rules for a model written unit-scaled."""
+    """AdamW: torch's own, or with the u-muP rules for a model written unit-scaled.
+
+    With `states`, ours for either.
+
+    Raises:
+        ValueError: states that cannot hold the model's dtype.
+    """
     options: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
+    if config.states is not None:
+        options |= {"states": config.states, "seed": config.seed % 2**63}
     if config.is_written_unit_scaled:
         return optim.AdamW(model, config.peak_lr, rates=UNIT_SCALED_RATES, **options)
+    if config.states is not None:
+        return optim.AdamW(model, config.peak_lr, rules=None, **options)
     return torch.optim.AdamW(model.parameters(), config.peak_lr, **options)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from unitscale.optim.parts import local
+
 INITIAL_SCALE = 65536.0
 GROWTH = 2.0
 BACKOFF = 0.5
@@ -33,12 +35,18 @@ class LossScale:
         return cls(scale=1.0 if loss_scale is None else float(loss_scale))
 
     @torch.no_grad()
-    def unscale_(self, parameters: Iterable[torch.nn.Parameter]) -> bool:
-        """Divide the gradients by the scale in place; whether the optimizer may step on them."""
-        grads = [p.grad for p in parameters if p.grad is not None]
-        if self.scale != 1.0:
+    def unscale_(self, parameters: Iterable[torch.nn.Parameter], factor: float = 1.0) -> bool:
+        """Divide the gradients by the scale in place; whether the optimizer may step on them.
+
+        Of gradients that ranks hold parts of, the answer is that for the parts of this one.
+
+        Args:
+            factor: multiplies the gradients as well.
+        """
+        grads = [local(p.grad) for p in parameters if p.grad is not None]
+        if (factor := factor / self.scale) != 1.0:
             for grad in grads:
-                grad.mul_(1.0 / self.scale)
+                grad.mul_(factor)
         return not self.is_dynamic or all(bool(grad.isfinite().all()) for grad in grads)
 
     def update(self, *, is_finite: bool) -> None:

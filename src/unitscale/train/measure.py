@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unitscale import units
+from unitscale.optim.parts import local
 from unitscale.record.ranges import OUTSIDE, held, held_grad, share_in_range
 from unitscale.train.config import TrainConfig
 from unitscale.train.loss_scale import LossScale
@@ -29,7 +30,12 @@ class SavedStorages:
         return sum(storage.nbytes() for storage in self.found.values())
 
     def add(self, tensor: Tensor) -> Tensor:
-        """Count the storage of a tensor, and keep it so that its address is not used again."""
+        """Count the storage of a tensor, and keep it so that its address is not used again.
+
+        A parameter is not counted, wherever it lies: FSDP2 gathers it for the forward pass.
+        """
+        if isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter):
+            return tensor
         storage = tensor.untyped_storage()
         try:
             place = storage.data_ptr()
@@ -48,7 +54,7 @@ def saved_for_backward(model: torch.nn.Module) -> Iterator[SavedStorages]:
     end is the peak. The watch itself holds the memory until the `SavedStorages` is dropped.
     """
     own = (*model.parameters(), *model.buffers())
-    saved = SavedStorages({tensor.untyped_storage().data_ptr() for tensor in own})
+    saved = SavedStorages({local(tensor).untyped_storage().data_ptr() for tensor in own})
     with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
         yield saved
 

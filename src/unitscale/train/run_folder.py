@@ -3,6 +3,7 @@
 config.json             what the run computes, and on which text
 log.jsonl               one record a line: the first step's measurements, steps, validations
 checkpoint.safetensors  everything needed to go on after its step
+checkpoints             the same, of a run of several ranks (`sharded`)
 numerics.jsonl          statistics of every tensor, at the steps that were recorded
 result.json             present once the run is finished
 """
@@ -34,6 +35,7 @@ CONFIG, LOG, CHECKPOINT, RESULT = (
     "checkpoint.safetensors",
     "result.json",
 )
+CHECKPOINTS = "checkpoints"
 RECORDING = "numerics.jsonl"
 COMPARISON = ("results.json", "runs")
 """What only a folder of `compare` has."""
@@ -167,7 +169,7 @@ def check_run(folder: Path, config: TrainConfig, corpus: Corpus, *, resume: bool
             )
     path = folder / CONFIG
     if not path.exists():
-        for name in (CHECKPOINT, LOG, RESULT, RECORDING):
+        for name in (CHECKPOINT, CHECKPOINTS, LOG, RESULT, RECORDING):
             if (folder / name).exists():
                 raise CheckpointError(
                     f"{folder} holds {name} of a run, and not the {CONFIG} that says of which; "

@@ -82,6 +82,30 @@ class RunLog:
         os.fsync(self.file.fileno())
 
 
+class HeardLog:
+    """The log on a rank that writes none: what rank 0 read, and what came since.
+
+    Args:
+        records: of the lines up to the mark.
+    """
+
+    def __init__(self, records: list[Record], mark: Mark) -> None:
+        self.records, self.mark = records, mark
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return
+
+    def append(self, record: Record) -> None:
+        """Remember one record. The mark is rank 0's, which is what a checkpoint has."""
+        self.records.append(record)
+
+    def sync(self) -> None:
+        """There is nothing to wait for."""
+
+
 def losses(records: list[Record]) -> list[float]:
     """The training loss of every step, NaN where it was not finite."""
     return [

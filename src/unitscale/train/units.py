@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from unitscale import units
 from unitscale.recipes import without_loss_scale
@@ -81,3 +82,14 @@ def measured_tensors(model: torch.nn.Module) -> set[str]:
     """The tensors that have a unit, by name."""
     session = session_of(model)
     return set() if session is None else set(session.store.units)
+
+
+def share_measurements(model: torch.nn.Module) -> None:
+    """Have all ranks know what the last step measured; each of them has to call it.
+
+    Args:
+        model: the scaled model, or the DistributedDataParallel around it; a plain one is left.
+    """
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if session_of(inner) is not None:
+        units.share_units(model)

@@ -1,0 +1,130 @@
+"""The command on several ranks: what is refused at once, and how a job ends when a rank does.
+
+What torchrun starts takes longer to import than to run, so one job is ended in several ways, and
+that is slow; `train/test_ranks` has the numbers.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from unitscale.cli.exit import one_line
+from unitscale.cli.launch import joined, world_size
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parallel": "tp"}, "--parallel is 'tp'; expected ddp or fsdp2"),
+        ({"parallel": "ddp"}, "--parallel is ddp, and this is one process; start the ranks with"),
+        ({"accumulate": 0}, "--accumulate is 0; expected an integer from 1"),
+        ({"wait": 0}, "--rank-timeout is 0; expected from 1"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_starts(options, message: str) -> None:
+    given = {"parallel": None, "accumulate": 1, "device": "cpu", "wait": 9} | options
+    with (
+        pytest.raises(ValueError, match=message),
+        joined(given.pop("parallel"), given.pop("accumulate"), **given),
+    ):
+        pass
+
+
+def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert world_size() == 1
+    with joined(None, 4, device="cpu", wait=9) as spread:
+        assert (spread.is_alone, spread.shares, spread.leads) == (True, 4, True)
+    monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun with one process
+    with joined("fsdp2", 1, device="cpu", wait=9) as spread:
+        assert spread.is_alone
+        assert not spread.is_sharded
+
+
+def test_a_gpu_that_all_ranks_would_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with (
+        pytest.raises(
+            ValueError, match="--device is cuda:1, which all ranks would share; use cuda"
+        ),
+        joined(None, 1, device="cuda:1", wait=9),
+    ):
+        pass
+
+
+def test_a_line_says_which_rank_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert one_line("it  ended\nhere") == "unitscale: it ended here"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert one_line("it ended") == "unitscale, rank 1: it ended"
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+RUN = "--recipe fp32-units --batch-size 8 --sequence-length 32 --width 16 --depth 1 --device cpu"
+
+
+class Job:
+    """A run of two ranks that never ends by itself."""
+
+    def __init__(self, text: Path, out: Path, *options: str) -> None:
+        line = [*TORCHRUN, "unitscale", "train", *RUN.split(), "--data", str(text)]
+        line += ["--out", str(out), "--steps", "100000", "--set", "checkpoint_every=3", *options]
+        self.out, self.log = out, out.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(line, stdout=log, stderr=log)
+
+    def ranks(self) -> list[int]:
+        """The processes of the ranks, by their number."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        found = {}
+        for child in map(int, children.split()):
+            environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            found |= {int(e[5:]): child for e in environment if e.startswith(b"RANK=")}
+        return [found[rank] for rank in sorted(found)]
+
+    def await_checkpoint(self, beyond: int = 0) -> None:
+        """Until there is one after this step, as a run on a slow machine gets there, too."""
+        while self.process.poll() is None:
+            names = [p.name for p in (self.out / "checkpoints").glob("step-*[0-9]")]
+            if any(int(name[5:]) > beyond for name in names):
+                return
+            time.sleep(0.1)
+        pytest.fail(self.log.read_text())
+
+    def lines(self) -> list[str]:
+        """What our ranks said at the end; torchrun says more."""
+        text = self.log.read_text()
+        assert "[rank" not in text, text  # a traceback of a rank
+        return [line for line in text.splitlines() if line.startswith("unitscale, rank")]
+
+
+@pytest.mark.slow
+def test_a_job_ends_on_all_ranks_with_a_line_each_and_goes_on(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"word{i * i % 97}" for i in range(5000)))
+    out = tmp_path / "run"
+    endings = [
+        (signal.SIGKILL, 1, [], ["another of the 2 ranks has ended or did not answer"]),
+        (signal.SIGKILL, 0, ["--parallel", "fsdp2"], ["another of the 2 ranks has ended"]),
+        (signal.SIGTERM, None, [], ["stopped after step", "stopped after step"]),
+        (signal.SIGTERM, 1, ["--accumulate", "2"], ["stopped after step", "stopped after step"]),
+    ]
+    beyond = 0
+    for number, rank, options, wanted in endings:
+        job = Job(text, out, "--resume", *options)
+        job.await_checkpoint(beyond)
+        begin = time.monotonic()
+        os.kill(job.process.pid if rank is None else job.ranks()[rank], number)
+        assert job.process.wait(timeout=120) != 0
+        # torchrun kills what does not end within 30 s; nothing of ours waits for more.
+        assert time.monotonic() - begin < 60
+        said = job.lines()
+        assert len(said) == len(wanted), said
+        for line, text_of in zip(sorted(said), wanted, strict=True):
+            assert text_of in line
+        beyond = max(int(p.name[5:]) for p in (out / "checkpoints").glob("step-*[0-9]"))
