@@ -65,7 +65,7 @@ def test_assert_agree_sees_another_format():
     assert_agree(want, [x.clone() for x in want])
 
 
-COMPILED = ["fp8-rowwise-hp", "fp8-block", "mxfp8", "nvfp4", "nvfp4-units", "mus"]
+COMPILED = ["fp8-delayed", "fp8-rowwise-hp", "fp8-block", "mxfp8", "nvfp4", "nvfp4-units", "mus"]
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -76,6 +76,16 @@ def test_aot_eager_agrees_with_eager(name):
     if draws(name):
         got, want = got[:1], want[:1]
     assert_agree(got, want)
+
+
+def test_units_in_a_checkpoint_agree_too():
+    """Its body reads factors of its own, beside those that are inputs of the graph."""
+    found = []
+    for inner in ("eager", "aot_eager"):
+        torch._dynamo.reset()
+        model = unit_scale(Small(checkpointed=True), "fp8", inner=inner, remeasure="once")
+        found.append(steps(model))
+    assert_agree(*found)
 
 
 def test_a_whole_model_agrees_too():
