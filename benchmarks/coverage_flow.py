@@ -23,8 +23,8 @@ class Model(nn.Module):
         return F.cross_entropy(self.readout(self.body(x)), y)
 
     def body(self, x: Tensor) -> Tensor:
-        """Features."""
-        raise NotImplementedError
+        """Features; abstract: each class below has its own, and this class alone is no model."""
+        raise NotImplementedError(f"{type(self).__name__} has no body; each entry defines one.")
 
 
 def linear() -> nn.Linear:

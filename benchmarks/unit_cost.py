@@ -1,25 +1,30 @@
 """What units cost: time of a step, of compiling, and bytes kept for backward.
 
     python benchmarks/unit_cost.py [--quick] [--rounds 15] [--threads 1] [--json FILE]
+    python benchmarks/unit_cost.py --compile llama --rounds 3      what compiling alone costs
 
 The subject is one block of a GPT (attention and MLP, with their norms) of width 512 and 1024 on
 512 tokens, forward and backward, compiled by inductor. "Units" is `unit_scale(block, "fp32-units")`
 after it was measured: every factor is in the graph and no product is rounded. A second plain block
 shows what the clock alone does.
 
-Compiling is CPU time of all processes, caches off, up to the second step of a fresh block. Bytes
+Compiling is CPU time of all processes, caches off, up to the second step of a fresh model: the
+block, or a Llama of two layers. The compiler of C++ is a process of its own, so that its time is
+known apart; it gets a kernel that occurs twice once. Both sides take turns. Bytes
 are those of the tensors that autograd keeps between forward and backward, parameters and input
 apart.
 """
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median, quantiles
+from typing import TypeVar
 
 import paired
 import torch
 import torch._inductor.config
+import torch._inductor.metrics
 from gpt_block import Block
 from paired import Row
 from torch import Tensor, nn
@@ -31,13 +36,20 @@ SAVED = ("fp32-units", "fp16", "fp8")
 
 INNER = "inductor"
 
+COMPILED = ("fp32-units", "fp8-e4m3")
+
 Step = Callable[[], object]
+M = TypeVar("M", bound=nn.Module)
 
 
-def block(width: int, recipe: str | None) -> Block:
+def block(width: int, recipe: str | None) -> nn.Module:
     """A block with the same parameters each time, compiled as it is or at units."""
     torch.manual_seed(0)
-    model = Block(width)
+    return with_recipe(Block(width), recipe)
+
+
+def with_recipe(model: M, recipe: str | None) -> M:
+    """A model compiled by inductor, as it is or at units."""
     if recipe is None:
         model.compile(backend=INNER)
         return model
@@ -80,39 +92,90 @@ def step_rows(width: int, rounds: int) -> list[Row]:
     return [replace(row, note=f"cost {1 / row.median:.3f}") for row in rows]
 
 
-def figure(case: str, base: Sequence[float], mine: Sequence[float]) -> Row:
-    """The row of a case from the times of both sides, round by round."""
-    ratios = [x / y for x, y in zip(base, mine, strict=True)]
+@dataclass(frozen=True)
+class Compiled:
+    """What compiling one model took.
+
+    Args:
+        python: seconds of CPU time in this process: capturing, rewriting, tracing, writing C++.
+        children: seconds of the compiler of C++.
+        kernels: how many loops were written.
+    """
+
+    python: float
+    children: float
+    kernels: int
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.python + self.children
+
+
+def compile_rows(make: Callable[[str | None], Step], rounds: int) -> list[Row]:
+    """What compiling takes up to the second step of a fresh model, plain over each recipe."""
+    torch.set_num_threads(1)
+    found: dict[str | None, list[Compiled]] = {recipe: [] for recipe in (None, *COMPILED)}
+    with torch._inductor.config.patch(force_disable_caches=True, compile_threads=1):
+        compiling(make, None)  # imports, and what torch keeps for the life of a process
+        for _ in range(rounds):
+            for recipe, results in found.items():
+                results.append(compiling(make, recipe))
+    return [compile_row(found[None], found[recipe], recipe) for recipe in COMPILED]
+
+
+def compile_row(base: Sequence[Compiled], mine: Sequence[Compiled], recipe: str) -> Row:
+    """The ratios of a recipe, round by round, and the parts of both sides."""
+    ratios = [x.seconds / y.seconds for x, y in zip(base, mine, strict=True)]
     low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    parts = [
+        f"{name} {median(getattr(x, part) for x in mine):.1f} s "
+        f"({median(getattr(x, part) for x in base):.1f})"
+        for name, part in (("Python", "python"), ("C++", "children"))
+    ]
+    kernels = f"{mine[0].kernels} kernels ({base[0].kernels})"
     return Row(
-        case=case,
+        case=f"compile, {recipe}",
         measure="of plain",
         median=median(ratios),
         low=low,
         high=high,
         rounds=len(ratios),
-        milliseconds=1e3 * median(mine),
-        note=f"cost {1 / median(ratios):.3f}",
+        milliseconds=1e3 * median(x.seconds for x in mine),
+        note=f"cost {1 / median(ratios):.3f}; {', '.join([*parts, kernels])}, plain's in brackets",
     )
 
 
-def compile_rows(width: int, rounds: int) -> list[Row]:
-    """CPU time from a fresh block to the end of its second step, plain over units."""
-    base, mine = [], []
-    with torch._inductor.config.patch(force_disable_caches=True, compile_threads=1):
-        for _ in range(rounds):
-            base.append(compiling(width, None))
-            mine.append(compiling(width, "fp32-units"))
-    return [figure("compile, units", base, mine)]
-
-
-def compiling(width: int, recipe: str | None) -> float:
-    """Seconds of CPU time of a fresh block's first two steps, in this process and its children."""
+def compiling(make: Callable[[str | None], Step], recipe: str | None) -> Compiled:
+    """CPU time of a fresh model's first two steps."""
     torch.compiler.reset()
-    begin = sum(os.times()[:4])
-    run = step(block(width, recipe), width)
+    torch._inductor.metrics.reset()
+    before = os.times()
+    run = make(recipe)
     run(), run()
-    return sum(os.times()[:4]) - begin
+    after = os.times()
+    own, own_system, children, children_system = (
+        y - x for x, y in zip(before[:4], after[:4], strict=True)
+    )
+    kernels = torch._inductor.metrics.generated_kernel_count
+    return Compiled(own + own_system, children + children_system, kernels)
+
+
+def llama(recipe: str | None) -> Step:
+    """Forward and backward of a Llama of two layers and width 128 on 2 x 64 tokens."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 256}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = with_recipe(LlamaForCausalLM(LlamaConfig(**sizes, **heads)), recipe)
+    tokens = torch.randint(0, 256, (2, 64))
+
+    def run() -> None:
+        model.zero_grad()
+        model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+
+    return run
 
 
 def saved_rows(width: int) -> list[Row]:
@@ -156,12 +219,19 @@ def saved_bytes(width: int, recipe: str | None) -> int:
 
 def main() -> None:
     """Measure and print."""
-    options = paired.arguments(__doc__).parse_args()
+    parser = paired.arguments(__doc__)
+    parser.add_argument("--compile", choices=("block", "llama"), help="what compiling costs, alone")
+    options = parser.parse_args()
     paired.steady_memory()
     torch.set_num_threads(options.threads)
     widths = (128,) if options.quick else (512, 1024)
+    makes = {"llama": llama, "block": lambda recipe: step(block(widths[0], recipe), widths[0])}
+    if options.compile:
+        rows = compile_rows(makes[options.compile], options.rounds)
+        paired.report(f"Compiling, {options.compile}; cost is 1 / figure", rows, options.json)
+        return
     rows = [row for width in widths for row in step_rows(width, options.rounds)]
-    rows += compile_rows(widths[0], 1 if options.quick else 3)
+    rows += compile_rows(makes["block"], 1 if options.quick else 3)
     rows += saved_rows(widths[0])
     title = f"Units on a GPT block, {BATCH} x {LENGTH} tokens, inductor; cost is 1 / figure"
     paired.report(title, rows, options.json)

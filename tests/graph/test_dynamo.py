@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from unitscale.graph import dynamo
@@ -69,6 +70,21 @@ def test_running_fake_computes_an_example_again() -> None:
         return type(again) is type(value), again.shape[-1]
 
     assert seen(lambda x: x * 2, torch.ones(2, 3), look=look, dynamic=True) == [(True, 5)]
+
+
+def test_running_fake_saves_through_no_hooks() -> None:
+    """A checkpoint around a capture counts what goes through its hooks."""
+    packed, counts = [], []
+    fake_mode = FakeTensorMode()
+    with fake_mode:
+        value = torch.ones(2, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x) or x, lambda x: x):
+        for enter in (lambda: fake_mode, lambda: dynamo.running_fake(value)):
+            before = len(packed)
+            with enter():
+                value.exp()
+            counts.append(len(packed) - before)
+    assert counts == [1, 0]
 
 
 def test_storage_id_is_shared_by_a_view_only() -> None:

@@ -73,6 +73,54 @@ def test_units_change_no_bit_under_a_checkpoint(how, rate, remeasure):
         assert_bits(step(made, batch(scale), how), step(plain, batch(scale), how))
 
 
+class Captured(nn.Module):
+    """A module whose capture evaluates ops once more: what those save is no part of the call."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.part = {
+            "gru cell": lambda: nn.GRUCell(8, 8),
+            "lstm cell": lambda: nn.LSTMCell(8, 8),
+            "tanh cell": lambda: nn.RNNCell(8, 8),
+            "in place": lambda: nn.Linear(8, 8),
+            "pooling": lambda: nn.Sequential(nn.Linear(8, 8), nn.AdaptiveAvgPool1d(4)),
+        }.get(kind, lambda: nn.MultiheadAttention(8, 2))()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.part, nn.MultiheadAttention):
+            x = x.unsqueeze(1) * 2
+            y, weights = self.part(x, x, x, need_weights="weights" in self.kind)
+            return y if weights is None else y * weights.square().sum()
+        if self.kind == "in place":
+            y = self.part(x)
+            return y.add_(x).exp_()
+        y = self.part(x)
+        return y[0] * y[1] if isinstance(y, tuple) else y
+
+
+CAPTURED = ["attention", "attention, weights", "gru cell", "lstm cell", "tanh cell", "in place"]
+
+
+@pytest.mark.parametrize("recipe", ["fp32-units", "fp8"])
+@pytest.mark.parametrize("how", [False, True])
+@pytest.mark.parametrize("kind", [*CAPTURED, "pooling"])
+def test_the_first_call_may_be_computed_again(kind, how, recipe):
+    """The call that captures: to the bit as without a checkpoint, and as the plain model."""
+    found = []
+    for scaled, inside in ((True, how), (True, None), (False, how)):
+        torch.manual_seed(0)
+        module = Captured(kind)
+        made = [unit_scale(module, recipe, inner="eager") if scaled else module]
+        found.append([y for _ in range(2) for y in step(made, batch(), inside)])
+    got, alone, plain = found
+    assert_bits(got, alone)
+    if recipe == "fp32-units":
+        assert_bits(got, plain)
+    else:
+        assert not torch.equal(got[0], plain[0])
+
+
 @pytest.mark.parametrize("how", [False, True])
 def test_rounded_gradients_are_those_without_the_checkpoint(how):
     made, other = blocks("fp8"), blocks("fp8")

@@ -51,11 +51,14 @@ def step(run: Callable[..., Any], inputs: Sequence[Any], dtype: torch.dtype) -> 
 
 
 def executable(
-    graph: tuple[fx.GraphModule, Sequence[Any]], dtype: torch.dtype, remeasure: Any = ()
+    graph: tuple[fx.GraphModule, Sequence[Any]],
+    dtype: torch.dtype,
+    remeasure: Any = (),
+    inner: Any = "eager",
 ) -> Executable:
     """The graph under a session of its own, whose factors are of some dtype."""
     session = Session(
-        parse("fp32-units"), scale=True, remeasure=remeasure, inner="eager", factor_dtype=dtype
+        parse("fp32-units"), scale=True, remeasure=remeasure, inner=inner, factor_dtype=dtype
     )
     return session(*graph)
 
@@ -70,9 +73,16 @@ def set_units(target: Executable, draw: Callable[[], float]) -> None:
     store.units, store.version = found, store.version + 1
 
 
-def measured(graph: tuple[fx.GraphModule, Sequence[Any]], dtype: torch.dtype) -> Executable:
+def as_it_is(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """A compiler that compiles nothing: it gets the graph that has factors at products alone."""
+    return module.forward
+
+
+def measured(
+    graph: tuple[fx.GraphModule, Sequence[Any]], dtype: torch.dtype, inner: Any = "eager"
+) -> Executable:
     """An executable that has measured one step and runs the rewritten graph from now on."""
-    target = executable(graph, dtype, remeasure=[0])
+    target = executable(graph, dtype, remeasure=[0], inner=inner)
     step(target, graph[1], dtype)
     target.terms.collect()
     return target
@@ -104,9 +114,10 @@ def assert_units_change_nothing(seed: int) -> None:
     set_units(measuring, lambda: draw.randint(-8, 8))
     assert_equal(step(measuring, graph[1], torch.float32), plain)
 
-    target = measured(graph, torch.float64)
-    set_units(target, lambda: draw.uniform(-8, 8))
-    assert_close(step(target, graph[1], torch.float64), exact)
+    for inner in ("eager", as_it_is):
+        target = measured(graph, torch.float64, inner)
+        set_units(target, lambda: draw.uniform(-8, 8))
+        assert_close(step(target, graph[1], torch.float64), exact)
 
 
 def assert_equal(got: list[Tensor], want: list[Tensor]) -> None:
@@ -123,12 +134,13 @@ def assert_close(got: list[Tensor], want: list[Tensor]) -> None:
         assert error <= 1e-12, f"result {i} is off by {error:.1e}"
 
 
-def test_wrong_factor_is_seen():
+@pytest.mark.parametrize("inner", ["eager", as_it_is])
+def test_wrong_factor_is_seen(inner):
     """Any factor of a graph off by two: the test above fails."""
     x = torch.randn(SHAPE, requires_grad=True)
     graph = capture(RandomModel(3), x)
     plain = step(graph[0], graph[1], torch.float32)
-    target = measured(graph, torch.float32)
+    target = measured(graph, torch.float32, inner)
     (place,) = target.places.values()
     right, seen = place.vector, 0
     assert_equal(step(target, graph[1], torch.float32), plain)

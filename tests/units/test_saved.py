@@ -92,8 +92,10 @@ def test_fewer_bytes_are_kept():
             model(x)
         return found.bytes
 
-    # The gate, up and GELU's input had four bytes; now they and silu(gate) have one.
-    assert kept() - kept(saved=E4M3FN) == (3 * 4 - 4) * 64 * 32
+    # Gate and up had four bytes each, and what follows was computed again from them. Now they have
+    # one, as silu(gate), GELU's input and the operand of `down` do. There are more factors to keep.
+    spared = (2 * 4 - 5) * 64 * 32
+    assert spared - 4 * 32 < kept() - kept(saved=E4M3FN) <= spared
 
 
 def test_a_product_with_a_number_is_left_alone():

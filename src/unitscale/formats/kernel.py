@@ -194,8 +194,8 @@ def _round_bits(x: Tensor, law: Law, limit: float, bits: Bits) -> Tensor:
     y = MAGNITUDES[law.rounding](inside, fmt, bits)
     if not saturate:
         y = torch.where(y > limit, torch.inf if fmt.has_inf else torch.nan, y)
-    y = y.view(torch.int32)
-    y |= pattern & SIGN
+    # Not into the view: for each write to one a compiler traces all views of its memory again.
+    y = y.view(torch.int32) | (pattern & SIGN)
     y |= (EXPONENT - magnitude) >> 31  # NaN: all ones, which is another; else no bit
     y = y.view(torch.float32)
     return y if fmt.has_negative_zero else without_negative_zero(y)

@@ -15,6 +15,7 @@ import torch
 import torch._dynamo.source as sources
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.utils import _disable_saved_tensors_hooks_during_tracing
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -83,11 +84,16 @@ def set_example(node: fx.Node, value: Any) -> None:
 def running_fake(like: Tensor) -> AbstractContextManager[Any]:
     """A context in which ops on fake tensors run as they did when Dynamo captured them.
 
-    Assumed: `like`, an example value, has a `fake_mode` that knows the sizes that may change, and
-    `enable_python_dispatcher` makes functions in C++ ask it for them. Seen on torch 2.11 to 2.13.
+    What autograd saves of them goes through no hooks: a checkpoint around the call would take it
+    for what the call itself saves, and miss it when it computes the call again.
+
+    Assumed: `like`, an example value, has a `fake_mode` that knows the sizes that may change,
+    `enable_python_dispatcher` makes functions in C++ ask it for them, and Dynamo runs them under
+    `_disable_saved_tensors_hooks_during_tracing`. Seen on torch 2.11 to 2.13, the last on 2.13.
     """
     fake: Any = like
     stack = ExitStack()
+    stack.enter_context(_disable_saved_tensors_hooks_during_tracing())
     stack.enter_context(fake.fake_mode)
     stack.enter_context(enable_python_dispatcher())
     return stack

@@ -153,6 +153,7 @@ class Executable:
                 found,
                 scale=self.terms.store.scale,
                 training=self.training,
+                fuses=self.terms.inner_for(self.device) != "eager",
             )
         return self.programs[key]
 

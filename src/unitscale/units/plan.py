@@ -5,6 +5,7 @@ output on its way out, whatever the units are. Factors stay symbolic (`assign.Mo
 depends on the structure of the graph alone, the numbers come later.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -82,10 +83,23 @@ class NodePlan:
 
 
 class Symbols:
-    """The symbolic unit of every tensor: which share one, and which are 1 for good."""
+    """The symbolic unit of every tensor: which share one, and which are 1 for good.
 
-    def __init__(self, tensors: dict[fx.Node, TensorNode], *, scale: bool) -> None:
+    Args:
+        scale: whether tensors have units at all.
+        products: those that alone see units, their operands forward and their results backward,
+            while every tensor between them has its true value; None holds every tensor at its unit.
+    """
+
+    def __init__(
+        self,
+        tensors: dict[fx.Node, TensorNode],
+        *,
+        scale: bool,
+        products: Collection[fx.Node] | None = None,
+    ) -> None:
         self.tensors, self.scale = tensors, scale
+        self.products = products
         self.s: dict[fx.Node, str] = {}
         self.phi: dict[fx.Node, str] = {}
         for node, tensor in tensors.items():
@@ -100,6 +114,9 @@ class Symbols:
                 self.s[node] = self.s[base]
                 if rule.bijective and len(base.users) == 1 and {base, node} <= self.phi.keys():
                     self.phi[node] = self.phi[base]
+        self.taken, self.given = self.s, self.phi
+        if products is not None:
+            self.s, self.phi = {}, {}
 
     def unit(self, node: fx.Node) -> Monomial:
         """s of a tensor."""
@@ -111,7 +128,23 @@ class Symbols:
 
     def operand(self, node: fx.Node) -> Monomial:
         """The unit at which an operand is rounded: of a pinned tensor too."""
-        return self.unit(node) if node in self.s else Monomial({("s", self.tensors[node].name): 1})
+        return Monomial({("s", self.taken.get(node, self.tensors[node].name)): 1})
+
+    def at(self, x: fx.Node, node: fx.Node, *, is_rounded: bool) -> Monomial:
+        """The unit at which an op takes an operand."""
+        is_product = self.products is not None and node in self.products
+        if is_rounded or (is_product and x in self.taken):
+            return self.operand(x)
+        return self.unit(x)
+
+    def gradient_at(self, node: fx.Node) -> Monomial:
+        """phi of the gradient that a product among `products` takes, whose result has its true one.
+
+        1 for any other op.
+        """
+        if self.products is None or node not in self.products or node not in self.given:
+            return Monomial()
+        return Monomial({("phi", self.given[node]): 1})
 
 
 def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
@@ -147,7 +180,7 @@ def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
     if not symbols.scale:
         return plan
     taken = [x for x in operands(node, rule) if x in tensors] if rule.kind != "general" else []
-    at = {x: symbols.operand(x) if is_rounded else symbols.unit(x) for x in taken}
+    at = {x: symbols.at(x, node, is_rounded=is_rounded) for x in taken}
     plan.before = {x: symbols.unit(x) / at[x] for x in taken}
     outside = Monomial()
     if rule.kind in ("linear", "view"):
@@ -164,12 +197,13 @@ def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
         query, key, value = taken[:3]
         plan.inside |= {query: at[query] * at[key], key: Monomial(), value: Monomial()}
         outside = at[value]
-    phi = symbols.gradient(node)
+    plan.after_backward = symbols.gradient_at(node)
+    phi = symbols.gradient(node) * plan.after_backward
     unitless = [x for x in node.all_input_nodes if x not in tensors and carries_gradient(x)]
     if unitless or is_repeating or is_foreign(node):
         # A tuple or a complex tensor has no unit: what flows back into it must be the true
         # gradient. And so must what a backward written by hand gets, which need not be linear.
-        plan.after_backward, phi = Monomial() / phi, Monomial()
+        plan.after_backward, phi = plan.after_backward / phi, Monomial()
     plan.after = outside / symbols.unit(node) if node in tensors else Monomial()
     for x in inputs:
         factor = plan.inside[x] * plan.before.get(x, Monomial())

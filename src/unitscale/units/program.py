@@ -18,7 +18,7 @@ from unitscale.units.assign import Monomial, limit_for
 from unitscale.units.measurement import Limits, Watch
 from unitscale.units.ops import operands, rule_of
 from unitscale.units.plan import Symbols
-from unitscale.units.products import operands_at
+from unitscale.units.products import fits_gemm, operands_at
 from unitscale.units.rewrite import FACTOR, rewrite
 
 __all__ = ["Program"]
@@ -49,6 +49,8 @@ class Program:
         rounded: the products whose operands are rounded, and how.
         scale: whether tensors are held at units.
         training: whether gradients are recorded.
+        fuses: whether a compiler gets the graph, that computes what lies between products in
+            passes of its own and holds little of it in memory.
     """
 
     def __init__(
@@ -60,9 +62,11 @@ class Program:
         *,
         scale: bool,
         training: bool,
+        fuses: bool = False,
     ) -> None:
         self.module, self.tensors, self.recipe = module, tensors, recipe
         self.rounded, self.scale, self.training = rounded, scale, training
+        self.products = self.alone_at_units() if fuses and scale else None
         self.slots: list[Slot] = []
         self.slots_of: dict[fx.Node, range] = {}
         self.find_slots()
@@ -85,6 +89,26 @@ class Program:
             self.slots.append(Slot(f"{name}:gradient", gemm.grad_input[0], unit))
             self.slots_of[node] = range(start, len(self.slots))
 
+    def alone_at_units(self) -> frozenset[fx.Node] | None:
+        """The products that alone see units; None: every tensor is held at its unit.
+
+        A factor is a power of two, so that no bit depends on where it is (short of over- and
+        underflow): a recipe rounds what products take, and the gradients of what they give, and
+        between them every factor is an op more to trace and to compile. All tensors have units
+        where something rounds others, at a product's edges say, and in float16, whose range is
+        narrow.
+        """
+        recipe, values = self.recipe, (example(node) for node in self.tensors)
+        narrow = any(isinstance(x, Tensor) and x.dtype == torch.float16 for x in values)
+        at_edges = any(
+            rule_of(node).kind == "general" or not fits_gemm(node) for node in self.rounded
+        )
+        if narrow or at_edges or recipe.saved is not None or recipe.activations is not None:
+            return None
+        if recipe.rounds:
+            return frozenset(self.rounded)
+        return frozenset(node for node in self.tensors if rule_of(node).product)
+
     def rewritten(self, *, is_measured: bool = False) -> Any:
         """The graph written anew."""
         return rewrite(
@@ -94,6 +118,7 @@ class Program:
             scale=self.scale,
             rounded=self.rounded,
             slots=self.slots_of,
+            products=None if is_measured else self.products,
             is_measured=is_measured,
         )
 
@@ -101,10 +126,17 @@ class Program:
         self, inner: str | Callable[..., Any], inputs: Sequence[Any], vector: Tensor
     ) -> None:
         """Hand the rewritten graph to the inner compiler; without this call it runs as it is."""
-        if inner != "eager":
-            found = compiler(inner) if isinstance(inner, str) else inner
-            select_factors(self.rewritten_module)
-            self.compiled = found(self.rewritten_module, [vector, *inputs])
+        if inner == "eager":
+            return
+        found = compiler(inner) if isinstance(inner, str) else inner
+        indices = take_factors(self.rewritten_module)
+
+        def given(vector: Tensor) -> list[Tensor]:
+            numbers = vector.detach().unbind()
+            return [vector, *(numbers[index] for index in indices)]
+
+        compiled = found(self.rewritten_module, [*given(vector), *inputs])
+        self.compiled = lambda vector, *args: compiled(*given(vector), *args)
 
     @property
     def run(self) -> Run:
@@ -119,15 +151,25 @@ class Program:
         return run
 
     @cached_property
+    def written_measured(self) -> Any:
+        """The graph with every factor in a `hold`, and those factors."""
+        return self.rewritten(is_measured=True)
+
+    @property
     def measured(self) -> fx.GraphModule:
         """The graph as `observe.MeasuringStep` runs it."""
-        module: fx.GraphModule = self.rewritten(is_measured=True).module
+        module: fx.GraphModule = self.written_measured.module
         return module
 
     @cached_property
     def needed(self) -> tuple[frozenset[str], frozenset[str]]:
-        """The tensors whose s, and those whose phi, some factor is made of."""
-        symbols = {symbol for factor in self.factors for symbol in factor.powers}
+        """The tensors whose s, and those whose phi, some factor is made of.
+
+        If products alone see units, of all tensors all the same: a model's units are those it has
+        without a compiler.
+        """
+        factors = self.factors if self.products is None else self.written_measured.factors
+        symbols = {symbol for factor in factors for symbol in factor.powers}
         s, phi = (frozenset(n for half, n in symbols if half == key) for key in ("s", "phi"))
         return s, phi
 
@@ -168,26 +210,29 @@ class Program:
         )
 
 
-def select_factors(module: fx.GraphModule) -> None:
-    """Read each factor from the vector by an op of its own, once, instead of all by `unbind`.
+def take_factors(module: fx.GraphModule) -> list[int]:
+    """Make each factor that a graph reads an input of its own, after the vector; their indices.
 
-    Passes of a compiler look through all that a node gives for each number that is taken of it, so
-    that their time grew with the square of the number of factors. In eager code `unbind` is faster.
+    Read from the vector, by `unbind` or one by one, a factor is an op more to trace and to compile,
+    and its place is written into the kernel that reads it: then no two layers share a kernel, which
+    a compiler of C++ takes a second for.
     """
     graph = module.graph
+    taken: dict[int, fx.Node] = {}
     for node in graph.find_nodes(op="call_function", target=torch.unbind):
         if FACTOR not in node.meta:
             continue
-        selected: dict[int, fx.Node] = {}
+        vector = node.args[0]
         for number in list(node.users):
             index = number.args[1]
-            if index not in selected:
-                with graph.inserting_before(node):
-                    selected[index] = graph.call_function(torch.select, (node.args[0], 0, index))
-            number.replace_all_uses_with(selected[index])
+            if index not in taken:
+                with graph.inserting_after(list(taken.values())[-1] if taken else vector):
+                    taken[index] = graph.placeholder(f"factor_{index}")
+            number.replace_all_uses_with(taken[index])
             graph.erase_node(number)
         graph.erase_node(node)
     module.recompile()
+    return list(taken)
 
 
 def format_at_unit(operand: Operand | None) -> FloatFormat | None:

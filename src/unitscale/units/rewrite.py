@@ -5,7 +5,7 @@ way out; here that is written down, as `hold` nodes around a copy of the op.
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +21,7 @@ from unitscale.graph.capture import TensorNode, body_name, checkpointed, transfo
 from unitscale.recipes import Gemm, Recipe
 from unitscale.units import saved
 from unitscale.units.assign import Monomial
-from unitscale.units.hold import hold
+from unitscale.units.hold import hold, times
 from unitscale.units.ops import GEMM, operands, rule_of
 from unitscale.units.plan import NodePlan, Symbols, plan_node
 from unitscale.units.products import fits_gemm, formats_at, matrix_operands, operands_at
@@ -63,6 +63,7 @@ def rewrite(
     scale: bool,
     rounded: Mapping[fx.Node, Gemm],
     slots: Mapping[fx.Node, range] = MappingProxyType({}),
+    products: Collection[fx.Node] | None = None,
     is_measured: bool = False,
 ) -> Rewritten:
     """Hold every tensor at its unit (if `scale`) and round the operands of the `rounded` products.
@@ -70,10 +71,11 @@ def rewrite(
     The rewritten graph takes one more input, a float vector, before the others: the scales of the
     `slots` of products that get theirs from earlier steps, then the factors. It returns the true
     outputs and sends the true gradients to its inputs, whatever the units are.
+    With `products` these alone see units, see `Symbols`.
     One that `is_measured` is run node by node, by `observe`: every factor stands in a `hold`, and
     the nodes say in their `meta` what they hold and which units they need.
     """
-    symbols = Symbols(tensors, scale=scale)
+    symbols = Symbols(tensors, scale=scale, products=products)
     factors: dict[Monomial, int] = {}
     writer = Writer(module, recipe, symbols, factors, rounded, slots, is_measured=is_measured)
     rewritten = writer.run()
@@ -139,6 +141,8 @@ class Writer:
         """`x` with a factor in each direction; `x` itself if both are 1."""
         if fwd.is_one and bwd.is_one:
             return x
+        if self.symbols.products is not None and fwd == bwd:  # a multiplication is its own gradient
+            return self.graph.call_function(times, (x, self.factor(fwd)), {"exact": self.exact})
         factors = (self.factor(fwd), self.factor(bwd), self.exact)
         held = self.graph.call_function(hold, (x, *factors))
         held.meta[FACTORS] = (fwd, bwd)
