@@ -107,6 +107,17 @@ def test_term_that_rows_do_not_show_is_named():
     assert not any("not pinned down" in note for note in fit(recipe_rows(), draws=8).notes)
 
 
+def test_missing_floor_is_named():
+    rows = [
+        replace(row, loss=40 * row.size**-0.2 + 30 * row.tokens**-0.2)
+        if row.recipe == "fp32"
+        else replace(row, loss=40 * (0.5 * row.size) ** -0.2 + 30 * row.tokens**-0.2)
+        for row in recipe_rows(factors={"fp32": 1.0, "mxfp4": 0.5})
+    ]
+    assert "the rows show no floor E: their losses fall as if it were 0" in fit(rows, draws=0).notes
+    assert not any("no floor" in note for note in fit(recipe_rows(), draws=0).notes)
+
+
 def test_untied_exponents_are_two():
     rng = np.random.default_rng(1)
     rows = [

@@ -27,6 +27,9 @@ DRAWS = 100
 MOST_TRIES = 3
 """Draws of rows, for each one wanted, before those that a fit would refuse are too many."""
 
+NEAR = 1e-6
+"""A parameter of a fit that is so near to a limit is at it."""
+
 WIDE = 3.0
 """An interval whose ends differ by this factor does not pin a parameter down."""
 
@@ -299,6 +302,12 @@ def unsure(law: Law) -> tuple[str, ...]:
                     f"the term of {words} is not pinned down: {low:.3g} to {high:.3g} nats at "
                     f"{most:.3g}"
                 )
+    low_end, high_end = law.form.limits
+    for name, value, low, high in zip(law.form.names, law.vector, low_end, high_end, strict=True):
+        if name == "E" and value <= low + NEAR:
+            notes.append("the rows show no floor E: their losses fall as if it were 0")
+        elif not low + NEAR < value < high - NEAR:
+            notes.append(f"{name} is at an end of the values that are looked at: do not trust it")
     for name in ("E", "alpha", "beta"):
         span = law.interval(name) if name in law.form.names else None
         if span is not None and span[1] > WIDE * span[0]:
