@@ -212,3 +212,26 @@ def test_conv1d_that_is_not_rounded_stays_as_it_is(tmp_path: Path) -> None:
     again = deploy.load(tmp_path / "out", Turned())
     with torch.no_grad():
         assert torch.equal(again(inputs()), model(inputs()))
+
+
+class Changing(Gated):
+    """In evaluation the last layer takes a tensor that training has not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(h if self.training else 1.5 * h)
+
+
+def test_a_tensor_of_evaluation_alone_has_a_unit_only_after_an_evaluation(tmp_path: Path) -> None:
+    model = us.unit_scale(Changing(), "fp8-serve")
+    model(inputs()).sum().backward()
+    with torch.no_grad():
+        ours = model.eval()(inputs())
+    deploy.export(model, tmp_path / "out", "safetensors")
+    with torch.no_grad():
+        assert torch.equal(deploy.load(tmp_path / "out", Changing())(inputs()), ours)
+    us.recalibrate(model)
+    model.train()(inputs()).sum().backward()
+    with pytest.raises(ValueError, match=r"1 tensors have no unit: 'mul#1'; .*evaluate once more"):
+        deploy.export(model.eval(), tmp_path / "later", "safetensors")
+    assert not (tmp_path / "later").exists()
