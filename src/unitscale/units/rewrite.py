@@ -14,13 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from unitscale.formats import FloatFormat
 from unitscale.gemm import ProductFormats
 from unitscale.gemm import rounded as round_both_ways
 from unitscale.gemm.rounded import edge_scales
 from unitscale.graph.capture import TensorNode, body_name, checkpointed, transformed
-from unitscale.recipes import Gemm, Recipe
+from unitscale.recipes import Gemm, Operand, Recipe
 from unitscale.units import saved
 from unitscale.units.assign import Monomial
+from unitscale.units.flow import Flow
 from unitscale.units.hold import hold
 from unitscale.units.ops import GEMM, operands, rule_of
 from unitscale.units.plan import NodePlan, Symbols, plan_node
@@ -117,6 +119,8 @@ class Writer:
         result.meta.update(self.module.meta)  # a checkpointed body has its policy there
         for name, body in self.bodies.items():
             setattr(result, name, body)
+        if isinstance(self.recipe.saved, Operand):
+            Flow(result, self.recipe.saved, is_measured=self.is_measured).write()
         return result
 
     def factor(self, monomial: Monomial) -> fx.Node | None:
@@ -247,7 +251,9 @@ class Writer:
     def saving(self, node: fx.Node, plan: NodePlan) -> tuple[Any, ...] | None:
         """What `saved.saving` is told of a function that saves its input; None if this does not."""
         name, fmt = saved.with_saved_input(node), self.recipe.saved
-        if name is None or fmt is None or not self.symbols.tensors[node].requires_grad:
+        if name is None or not isinstance(fmt, FloatFormat):
+            return None
+        if not self.symbols.tensors[node].requires_grad:
             return None
         units = []
         for x in node.args:
