@@ -220,13 +220,14 @@ def restore(ctx: Any, dtype: torch.dtype, grad: Tensor) -> tuple[list[Any], tupl
     saved = ctx.saved_tensors  # read once: a second time, a checkpoint has no more
     more, parts = saved[: kept.more], saved[kept.more :]
     values: list[Any] = []
+    is_late = dtype.itemsize == 2 or kept.recodes
     for index, use in enumerate(kept.uses):
         encoded = Encoded(*parts[PARTS * index : PARTS * (index + 1)])
         if kept.recodes and index == 1 and encoded.data is not None:
             encoded = encode(in_backward(encoded.data, grad), use)
         value = None if encoded.data is None else take(encoded, use, dtype)
         values.append(
-            in_backward(value, grad) if value is not None and dtype.itemsize == 2 else value
+            in_backward(value, grad) if value is not None and is_late else value
         )
     return values, more
 

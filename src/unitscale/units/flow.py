@@ -121,17 +121,19 @@ class Flow:
     def write_measured(self, region: Region) -> None:
         """The nodes of a region, each with its derivative where the region would have it."""
         graph, points = self.module.graph, dict[fx.Node, fx.Node]()
-        inside, bodies = set(region.nodes), dict[fx.Node, str]()
+        inside, bodies = set(region.nodes), dict[fx.Node, tuple[str, list[fx.Node]]]()
 
         def at(x: fx.Node, before: fx.Node) -> fx.Node:
             """The node of a tensor's point, made when it is asked for: its units are set by then."""
             if x in points:
                 return points[x]
-            there = [at(y, before) for y in x.all_input_nodes] if x in inside else []
+            for y in x.all_input_nodes if x in inside and x not in bodies else ():
+                at(y, before)
             codes = self.codes_of(x, before) if x not in inside and self.is_held(x) else None
             with graph.inserting_before(before):
                 if x in bodies:
-                    body = graph.get_attr(bodies[x])
+                    name, there = bodies[x]
+                    body = graph.get_attr(name)
                     points[x] = graph.call_function(keep.plain, (body, *there))
                 elif x in inside:
                     points[x] = graph.node_copy(x, points.__getitem__)
@@ -154,7 +156,7 @@ class Flow:
                     keep.at_points, (body, len(inputs), *inputs, *there)
                 )
             inside.add(call)
-            bodies[call] = name
+            bodies[call] = name, there
             self.replace(node, call)
 
     def inputs_of(self, region: Region) -> tuple[fx.Node, ...]:

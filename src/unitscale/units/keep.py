@@ -132,7 +132,8 @@ class Again(torch.autograd.Function):
                 points.append(ctx.others[index])
                 continue
             if ctx.is_held[index]:
-                data = in_backward(point((data, scale), ctx.text, dtype), grad)
+                # A compiler would rather keep the scale as it is before it is narrowed.
+                data = point((data, in_backward(scale, grad)), ctx.text, dtype)
             points.append(data.detach().requires_grad_(wanted[index]))
         with torch.enable_grad(), ctx.casting.restored():
             output = ctx.body(*points)

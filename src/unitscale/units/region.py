@@ -236,16 +236,13 @@ def outside(nodes: tuple[fx.Node, ...], inside: set[fx.Node]) -> list[fx.Node]:
 def is_needed(node: fx.Node) -> bool:
     """Whether a tensor would be held for the sake of a region: one that a gradient reaches.
 
-    Parameters and inputs of the graph are there in any case. A tensor without a gradient is a
-    table, a mask or a statistic.
+    Parameters are there in any case. A tensor without a gradient is a table or a mask. An input of
+    the graph counts: nothing but this graph may hold what an earlier one has computed.
     """
     value = value_of(node)
-    return (
-        is_real_float(value)
-        and value.requires_grad
-        and node.op not in ("placeholder", "get_attr")
-        and not (node.op == "placeholder" and is_parameter(node))
-    )
+    if not is_real_float(value) or not value.requires_grad or node.op == "get_attr":
+        return False
+    return node.op != "placeholder" or not is_parameter(node)
 
 
 def count(node: fx.Node) -> Any:
