@@ -226,9 +226,7 @@ def restore(ctx: Any, dtype: torch.dtype, grad: Tensor) -> tuple[list[Any], tupl
         if kept.recodes and index == 1 and encoded.data is not None:
             encoded = encode(in_backward(encoded.data, grad), use)
         value = None if encoded.data is None else take(encoded, use, dtype)
-        values.append(
-            in_backward(value, grad) if value is not None and is_late else value
-        )
+        values.append(in_backward(value, grad) if value is not None and is_late else value)
     return values, more
 
 

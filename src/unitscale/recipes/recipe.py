@@ -268,9 +268,9 @@ def check_saved(name: str, saved: Operand) -> None:
     """
     fits = isinstance(saved.format, FloatFormat) and saved.format.bits <= 8
     is_plain = saved.rounding == "nearest" and saved.transform is None
-    if fits and is_plain and isinstance(saved.scale, Current):
-        if isinstance(saved.granularity, PerTensor | PerBlock):
-            return
+    is_along = isinstance(saved.granularity, PerTensor | PerBlock)
+    if fits and is_plain and is_along and isinstance(saved.scale, Current):
+        return
     raise ValueError(
         f"Recipe {name!r}: saved is {str(saved)!r}; expected 8 bits, a current scale for the "
         "tensor or for groups along its last axis, and nearest, as 'E4M3FN current 1x16'."

@@ -8,6 +8,7 @@ import warnings
 from types import ModuleType
 from typing import Any
 
+from unitscale.units.account import SavedTensor, SavedTensors, saved_tensors
 from unitscale.units.api import (
     apply_recipe,
     backend,
@@ -31,6 +32,8 @@ from unitscale.units.row import UnitRow
 
 __all__ = [
     "INSIDE",
+    "SavedTensor",
+    "SavedTensors",
     "Summary",
     "Unit",
     "UnitRow",
@@ -44,6 +47,7 @@ __all__ = [
     "recalibrate",
     "rows",
     "save_units",
+    "saved_tensors",
     "set_recipe",
     "share_units",
     "summary",

@@ -17,17 +17,15 @@ from torch import Tensor, fx
 from unitscale import gemm
 from unitscale.gemm import ProductFormats
 from unitscale.gemm.operand import Use
+from unitscale.graph.dynamo import example
 from unitscale.graph.name import is_parameter
-from unitscale.recipes import Current, Operand
+from unitscale.recipes import Delayed, Operand
 from unitscale.units import keep
 from unitscale.units.hold import hold
 from unitscale.units.ops import operands, rule_of
-from unitscale.units.region import SAVING, Region, is_needed, name_of, regions, value_of
+from unitscale.units.region import SAVING, Region, is_needed, name_of, regions
 
-__all__ = ["REGION", "Flow"]
-
-REGION = "unitscale_region"
-"""What `meta` says of the call of a region: of how many nodes it is."""
+__all__ = ["Flow"]
 
 POINT = ("unitscale_factors", "example_value")
 """What `meta` says of the copy of a node at its point: nothing is measured there."""
@@ -56,6 +54,7 @@ class Flow:
     codes: dict[fx.Node, fx.Node] = field(default_factory=dict)
     now: dict[fx.Node, fx.Node] = field(default_factory=dict)
     count: int = 0
+    written: int = 0
 
     def write(self) -> None:
         """Hold what the graph saves in few bits."""
@@ -64,6 +63,7 @@ class Flow:
                 continue
             write = self.write_measured if self.is_measured else self.write_region
             write(region)
+            self.written += 1
         self.share()
         self.module.graph.lint()
         self.module.recompile()
@@ -75,7 +75,7 @@ class Flow:
 
     def is_held(self, x: fx.Node) -> bool:
         """Whether an input of a region is held as codes."""
-        value = value_of(x)
+        value = example(x)
         return is_needed(x) and keep.pays(value.shape, value.itemsize, self.text)
 
     def codes_of(self, x: fx.Node, before: fx.Node) -> fx.Node:
@@ -107,7 +107,6 @@ class Flow:
             body = graph.get_attr(name)
             call = graph.call_function(keep.again, (body, self.text, held, *inputs))
         self.replace(root, call)
-        call.meta[REGION] = len(region.nodes)
         for node in reversed(region.nodes[:-1]):
             graph.erase_node(node)
 
@@ -124,7 +123,7 @@ class Flow:
         inside, bodies = set(region.nodes), dict[fx.Node, tuple[str, list[fx.Node]]]()
 
         def at(x: fx.Node, before: fx.Node) -> fx.Node:
-            """The node of a tensor's point, made when it is asked for: its units are set by then."""
+            """The node of a tensor's point, made when asked for: its units are set by then."""
             if x in points:
                 return points[x]
             for y in x.all_input_nodes if x in inside and x not in bodies else ():
@@ -152,9 +151,7 @@ class Flow:
             name = self.attach((node,), inputs)
             with graph.inserting_before(node):
                 body = graph.get_attr(name)
-                call = graph.call_function(
-                    keep.at_points, (body, len(inputs), *inputs, *there)
-                )
+                call = graph.call_function(keep.at_points, (body, len(inputs), *inputs, *there))
             inside.add(call)
             bodies[call] = name, there
             self.replace(node, call)
@@ -167,17 +164,17 @@ class Flow:
         """Let products share the codes of what they take alike, and round weights again."""
         found: dict[tuple[fx.Node, str], list[fx.Node]] = {}
         for node in self.module.graph.nodes:
-            if node.target not in SIDES or not value_of(node).requires_grad:
+            if node.target not in SIDES or not example(node).requires_grad:
                 continue
             x, weight = (node.args[index] for index in SIDES[node.target])
             formats: ProductFormats = node.kwargs["formats"]
-            if value_of(x).dim() < 2 or value_of(weight).dim() != 2:
+            if example(x).dim() < 2 or example(weight).dim() != 2:
                 continue
             if is_own(weight) and may_recode(formats.w_output, formats.w_grad_input):
                 node.kwargs = {**node.kwargs, "recodes": True}
             text = formats.x_output
             if text is not None and text == formats.x_grad_weight and is_shareable(text):
-                found.setdefault((x, text), []).append(node)
+                found.setdefault((same_values(x), text), []).append(node)
         for (x, text), nodes in found.items():
             if len(nodes) < 2:
                 continue
@@ -197,10 +194,20 @@ def is_own(node: fx.Node) -> bool:
 def is_shareable(text: str) -> bool:
     """Whether an operand is found from its tensor alone, the same for every product."""
     operand = Use(text).operand
-    return operand.is_per_tensor and operand.is_shared and isinstance(operand.scale, Current)
+    is_alike = operand.is_per_tensor and operand.is_shared
+    return is_alike and not isinstance(operand.scale, Delayed)
 
 
 def may_recode(*texts: str | None) -> bool:
     """Whether a weight rounded a second time gives what it gave."""
     found = [Use(text).operand for text in texts]
-    return all(isinstance(x.scale, Current) and x.rounding == "nearest" for x in found)
+    return all(not isinstance(x.scale, Delayed) and x.rounding == "nearest" for x in found)
+
+
+def same_values(node: fx.Node) -> fx.Node:
+    """The tensor that a `hold` holds with a factor on its gradient alone."""
+    while node.target is hold and node.args[1] is None:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        node = source
+    return node

@@ -25,7 +25,7 @@ from unitscale.graph.name import is_parameter, op_name
 from unitscale.graph.tensor import checkpointed, is_real_float, transformed
 from unitscale.units.hold import hold
 
-__all__ = ["SAVING", "Region", "is_needed", "name_of", "regions", "value_of"]
+__all__ = ["SAVING", "Region", "is_needed", "name_of", "regions"]
 
 SAVING = frozenset(
     {"pow", "square", "sqrt", "rsqrt", "reciprocal", "exp", "expm1", "log", "log1p", "sin", "cos"}
@@ -69,13 +69,6 @@ class Region:
         return self.nodes[-1]
 
 
-def value_of(node: fx.Node) -> Any:
-    """The example of a node of a rewritten graph: a `hold` has that of what it holds."""
-    while node.target is hold and example(node) is None:
-        node = node.args[0]  # type: ignore[assignment]
-    return example(node)
-
-
 def regions(graph: fx.Graph) -> list[Region]:
     """The regions of a graph, in order of their results; they share no node."""
     return sorted(Finder(graph).found(), key=lambda region: region.root)
@@ -116,8 +109,8 @@ class Finder:
         if node not in self.part or not node.op.startswith("call_"):
             return False
         if node.target is hold:
-            return names is FREE
-        if not is_real_float(value_of(node)) or checkpointed(node) is not None:
+            return names is not SAVING
+        if not is_real_float(example(node)) or checkpointed(node) is not None:
             return False
         if node.kwargs.get("out") is not None or writes_input(node):
             return False
@@ -125,14 +118,14 @@ class Finder:
 
     def is_seed(self, node: fx.Node) -> bool:
         """Whether autograd holds a tensor for a node that a region need not."""
-        if not self.is_pure(node, SAVING) or not value_of(node).requires_grad:
+        if not self.is_pure(node, SAVING) or not example(node).requires_grad:
             return False
         if is_loss(node):
             return False
-        taken = [x for x in node.all_input_nodes if isinstance(value_of(x), Tensor)]
+        taken = [x for x in node.all_input_nodes if isinstance(example(x), Tensor)]
         if name_of(node) not in TWO_SIDED:
             return True
-        given = [x for x in taken if value_of(x).requires_grad]
+        given = [x for x in taken if example(x).requires_grad]
         if name_of(node) in ("mul", "multiply"):
             return len(given) > 1 or occurrences(node, given) > 1
         return len(node.args) > 1 and node.args[1] in given
@@ -211,12 +204,12 @@ def is_loss(node: fx.Node) -> bool:
     """Whether a node's results are only added up to one number, as an error that is squared is."""
     users = [user for user in node.users if user.op != "output"]
     if not users:
-        return value_of(node).dim() == 0
+        return example(node).dim() == 0
     return all(
         user.op.startswith("call_")
         and name_of(user) in FREE
-        and isinstance(value_of(user), Tensor)
-        and (value_of(user).dim() == 0 or is_loss(user))
+        and isinstance(example(user), Tensor)
+        and (example(user).dim() == 0 or is_loss(user))
         for user in users
     )
 
@@ -239,7 +232,7 @@ def is_needed(node: fx.Node) -> bool:
     Parameters are there in any case. A tensor without a gradient is a table or a mask. An input of
     the graph counts: nothing but this graph may hold what an earlier one has computed.
     """
-    value = value_of(node)
+    value = example(node)
     if not is_real_float(value) or not value.requires_grad or node.op == "get_attr":
         return False
     return node.op != "placeholder" or not is_parameter(node)
@@ -247,7 +240,7 @@ def is_needed(node: fx.Node) -> bool:
 
 def count(node: fx.Node) -> Any:
     """The values of a tensor; 0 of what is no tensor."""
-    value = value_of(node)
+    value = example(node)
     return value.numel() if isinstance(value, torch.Tensor) else 0
 
 

@@ -19,6 +19,7 @@ from unitscale.gemm import ProductFormats
 from unitscale.gemm import rounded as round_both_ways
 from unitscale.gemm.rounded import edge_scales
 from unitscale.graph.capture import TensorNode, body_name, checkpointed, transformed
+from unitscale.graph.dynamo import example, set_example
 from unitscale.recipes import Gemm, Operand, Recipe
 from unitscale.units import saved
 from unitscale.units.assign import Monomial
@@ -51,10 +52,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A rewritten graph: its first input is the vector of the numbers of `factors`, in order."""
+    """A rewritten graph: its first input is the vector of the numbers of `factors`, in order.
+
+    Args:
+        holds: how many ops or regions between products hold their inputs in few bits.
+    """
 
     module: fx.GraphModule
     factors: list[Monomial]
+    holds: int
 
 
 def rewrite(
@@ -79,7 +85,7 @@ def rewrite(
     factors: dict[Monomial, int] = {}
     writer = Writer(module, recipe, symbols, factors, rounded, slots, is_measured=is_measured)
     rewritten = writer.run()
-    return Rewritten(rewritten, list(factors))
+    return Rewritten(rewritten, list(factors), writer.holds)
 
 
 class Writer:
@@ -100,6 +106,7 @@ class Writer:
         self.is_body = is_body
         self.module, self.recipe, self.symbols, self.factors = module, recipe, symbols, factors
         self.rounded, self.slots, self.is_measured = rounded, slots, is_measured
+        self.holds = 0
         self.slot_count = sum(map(len, slots.values()))
         self.exact = not recipe.rounds and recipe.activations is None
         self.graph = fx.Graph()
@@ -120,7 +127,9 @@ class Writer:
         for name, body in self.bodies.items():
             setattr(result, name, body)
         if isinstance(self.recipe.saved, Operand):
-            Flow(result, self.recipe.saved, is_measured=self.is_measured).write()
+            flow = Flow(result, self.recipe.saved, is_measured=self.is_measured)
+            flow.write()
+            self.holds += flow.written
         return result
 
     def factor(self, monomial: Monomial) -> fx.Node | None:
@@ -146,6 +155,7 @@ class Writer:
         factors = (self.factor(fwd), self.factor(bwd), self.exact)
         held = self.graph.call_function(hold, (x, *factors))
         held.meta[FACTORS] = (fwd, bwd)
+        set_example(held, example(x))
         return held
 
     def write(self, node: fx.Node) -> None:
@@ -218,6 +228,7 @@ class Writer:
         copy = self.copy(node, lambda x: self.edge(x, plan))
         if saving is not None:
             copy.target, copy.args = saved.saving, (*saving, *copy.args)
+            self.holds += 1
         body = checkpointed(node)
         if body is not None:
             # The body reads the same vector of factors, as its first input.
@@ -232,6 +243,7 @@ class Writer:
                 is_body=True,
             )
             self.bodies[body_name(node)] = writer.run()
+            self.holds += writer.holds
             copy.args = (copy.args[0], self.vector, *copy.args[1:])
         if rule_of(node).kind == "sum":
             self.mark_sum(copy, self.symbols.s.get(node))
