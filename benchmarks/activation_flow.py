@@ -52,6 +52,7 @@ class LlamaBlock(nn.Module):
         self.positions = LlamaRotaryEmbedding(config)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layer at positions 0, 1, 2, ..."""
         ids = torch.arange(x.shape[1])[None]
         return self.layer(x, position_embeddings=self.positions(x, ids))
 
@@ -82,6 +83,7 @@ def held_by(
     del output
     with us.saved_tensors(block) as held:
         output = block(x)
+    del output
     return saved.bytes, held
 
 

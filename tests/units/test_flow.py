@@ -201,7 +201,8 @@ def massive() -> Tensor:
 
 def test_groups_are_better_than_one_scale_for_a_tensor() -> None:
     """The ablation of the paper: the gradient of a norm, of the tokens that are not large."""
-    x, grad = massive().requires_grad_(), torch.randn(32, 64)
+    x = massive().requires_grad_()
+    grad = torch.randn(32, 64, generator=torch.Generator().manual_seed(1))
 
     def gradient(text: str) -> Tensor:
         y = again(lambda t: F.rms_norm(t, (64,)), text, (codes(x, text),), x)
@@ -214,7 +215,7 @@ def test_groups_are_better_than_one_scale_for_a_tensor() -> None:
         for text in (GROUPS, "E4M3FN current")
     )
     # Beside 2^16 a value of 1 is at 448 / 2^16 / 3 = 2^-9, where a step of E4M3FN is 2^-9 too.
-    assert groups < 2**-4  # the bound of one value
+    assert groups < 2**-6
     assert tensor > 4 * groups
 
 
