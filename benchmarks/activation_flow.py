@@ -1,23 +1,21 @@
 """What recipe "coat" holds between forward and backward, against BF16 and other recipes.
 
-    python benchmarks/activation_flow.py [--json FILE]
+    python benchmarks/activation_flow.py [--quick] [--threads 1] [--json FILE]
 
 One block of a Llama (transformers' own, hidden size 512, 8/3 of that in the MLP, 2 x 256 tokens)
-and a GPT block, both in BF16, on the CPU, eager: bytes that autograd saves in the forward pass,
+and a GPT block, both in BF16, on the CPU: bytes that autograd saves in the forward pass,
 each storage once, parameters apart. 1 U is tokens x hidden size x 2 bytes, in which the paper's
 table of a layer counts: 22.66 U in BF16 and 13.33 U by COAT (0.59). The goal is 0.62 or less. Then
 the list of what is held, by op and dtype, and why what is left is in 16 bits.
 """
 
-import argparse
-import json
-import platform
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
+import paired
 import torch
 from gpt_block import Block
+from paired import Row
 from torch import Tensor, nn
 
 import unitscale as us
@@ -67,15 +65,22 @@ CASES: dict[str, Recipe | None] = {
 }
 
 
+COMPILERS = {"eager": "eager", "compiled": "aot_eager_decomp_partition"}
+"""What decides what is saved: the ops themselves, or inductor's partitioner, whose result this
+backend runs uncompiled."""
+
+
 def held_by(
-    kind: type[nn.Module], recipe: Recipe | None, inner: str, *arguments: Any
+    make: Callable[[], nn.Module], recipe: Recipe | None, backend: str
 ) -> tuple[int, us.units.SavedTensors]:
-    """Bytes of a block's forward pass, and the list."""
+    """Bytes of a block's forward pass, and the list of them."""
     torch.manual_seed(0)
     torch.compiler.reset()
-    block = kind(*arguments).bfloat16()
+    block = make().bfloat16()
     if recipe is not None:
-        us.apply_recipe(block, recipe, inner=inner)
+        us.apply_recipe(block, recipe, inner=backend)
+    elif backend != "eager":
+        block.compile(backend=backend)
     x = torch.randn(BATCH, LENGTH, WIDTH, dtype=torch.bfloat16, requires_grad=True)
     block(x).sum().backward()
     with saved_for_backward(block) as saved:
@@ -84,45 +89,44 @@ def held_by(
     with us.saved_tensors(block) as held:
         output = block(x)
     del output
+    assert held.bytes == saved.bytes
     return saved.bytes, held
 
 
+def rows_of(name: str, make: Callable[[], nn.Module]) -> list[Row]:
+    """A row for each recipe and compiler, as shares of BF16 under the same compiler."""
+    rows: list[Row] = []
+    for compiler, backend in COMPILERS.items():
+        found = {case: held_by(make, recipe, backend) for case, recipe in CASES.items()}
+        base = found["BF16"][0]
+        for case, (size, held) in found.items():
+            note = f"{size / 2**20:.2f} MiB, {size / UNIT:.2f} U"
+            note += f", {held.share_in_few_bits:.0%} in values of a byte"
+            share = size / base
+            rows.append(
+                Row(
+                    case=f"{name}, {compiler}: {case}",
+                    measure="of BF16's bytes",
+                    median=share,
+                    low=share,
+                    high=share,
+                    rounds=1,
+                    note=note,
+                )
+            )
+    return rows
+
+
 def main() -> None:
-    """Print the table, and the list for COAT."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{platform.machine()}, torch {torch.__version__}, unitscale {us.__version__}\n")
-    rows: list[dict[str, Any]] = []
-    for name, kind, arguments in (("Llama", LlamaBlock, ()), ("GPT", Block, (WIDTH,))):
-        base = 0
-        for case, recipe in CASES.items():
-            for inner in ("eager", "aot_eager_decomp_partition"):
-                if recipe is None and inner != "eager":
-                    continue
-                found, held = held_by(kind, recipe, inner, *arguments)
-                base = base or found
-                rows.append(
-                    {
-                        "block": name,
-                        "case": case,
-                        "compiler": "eager" if inner == "eager" else "inductor's partitioner",
-                        "bytes": found,
-                        "units": found / UNIT,
-                        "of_bf16": found / base,
-                        "listed": held.bytes,
-                    }
-                )
-                print(
-                    f"{name:6} {case:27} {rows[-1]['compiler']:24} {found / 2**20:7.2f} MiB "
-                    f"{found / UNIT:6.2f} U  {found / base:.3f} of BF16"
-                )
-                if (name, case, inner) == ("Llama", "coat", "eager"):
-                    listing = str(held)
-    print(f"\n{listing}")
-    if given.json is not None:
-        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+    """Measure and print, with the list of what COAT holds of a Llama block."""
+    options = paired.arguments(__doc__).parse_args()
+    torch.set_num_threads(options.threads)
+    blocks: dict[str, Callable[[], nn.Module]] = {"Llama": LlamaBlock}
+    if not options.quick:
+        blocks["GPT"] = lambda: Block(WIDTH)
+    rows = [row for name, make in blocks.items() for row in rows_of(name, make)]
+    paired.report("Held between forward and backward, one block in BF16", rows, options.json)
+    print(f"\n{held_by(LlamaBlock, COAT, 'eager')[1]}")
 
 
 if __name__ == "__main__":
