@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from unitscale.formats import FloatFormat
+from unitscale.gemm import rounded
 from unitscale.graph.dynamo import example
 from unitscale.graph.engine import calling_module
 from unitscale.graph.name import module_path, op_name
@@ -256,6 +257,8 @@ class Audit:
         assert self.recipe is not None
         if node.target in PRODUCTS:
             return f"the recipe takes it so: {node.kwargs['formats']}"
+        if any(x.target is rounded for x in node.all_input_nodes):
+            return "its operands are rounded on their way in, and the op holds what it is given"
         found = multiplied(node, self.recipe, None, prefix=self.at.prefix)
         why = "of a product in full precision" if found is None else found.why
         if rule_of(node).kind == "attention":

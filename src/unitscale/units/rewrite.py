@@ -370,7 +370,9 @@ class Writer:
     ) -> fx.Node:
         """`x` with rounding in each direction."""
         given: dict[str, Any] = {} if scales is None else {"scales": scales}
-        return self.graph.call_function(round_both_ways, (x, fwd, bwd), given)
+        rounded = self.graph.call_function(round_both_ways, (x, fwd, bwd), given)
+        set_example(rounded, example(x))
+        return rounded
 
 
 def arguments(node: fx.Node) -> list[fx.Node]:
