@@ -3,7 +3,7 @@
 A small Llama (2 layers of width 128) is trained in FP32 for 200 steps on source text, with 2 seeds.
 Then its gradient on 3 batches is compared with the exact one, all parameters together, with
 products in full precision and what lies between them held in several ways; and the same with one
-byte's embedding 2^14 times as long, which is what the "massive" tokens of large models look like to
+byte's embedding 2^18 times as long, which is what the "massive" tokens of large models look like to
 a norm: there the errors are those of the parameters of the MLPs and of attention alone, on the
 tokens that are not massive. At the end both recipes whole.
 
@@ -25,7 +25,7 @@ from unitscale.recipes import Current, Operand, Recipe, parse, uniform
 
 STEPS, SEEDS, BATCHES = 200, 2, 3
 WIDTH, DEPTH = 128, 2
-MASSIVE = 2.0**14
+MASSIVE = 2.0**18
 
 HELD: dict[str, Operand] = {
     "1x16, as COAT": Operand(E4M3FN, Current(), PerBlock(16)),
