@@ -33,6 +33,7 @@ SCRIPTS: dict[str, list[str]] = {
     "eager layer": ["eager_layer.py", "--rounds", "9"],
     "units": ["unit_cost.py", "--rounds", "25"],
     "fp8 step": ["fp8_step.py", "--rounds", "9"],
+    "activation flow": ["activation_flow.py"],
 }
 
 HEAD = """# What things cost

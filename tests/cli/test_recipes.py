@@ -38,6 +38,7 @@ def test_json_has_every_recipe(
     ]
     assert rows["nvfp4"]["shared_by"] == "1x16, 16x16"
     assert rows["nvfp4"]["rounds"] == "linear"
+    assert (rows["coat"]["saved"], fp8["saved"]) == ("E4M3FN current 1x16", None)
     assert rows["fp16-loss"]["scale"] == "of the loss: 2048"
     assert rows["fp16-loss-dynamic"]["scale"] == "of the loss: dynamic"
 

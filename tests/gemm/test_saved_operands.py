@@ -1,6 +1,7 @@
 """What each recipe keeps for backward: one copy of a tensor, the one that backward takes."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from gemm.edges import saved_bytes
 from gemm.test_six_operands import FORMATS
 from unitscale import gemm
 from unitscale.formats import BlockFormat, Codec
+from unitscale.gemm import ProductFormats
 from unitscale.gemm.operand import Use, encode, pack, take
 from unitscale.recipes import parse_operand
 
@@ -119,3 +121,46 @@ def test_what_is_packed_is_taken_out_again_to_the_bit(name, along):
         again = take(pack(found, use), use, torch.float32)
         assert torch.equal(again, values)
         assert values.isfinite().all() or "FP16" in text
+
+
+@pytest.mark.parametrize("executor", ["emulated", "scaled_mm"])
+@pytest.mark.parametrize("name", ["linear", "matmul", "addmm"])
+def test_shared_codes_and_a_weight_that_is_rounded_again_change_no_bit(
+    name: str, executor: str
+) -> None:
+    """And hold nothing of their own: the codes are another's, the weight is a parameter."""
+    formats = ProductFormats.of("E4M3FN current", "E5M2 current", executor=executor)
+    torch.manual_seed(0)
+    x = torch.randn(32, 32).to(torch.bfloat16)
+    weight, grad = torch.randn(32, 32).to(torch.bfloat16), torch.randn(32, 32).to(torch.bfloat16)
+    found = pack(encode(x, Use("E4M3FN current")), Use("E4M3FN current"))
+    codes = (found.data, found.scale)
+
+    def run(**sharing: Any) -> tuple[list[Tensor], set[int]]:
+        given = [t.clone().requires_grad_() for t in (x, weight)]
+        held: set[int] = set()
+
+        def note(t: Tensor) -> Tensor:
+            held.add(t.untyped_storage().data_ptr())
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            if name == "addmm":
+                y = gemm.addmm(torch.zeros(32), *given, formats=formats, **sharing)
+            else:
+                y = getattr(gemm, name)(*given, formats=formats, **sharing)
+        grads = torch.autograd.grad(y, given, grad.to(y.dtype))
+        own = {t.untyped_storage().data_ptr() for t in (given[1], *codes) if t is not None}
+        return [y.detach(), *grads], held - own
+
+    want, _ = run()
+    got, more = run(codes=codes, recodes=True)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)
+    assert more == set()
+
+
+def test_sharing_is_refused_where_there_is_no_matrix() -> None:
+    formats = ProductFormats.of("E4M3FN current", "E5M2 current")
+    with pytest.raises(ValueError, match=r"got \(2, 4, 4\) and \(2, 4, 4\)"):
+        gemm.matmul(torch.ones(2, 4, 4), torch.ones(2, 4, 4), formats=formats, recodes=True)

@@ -71,7 +71,7 @@ def test_assert_close_sees_a_difference() -> None:
         assert_close(104, 100)
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "fp8", slow("fp8-current"), slow("mxfp8")])
+@pytest.mark.parametrize("recipe", ["fp32", "fp8", slow("fp8-current"), slow("mxfp8"), "coat"])
 def test_what_is_kept_for_backward_is_what_was_planned(recipe: str) -> None:
     source = Source(name="llama", dtype="fp32", config=LLAMA)
     kept = kept_by(source, parse(recipe), length=LENGTH)

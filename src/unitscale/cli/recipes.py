@@ -97,6 +97,7 @@ def describe(recipe: "Recipe") -> dict[str, Any]:
         "rounds": ", ".join(rule.op for rule in recipe.rules).replace("*", "every product")
         if recipe.rounds
         else "nothing",
+        "saved": None if recipe.saved is None else str(recipe.saved),
         "used_by": recipe.users,
         "source": recipe.source,
         "chosen": list(recipe.chosen),

@@ -25,7 +25,9 @@ from unitscale.gemm.grid import Given, Use, amax_of, codec_of, decoded, grid, sa
 from unitscale.recipes import Current, Operand, PerTensor
 
 __all__ = [
+    "NOT_SHARED",
     "Given",
+    "Sharing",
     "Use",
     "amax_of",
     "encode",
@@ -121,6 +123,23 @@ def take(encoded: Encoded, use: Use, dtype: torch.dtype) -> Tensor:
     return values.mT if use.is_turned else values
 
 
+class Sharing(NamedTuple):
+    """What a product of an input and a weight need not keep by itself.
+
+    Args:
+        codes: data and scale of the input, packed, where several products take it alike: all of
+            them keep this one copy.
+        recodes: keep the weight as it is and round it again in backward. For a parameter, which is
+            there in any case: that holds no byte more.
+    """
+
+    codes: tuple[Tensor, Tensor | None] | None = None
+    recodes: bool = False
+
+
+NOT_SHARED = Sharing()
+
+
 class Saved(NamedTuple):
     """What a product keeps of its operands: how backward takes them, and in which dtypes they came.
 
@@ -128,12 +147,14 @@ class Saved(NamedTuple):
         uses: of each operand in backward.
         dtypes: of each operand.
         more: how many other tensors are kept before them.
+        recodes: whether the last operand was kept as it is.
     """
 
     formats: ProductFormats
     uses: tuple[Use, ...]
     dtypes: tuple[torch.dtype, ...]
     more: int
+    recodes: bool = False
 
 
 PARTS = len(Encoded._fields)
@@ -149,6 +170,7 @@ def save(
     wanted: Sequence[bool] | None = None,
     given: Sequence[Given] | None = None,
     more: Sequence[Tensor | None] = (),
+    sharing: Sharing = NOT_SHARED,
 ) -> list[Tensor]:
     """Round the operands, keep for backward what it takes, and return the values to multiply.
 
@@ -159,21 +181,30 @@ def save(
         given: amaxes and scales, of operands whose scales come from earlier steps.
         more: what else backward reads. A tensor that is kept elsewhere may be written to between
             the passes without a word from autograd.
+        sharing: what is kept elsewhere, of a product of an input and a weight.
     """
     values: list[Tensor] = []
     kept: list[Tensor | None] = []
     for index, (x, (use, then)) in enumerate(zip(operands, uses, strict=True)):
         own = given[index] if given else None
-        encoded = encode(x, use, own)
+        shared = sharing.codes if index == 0 else None
+        encoded = encode(x, use, own) if shared is None else Encoded(*shared)
         if wanted is None or wanted[index]:
-            kept += keep(x, encoded, use, then, own)
+            if sharing.recodes and index == 1:
+                kept += Encoded(x, None)
+            else:
+                kept += keep(x, encoded, use, then, own) if shared is None else encoded
         else:
             kept += [None] * PARTS
         # The values themselves, not those read back from eight bits: the same, and faster.
         kind = x.dtype if dtype is None or not formats.operands else working_dtype(formats, dtype)
         values.append(take(encoded, use, kind))
     ctx.kept = Saved(
-        formats, tuple(u for _, u in uses), tuple(x.dtype for x in operands), len(more)
+        formats,
+        tuple(u for _, u in uses),
+        tuple(x.dtype for x in operands),
+        len(more),
+        sharing.recodes,
     )
     ctx.save_for_backward(*more, *kept)
     return values
@@ -189,12 +220,13 @@ def restore(ctx: Any, dtype: torch.dtype, grad: Tensor) -> tuple[list[Any], tupl
     saved = ctx.saved_tensors  # read once: a second time, a checkpoint has no more
     more, parts = saved[: kept.more], saved[kept.more :]
     values: list[Any] = []
+    is_late = dtype.itemsize == 2 or kept.recodes
     for index, use in enumerate(kept.uses):
         encoded = Encoded(*parts[PARTS * index : PARTS * (index + 1)])
+        if kept.recodes and index == 1 and encoded.data is not None:
+            encoded = encode(in_backward(encoded.data, grad), use)
         value = None if encoded.data is None else take(encoded, use, dtype)
-        values.append(
-            in_backward(value, grad) if value is not None and dtype.itemsize == 2 else value
-        )
+        values.append(in_backward(value, grad) if value is not None and is_late else value)
     return values, more
 
 

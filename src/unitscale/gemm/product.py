@@ -20,6 +20,7 @@ from unitscale.gemm.derivative import first_order
 from unitscale.gemm.executor import choose, without_fp8
 from unitscale.gemm.formats import ProductFormats
 from unitscale.gemm.operand import (
+    Sharing,
     Use,
     amax_of,
     encode,
@@ -114,6 +115,7 @@ class LinearProduct(torch.autograd.Function):
         bias: Tensor | None,
         formats: ProductFormats,
         scales: Tensor | None,
+        sharing: Sharing,
     ) -> Tensor:
         dtype = result_dtype(x)
         given = given_scales(scales, (x, weight))
@@ -121,11 +123,16 @@ class LinearProduct(torch.autograd.Function):
             (Use(formats.x_output), Use(formats.x_grad_weight, -2)),
             (Use(formats.w_output), Use(formats.w_grad_input, -2)),
         )
-        more = () if given is None else (scales, given[0].amax, given[1].amax)
-        wanted = ctx.needs_input_grad[1::-1]
-        operands = (x, weight)
         left, right = save(
-            ctx, formats, operands, uses, dtype=dtype, wanted=wanted, given=given, more=more
+            ctx,
+            formats,
+            (x, weight),
+            uses,
+            dtype=dtype,
+            wanted=ctx.needs_input_grad[1::-1],
+            given=given,
+            more=() if given is None else (scales, given[0].amax, given[1].amax),
+            sharing=sharing,
         )
         if formats.executor != "bf16" and not formats.is_scaled:
             return owned(round_sum(F.linear(left, right, bias), formats))
@@ -159,7 +166,7 @@ class LinearProduct(torch.autograd.Function):
             grad_bias = grad.sum(0)
         if more:
             grad_scales = torch.stack([*more[1:], gradient.amax])
-        return grad_x, grad_weight, grad_bias, None, grad_scales
+        return grad_x, grad_weight, grad_bias, None, grad_scales, None
 
 
 class MatmulProduct(torch.autograd.Function):
@@ -216,6 +223,8 @@ def linear(
     formats: ProductFormats,
     factors: Factors | None = None,
     scales: Tensor | None = None,
+    codes: tuple[Tensor, Tensor | None] | None = None,
+    recodes: bool = False,
 ) -> Tensor:
     """`F.linear` in low precision: x [..., k], weight [n, k], bias [n] -> [..., n].
 
@@ -227,6 +236,7 @@ def linear(
             multiplied by, each on its own.
         scales: float32 [3], where scales come from earlier steps: of x, weight and the output's
             gradient, 0 where there is none yet. The gradient that it gets is their three amaxes.
+        codes, recodes: see `operand.Sharing`; the codes are of x as it is given.
     Raises:
         ValueError: the executor cannot run here; factors with another executor.
     """
@@ -234,15 +244,21 @@ def linear(
     if factors is not None and formats.executor != "scaled_mm":
         raise ValueError(f"linear: factors are for 'scaled_mm', not {formats.executor!r}")
     # Its leading axes as one: over them is the contraction of grad_weight.
-    rows = x.flatten(0, -2) if x.dim() > 2 else x.unsqueeze(0) if x.dim() == 1 else x
+    rows = in_rows(x)
+    sharing = Sharing(codes and (in_rows(codes[0]), codes[1]), recodes)
     if formats.executor == "scaled_mm":
         given = factors or NO_FACTORS
-        output = ScaledProduct.apply(rows, weight, bias, given, formats, scales)
+        output = ScaledProduct.apply(rows, weight, bias, given, formats, scales, sharing)
     else:
-        output = LinearProduct.apply(rows, weight, bias, formats, scales)
+        output = LinearProduct.apply(rows, weight, bias, formats, scales, sharing)
     if x.dim() == 2:
         return output
     return output.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def in_rows(x: Tensor) -> Tensor:
+    """A tensor as a matrix of its rows, which a vector is one of."""
+    return x.flatten(0, -2) if x.dim() > 2 else x.unsqueeze(0) if x.dim() == 1 else x
 
 
 def matmul(
@@ -252,22 +268,40 @@ def matmul(
     formats: ProductFormats,
     factors: Factors | None = None,
     scales: Tensor | None = None,
+    codes: tuple[Tensor, Tensor | None] | None = None,
+    recodes: bool = False,
 ) -> Tensor:
     """`torch.matmul` in low precision: a [..., m, k], b [..., k, n], either of them a vector [k].
 
     A vector is rounded as the matrix of one row (as `a`) or one column (as `b`) that it stands for.
     A product with a matrix is a `linear`, with its `factors`; `torch._scaled_mm` has no others.
 
+    Args:
+        codes, recodes: as of `linear`, where b is a matrix.
     Raises:
-        ValueError: as `linear`; factors where neither operand is a matrix or a vector.
+        ValueError: as `linear`; factors where neither operand is a matrix or a vector; codes or
+            recodes where b is no matrix.
     """
+    if (codes is not None or recodes) and (a.dim() < 2 or b.dim() != 2):
+        raise ValueError(
+            "matmul: codes and recodes are for products with a matrix on the right; "
+            f"got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
     if b.dim() == 1:
         return matmul(a, b[:, None], formats=formats, factors=factors, scales=scales).squeeze(-1)
     if a.dim() == 1:
         return matmul(a[None], b, formats=formats, factors=factors, scales=scales).squeeze(-2)
     # A matrix shared by a batch has one gradient product, not one a sample and then a sum of them.
     if a.dim() >= 2 and b.dim() == 2:
-        return linear(a, b.mT, formats=formats, factors=factors, scales=scales)
+        return linear(
+            a,
+            b.mT,
+            formats=formats,
+            factors=factors,
+            scales=scales,
+            codes=codes,
+            recodes=recodes,
+        )
     if a.dim() == 2 and b.dim() >= 2:
         swapped = None if factors is None else (factors[0], factors[2], factors[1])
         turned = None if scales is None else scales[[1, 0, 2]]
@@ -293,6 +327,11 @@ def addmm(
     formats: ProductFormats,
     factors: Factors | None = None,
     scales: Tensor | None = None,
+    codes: tuple[Tensor, Tensor | None] | None = None,
+    recodes: bool = False,
 ) -> Tensor:
     """`torch.addmm` in low precision: bias [n] or [m, n], a [m, k], b [k, n] -> [m, n]."""
-    return bias + matmul(a, b, formats=formats, factors=factors, scales=scales)
+    product = matmul(
+        a, b, formats=formats, factors=factors, scales=scales, codes=codes, recodes=recodes
+    )
+    return bias + product

@@ -24,10 +24,12 @@ from unitscale.gemm.layout import in_rows, lay
 from unitscale.gemm.operand import (
     PARTS,
     Given,
+    Sharing,
     Use,
     amax_of,
     encode,
     given_scales,
+    in_backward,
     keep,
     pack,
     result_dtype,
@@ -56,14 +58,20 @@ class ScaledProduct(torch.autograd.Function):
         factors: Factors,
         formats: ProductFormats,
         scales: Tensor | None,
+        sharing: Sharing,
     ) -> Tensor:
         given = given_scales(scales, (x, weight))
         dtype = result_dtype(x)
         ctx.plan = plan(formats, dtype, x.device)
         ctx.formats, ctx.dtypes = formats, (x.dtype, weight.dtype)
         wants_x, wants_weight, *_ = ctx.needs_input_grad  # each from the other operand
-        left = operand(x, *uses_of_input(formats), given[0] if given else None, wants_weight)
-        right = operand(weight, *uses_of_weight(formats), given[1] if given else None, wants_x)
+        ctx.recodes = sharing.recodes
+        codes = sharing.codes and Encoded(*sharing.codes)
+        own = given or (None, None)
+        left = operand(x, *uses_of_input(formats), own[0], wants_weight, codes)
+        right = operand(weight, *uses_of_weight(formats), own[1], wants_x)
+        if sharing.recodes and wants_x:
+            right = right[0], Encoded(weight, None)
         more = () if given is None else (scales, given[0].amax, given[1].amax)
         output_factor, *grad_factors = factors
         ctx.save_for_backward(*left[1], *right[1], *grad_factors, *more)
@@ -92,7 +100,10 @@ class ScaledProduct(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = grad_scales = g = None
         if ctx.needs_input_grad[0]:
             g = pack(encode(grad, by_input, own), by_input)
-            right = weight, uses_of_weight(formats)[1]
+            use = uses_of_weight(formats)[1]
+            if ctx.recodes:
+                weight = pack(encode(in_backward(weight.data, grad), use), use)
+            right = weight, use
             grad_x = multiply(
                 (g, by_input), right, x_factor, formats, grad.dtype, ways.grad_input
             ).to(ctx.dtypes[0])
@@ -113,7 +124,7 @@ class ScaledProduct(torch.autograd.Function):
             grad_bias = grad.sum(0)
         if more:
             grad_scales = torch.stack([*more[1:], amax_of(grad) if own is None else own.amax])
-        return grad_x, grad_weight, grad_bias, None, None, grad_scales
+        return grad_x, grad_weight, grad_bias, None, None, grad_scales, None
 
 
 def uses_of_input(formats: ProductFormats) -> tuple[Use, Use]:
@@ -127,9 +138,20 @@ def uses_of_weight(formats: ProductFormats) -> tuple[Use, Use]:
 
 
 def operand(
-    x: Tensor, use: Use, then: Use, given: Given | None, is_kept: bool
+    x: Tensor,
+    use: Use,
+    then: Use,
+    given: Given | None,
+    is_kept: bool,
+    codes: Encoded | None = None,
 ) -> tuple[Encoded, Encoded]:
-    """An operand as the output takes it, and what backward keeps of it: packed, or nothing."""
+    """An operand as the output takes it, and what backward keeps of it: packed, or nothing.
+
+    Args:
+        codes: it, packed already; for an operand that both products take alike.
+    """
+    if codes is not None:
+        return codes, codes if is_kept else Encoded(None, None)  # type: ignore[arg-type]
     found = encode(x, use, given)
     now = pack(found, use)
     if not is_kept:

@@ -116,6 +116,7 @@ def tensorwise() -> list[Recipe]:
             users="Transformer Engine, first",
             source=f"{TRANSFORMER_ENGINE}: DelayedScaling; Micikevicius et al., arXiv 2209.05433",
         ),
+        coat(),
         amax("fp8-amax", E4M3FN, E5M2),
         amax("fp8-amax-fnuz", E4M3FNUZ, E5M2FNUZ),
         cscale(),
@@ -143,6 +144,24 @@ def amax(name: str, value: FloatFormat, gradient: FloatFormat) -> Recipe:
         rules=linear_alone(Gemm.of(Operand(value, scale), Operand(gradient, below))),
         users="Graphcore: FP8-AMAX",
         source=f"{PEREZ}: FP8-AMAX",
+    )
+
+
+def coat() -> Recipe:
+    """COAT's activation flow: what is held between forward and backward is in 8 bits.
+
+    Linear layers by one scale for each tensor; the inputs of norms, activations and gates in groups
+    of 16 along the features; attention in the dtype of the model, because its kernel reads q, k, v
+    and its output again.
+    """
+    return Recipe(
+        name="coat",
+        rules=linear_alone(Gemm.of(Operand(E4M3FN, Current()), Operand(E5M2, Current()))),
+        saved=Operand(E4M3FN, Current(), PerBlock(16)),
+        optimizer="coat",
+        users="NVIDIA: COAT",
+        source="Xi et al., COAT: Compressing Optimizer States and Activation for "
+        "Memory-Efficient FP8 Training, arXiv 2410.19313, section 5",
     )
 
 

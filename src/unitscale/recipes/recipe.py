@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from unitscale.formats import FloatFormat
+from unitscale.formats.granularity import PerBlock, PerTensor
 from unitscale.recipes.operand import AS_IS, Cast, Constant, Current, Delayed, Operand, Scale, Unit
 from unitscale.recipes.rule import Gemm, Rule
 
@@ -35,9 +36,12 @@ class Recipe:
             one that no rule matches keeps full precision.
         activations: format every tensor between products is held in, and its gradient; None
             holds them in the dtype of the model. Needs units to be safe.
-        saved: format in which element-wise functions (GELU, SiLU, products of two tensors) save
-            their inputs for backward; None saves them as they are. Operands of matrix products are
-            saved as the product takes them in any case. Needs units to be safe.
+        saved: what is held for backward outside of products; None holds it as it is. A format
+            has element-wise functions (GELU, SiLU, products of two tensors) save their inputs in
+            it, and needs units to be safe. An `Operand` with a computed scale holds the inputs of
+            norms and of element-wise functions so, once for all that take a tensor, and has
+            weights rounded again in backward. Operands of matrix products are saved as the product
+            takes them in any case.
         optimizer: name of the optimizer states that go with it; the optimizer is told by itself.
         collectives: likewise, of gradients between processes.
         loss_scale: a static factor on the loss, or "dynamic" (doubled and halved as overflows come
@@ -63,7 +67,7 @@ class Recipe:
     name: str
     rules: tuple[Rule, ...]
     activations: FloatFormat | None
-    saved: FloatFormat | None
+    saved: FloatFormat | Operand | None
     optimizer: str | None
     collectives: str | None
     loss_scale: float | Literal["dynamic"] | None
@@ -80,7 +84,7 @@ class Recipe:
         name: str,
         rules: tuple[Rule, ...] = (),
         activations: FloatFormat | None = None,
-        saved: FloatFormat | None = None,
+        saved: FloatFormat | Operand | None = None,
         optimizer: str | None = None,
         collectives: str | None = None,
         loss_scale: float | Literal["dynamic"] | None = None,
@@ -146,10 +150,14 @@ class Recipe:
                 raise TypeError(f"Recipe {self.name!r}: {name} is {value!r}; expected {wanted}.")
         for name in ("activations", "saved"):
             value = getattr(self, name)
+            if name == "saved" and isinstance(value, Operand):
+                check_saved(self.name, value)
+                continue
             if not isinstance(value, FloatFormat | None):
+                also = ", an Operand with a computed scale" if name == "saved" else ""
                 raise TypeError(
                     f"Recipe {self.name!r}: {name} is {value!r}; expected a FloatFormat, such as "
-                    "unitscale.formats.FP16, or None."
+                    f"unitscale.formats.FP16{also}, or None."
                 )
             if value is not None:
                 Operand(value)  # refuses a format without sign or zero, or of another name
@@ -255,6 +263,8 @@ class Recipe:
         if self.fused:
             groups = "; ".join(", ".join(names) for names in self.fused)
             lines.append(f"  weights side by side share one unit: {groups}")
+        if self.saved is not None:
+            lines.append(f"  held for backward outside of products: {self.saved}")
         if self.loss_scale is not None:
             lines.append(f"  loss scale: {self.loss_scale}")
         if self.source:
@@ -278,6 +288,24 @@ class Recipe:
 def are_names(names: tuple[Any, ...]) -> bool:
     """Whether these are two names or more."""
     return len(names) > 1 and all(isinstance(name, str) for name in names)
+
+
+def check_saved(name: str, saved: Operand) -> None:
+    """Refuse an operand by which nothing could be held between forward and backward.
+
+    Raises:
+        ValueError: its scale is not computed from the tensor, or its values take more than a byte,
+            are drawn at random or lie in two dimensions.
+    """
+    fits = isinstance(saved.format, FloatFormat) and saved.format.bits <= 8
+    is_plain = saved.rounding == "nearest" and saved.transform is None
+    is_along = isinstance(saved.granularity, PerTensor | PerBlock)
+    if fits and is_plain and is_along and isinstance(saved.scale, Current):
+        return
+    raise ValueError(
+        f"Recipe {name!r}: saved is {str(saved)!r}; expected 8 bits, a current scale for the "
+        "tensor or for groups along its last axis, and nearest, as 'E4M3FN current 1x16'."
+    )
 
 
 def uniform(

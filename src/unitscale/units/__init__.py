@@ -8,6 +8,7 @@ import warnings
 from types import ModuleType
 from typing import Any
 
+from unitscale.units.account import SavedTensor, SavedTensors, saved_tensors
 from unitscale.units.api import (
     apply_recipe,
     backend,
@@ -34,6 +35,8 @@ from unitscale.units.row import UnitRow
 __all__ = [
     "INSIDE",
     "LayerUnit",
+    "SavedTensor",
+    "SavedTensors",
     "Summary",
     "Unit",
     "UnitRow",
@@ -51,6 +54,7 @@ __all__ = [
     "recipe_of",
     "rows",
     "save_units",
+    "saved_tensors",
     "set_recipe",
     "share_units",
     "summary",

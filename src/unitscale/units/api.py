@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unitscale.formats import FloatFormat
 from unitscale.graph.engine import compiled_call
-from unitscale.recipes import Recipe, parse
+from unitscale.recipes import Operand, Recipe, parse
 from unitscale.units.forward import attach, detach, require_session, session_of
 from unitscale.units.overview import Summary, summarize
 from unitscale.units.placing import (
@@ -40,7 +40,7 @@ def unit_scale(
     remeasure: Remeasure = "geometric",
     skip: Skip = (),
     activations: FloatFormat | None = None,
-    saved: FloatFormat | None = None,
+    saved: FloatFormat | Operand | None = None,
 ) -> M:
     """Hold every tensor of an existing model at RMS about 1, with products in low precision.
 
@@ -61,8 +61,10 @@ def unit_scale(
             whether to skip it.
         activations: a format, FP16 say, that every tensor between products is rounded to, and
             its gradient; None leaves them in the model's dtype.
-        saved: a format, E4M3FN say, in which element-wise functions save their inputs for
-            backward: less memory, and a gradient that is off by a few percent there.
+        saved: what is held between forward and backward outside of products: a format, E4M3FN
+            say, in which element-wise functions save their inputs at their units; or an `Operand`
+            with a scale that is computed, in which those and norms do, as in recipe "coat". Less
+            memory, and a gradient that is off by a few percent there.
 
     Raises:
         TypeError: not a module. ValueError: already compiled or scaled, unknown recipe, a pattern

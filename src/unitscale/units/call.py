@@ -17,6 +17,7 @@ from unitscale.units.amax import DelayedRun
 from unitscale.units.measurement import Measurement
 from unitscale.units.observe import Reader, UnitsInForce
 from unitscale.units.store import UnitStore
+from unitscale.units.watching import At
 
 __all__ = ["Call", "Terms"]
 
@@ -87,6 +88,7 @@ class Terms:
         self.calls = max(store.adopted_at.values(), default=0)
         self.call: Call | None = None
         self.observer: Observer | None = None
+        self.at: At | None = None  # told where each graph is, while somebody watches
         self.arrived: list[Measurement] = []
         self.arrived_amaxes: dict[DelayedRun, Tensor] = {}
         self.begun: dict[DelayedRun, None] = {}

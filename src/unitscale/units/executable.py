@@ -1,6 +1,7 @@
 """A captured graph that runs: measured at some steps, as rewritten at the others."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from unitscale.units.observe import MeasuringStep, UnitsInForce
 from unitscale.units.ops import rule_of
 from unitscale.units.products import gemm_at, rule_at, skips_at
 from unitscale.units.program import Program, numbers
+from unitscale.units.watching import Watched
 
 __all__ = ["Executable", "Place"]
 
@@ -260,12 +262,23 @@ class Executable:
         else:
             if remembers:
                 terms.remember(call.graph_runs, key, self.identity(args), vector)
-            result = program.run(vector, *args)
+            result = self.ordinary(place, vector, args)
         if waiting is not None:
             for x in result:
                 if isinstance(x, Tensor) and x.requires_grad:
                     x.register_hook(partial(terms.note_backward, waiting))
         return result
+
+    def ordinary(self, place: Place, vector: Tensor, args: Sequence[Any]) -> Any:
+        """The graph as rewritten; node by node while somebody watches, unless it is compiled."""
+        program, at = place.program, self.terms.at
+        if at is None:
+            return program.run(vector, *args)
+        is_compiled = program.compiled is not None
+        with at.inside(place.prefix, vector, compiled=is_compiled):
+            if is_compiled:
+                return program.run(vector, *args)
+            return Watched(program.eager_module, at).run(vector, *args)
 
     def replayed(self, call: Call, key: Hashable, args: Sequence[Any]) -> Any:
         """How the graph ran when the call was made that is computed again now; None: it was not.
@@ -319,7 +332,9 @@ class Executable:
         if terms.observer is not None:
             readers.append(terms.observer(place.prefix))
         units.vector = vector
-        result = MeasuringStep(program.measured, units, readers).run(vector, *args)
+        at = terms.at
+        with nullcontext() if at is None else at.inside(place.prefix, vector, measures=True):
+            result = MeasuringStep(program.measured, units, readers, at).run(vector, *args)
         call.measured |= measures and self.training
         if measures and not self.training:
             terms.store.adopt(

@@ -254,6 +254,7 @@ class ScaledForward:
             self.listen_beside(model, args)
         session.warn_of_plain(type(model).__name__)
         session.warn_of_unused_rules(type(model).__name__)
+        session.warn_of_nothing_held(type(model).__name__)
 
     def listen_beside(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Have each parameter that no graph took say so if a gradient reaches it all the same.

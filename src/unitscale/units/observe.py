@@ -31,6 +31,7 @@ from unitscale.units.assign import Monomial, Unit, assign
 from unitscale.units.hold import hold, measured_hold, number, times
 from unitscale.units.measurement import Watch
 from unitscale.units.rewrite import DEFINES, FACTOR, FACTORS, SHOWS, SUM, Shown
+from unitscale.units.watching import At, observed
 
 __all__ = ["CallReader", "MeasuringStep", "Reader", "UnitsInForce"]
 
@@ -231,14 +232,19 @@ class MeasuringStep(fx.Interpreter):
         units: those in force, shared by the graph and the bodies of its checkpoints.
         readers: get each tensor as it is held, and its gradient when that comes. None of them in a
             recomputation, which finds every unit set.
+        at: is told which node runs.
     """
 
     def __init__(
-        self, module: fx.GraphModule, units: UnitsInForce, readers: Sequence[Reader]
+        self,
+        module: fx.GraphModule,
+        units: UnitsInForce,
+        readers: Sequence[Reader],
+        at: At | None = None,
     ) -> None:
         super().__init__(module)
         self.extra_traceback = False  # an error of the model's is not ours to explain
-        self.units, self.readers = units, readers
+        self.units, self.readers, self.at = units, readers, at
 
     def run(self, *args: Any) -> Any:  # type: ignore[override]
         """Run the graph; nothing of it is kept, or hooks and results would keep each other."""
@@ -249,7 +255,7 @@ class MeasuringStep(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node, with its factors as numbers, and show the tensor that it holds."""
-        value = self.compute(n)
+        value = observed(self.at, n, self.env, self.compute)
         shown: Shown | None = n.meta.get(SHOWS)
         if self.readers and shown is not None and isinstance(value, Tensor):
             self.show(shown, value)

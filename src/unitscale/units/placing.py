@@ -12,7 +12,7 @@ from torch import nn
 from unitscale.formats import FloatFormat
 from unitscale.gemm import ProductFormats, choose
 from unitscale.graph.place import alias_patterns
-from unitscale.recipes import Recipe, Rule
+from unitscale.recipes import Operand, Recipe, Rule
 
 __all__ = [
     "NOTHING",
@@ -48,7 +48,7 @@ class Beside:
 
     skips: tuple[Skipped, ...] = ()
     activations: FloatFormat | None = None
-    saved: FloatFormat | None = None
+    saved: FloatFormat | Operand | None = None
 
 
 NOTHING = Beside()

@@ -72,6 +72,7 @@ class Program:
         self.find_slots()
         written = self.rewritten()
         self.factors, self.rewritten_module = written.factors, written.module
+        self.holds = written.holds
         self.compiled: Run | None = None
 
     def find_slots(self) -> None:
@@ -146,14 +147,19 @@ class Program:
     @cached_property
     def eager(self) -> Run:
         """The same without a compiler, which may have changed the graph that it was given."""
-        fresh = self.rewritten_module if self.compiled is None else self.rewritten().module
-        run: Run = recomputing(fresh).forward
+        run: Run = self.eager_module.forward
         return run
 
     @cached_property
     def written_measured(self) -> Any:
         """The graph with every factor in a `hold`, and those factors."""
         return self.rewritten(is_measured=True)
+
+    @cached_property
+    def eager_module(self) -> fx.GraphModule:
+        """The graph that `eager` runs."""
+        fresh = self.rewritten_module if self.compiled is None else self.rewritten().module
+        return recomputing(fresh)
 
     @property
     def measured(self) -> fx.GraphModule:

@@ -14,13 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from unitscale.formats import FloatFormat
 from unitscale.gemm import ProductFormats
 from unitscale.gemm import rounded as round_both_ways
 from unitscale.gemm.rounded import edge_scales
 from unitscale.graph.capture import TensorNode, body_name, checkpointed, transformed
-from unitscale.recipes import Gemm, Recipe
+from unitscale.graph.dynamo import example, set_example
+from unitscale.recipes import Gemm, Operand, Recipe
 from unitscale.units import saved
 from unitscale.units.assign import Monomial
+from unitscale.units.flow import Flow
 from unitscale.units.hold import hold, times
 from unitscale.units.ops import GEMM, operands, rule_of
 from unitscale.units.plan import NodePlan, Symbols, plan_node
@@ -49,10 +52,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A rewritten graph: its first input is the vector of the numbers of `factors`, in order."""
+    """A rewritten graph: its first input is the vector of the numbers of `factors`, in order.
+
+    Args:
+        holds: how many ops or regions between products hold their inputs in few bits.
+    """
 
     module: fx.GraphModule
     factors: list[Monomial]
+    holds: int
 
 
 def rewrite(
@@ -79,7 +87,7 @@ def rewrite(
     factors: dict[Monomial, int] = {}
     writer = Writer(module, recipe, symbols, factors, rounded, slots, is_measured=is_measured)
     rewritten = writer.run()
-    return Rewritten(rewritten, list(factors))
+    return Rewritten(rewritten, list(factors), writer.holds)
 
 
 class Writer:
@@ -100,6 +108,7 @@ class Writer:
         self.is_body = is_body
         self.module, self.recipe, self.symbols, self.factors = module, recipe, symbols, factors
         self.rounded, self.slots, self.is_measured = rounded, slots, is_measured
+        self.holds = 0
         self.slot_count = sum(map(len, slots.values()))
         self.exact = recipe.keeps_layout
         self.graph = fx.Graph()
@@ -119,6 +128,10 @@ class Writer:
         result.meta.update(self.module.meta)  # a checkpointed body has its policy there
         for name, body in self.bodies.items():
             setattr(result, name, body)
+        if isinstance(self.recipe.saved, Operand):
+            flow = Flow(result, self.recipe.saved, is_measured=self.is_measured)
+            flow.write()
+            self.holds += flow.written
         return result
 
     def factor(self, monomial: Monomial) -> fx.Node | None:
@@ -146,6 +159,7 @@ class Writer:
         factors = (self.factor(fwd), self.factor(bwd), self.exact)
         held = self.graph.call_function(hold, (x, *factors))
         held.meta[FACTORS] = (fwd, bwd)
+        set_example(held, example(x))
         return held
 
     def write(self, node: fx.Node) -> None:
@@ -218,6 +232,7 @@ class Writer:
         copy = self.copy(node, lambda x: self.edge(x, plan))
         if saving is not None:
             copy.target, copy.args = saved.saving, (*saving, *copy.args)
+            self.holds += 1
         body = checkpointed(node)
         if body is not None:
             # The body reads the same vector of factors, as its first input.
@@ -232,6 +247,7 @@ class Writer:
                 is_body=True,
             )
             self.bodies[body_name(node)] = writer.run()
+            self.holds += writer.holds
             copy.args = (copy.args[0], self.vector, *copy.args[1:])
         if rule_of(node).kind == "sum":
             self.mark_sum(copy, self.symbols.s.get(node))
@@ -251,7 +267,9 @@ class Writer:
     def saving(self, node: fx.Node, plan: NodePlan) -> tuple[Any, ...] | None:
         """What `saved.saving` is told of a function that saves its input; None if this does not."""
         name, fmt = saved.with_saved_input(node), self.recipe.saved
-        if name is None or fmt is None or not self.symbols.tensors[node].requires_grad:
+        if name is None or not isinstance(fmt, FloatFormat):
+            return None
+        if not self.symbols.tensors[node].requires_grad:
             return None
         units = []
         for x in node.args:
@@ -356,7 +374,9 @@ class Writer:
     ) -> fx.Node:
         """`x` with rounding in each direction."""
         given: dict[str, Any] = {} if scales is None else {"scales": scales}
-        return self.graph.call_function(round_both_ways, (x, fwd, bwd), given)
+        rounded = self.graph.call_function(round_both_ways, (x, fwd, bwd), given)
+        set_example(rounded, example(x))
+        return rounded
 
 
 def arguments(node: fx.Node) -> list[fx.Node]:

@@ -65,7 +65,7 @@ class Session:
         self.beside = beside
         self.store = store or UnitStore(scale=scale, remeasure=remeasure)
         self.store.amaxes.needed = recipe.is_delayed
-        self.rules_checked = False
+        self.rules_checked = self.holding_checked = False
         self.store.label = f"{recipe.name}: "
         self.recipe, self.scale, self.inner = recipe, scale, inner
         self.terms = Terms(recipe, self.store, inner=inner, model=model, factor_dtype=factor_dtype)
@@ -226,6 +226,26 @@ class Session:
             warnings.warn(
                 f"{name}: skip={', '.join(idle)} keeps no product of this call in full precision: "
                 "what it matches has none; us.summary(model) has the products by name.",
+                stacklevel=4,
+            )
+
+    def warn_of_nothing_held(self, name: str) -> None:
+        """Warn, once a graph has trained, that nothing between products is held as `saved` says."""
+        programs = [
+            program
+            for executable in self.executables
+            if executable.training
+            for program in executable.programs.values()
+        ]
+        if self.holding_checked or self.recipe.saved is None or not programs:
+            return
+        self.holding_checked = True
+        if not any(program.holds for program in programs):
+            warnings.warn(
+                f"{name}: recipe {self.recipe.name!r} is to hold inputs of norms and element-wise "
+                f"functions for backward in {self.recipe.saved}, and this model has none that are "
+                "known: nothing but operands of products is held in few bits; "
+                "`with us.saved_tensors(model)` lists what is held, and why.",
                 stacklevel=4,
             )
 
