@@ -5,7 +5,7 @@
 
 The subject is one block of a GPT (attention and MLP, with their norms) of width 512 and 1024 on
 512 tokens, forward and backward, compiled by inductor. "Units" is `unit_scale(block, "fp32-units")`
-after it was measured: every factor is in the graph and no product is rounded. A second plain block
+after it was measured: products have their factors and none is rounded. A second plain block
 shows what the clock alone does.
 
 Compiling is CPU time of all processes, caches off, up to the second step of a fresh model: the
