@@ -53,7 +53,9 @@ def test_modelopt_has_the_same_tensors_in_its_own_words(tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     assert all(torch.equal(x.view(torch.uint8), two[n].view(torch.uint8)) for n, x in one.items())
     config = json.loads((tmp_path / "two/config.json").read_text())["quantization_config"]
-    beside = json.loads((tmp_path / "two/hf_quant_config.json").read_text())["quantization"]
+    content = json.loads((tmp_path / "two/hf_quant_config.json").read_text())
+    beside = content["quantization"]
+    assert content["producer"]["name"] == config["producer"]["name"] == "modelopt"
     assert (config["quant_method"], config["quant_algo"]) == ("modelopt", "FP8")
     assert beside["exclude_modules"] == config["ignore"] == ["bert.pooler.dense", "classifier"]
     assert torch.equal(logits(deploy.load(tmp_path / "two"), ids()), ours)

@@ -81,7 +81,8 @@ def modelopt(
     ignored = ignored_by_servers(plan.ignored, names)
     # These patterns are those of fnmatch there.
     patterns = [{"re:.*experts.*": "*experts*", "re:.*gate$": "*gate"}.get(n, n) for n in ignored]
-    producer = {"name": "unitscale", "version": version}
+    # Servers know the format by the name of the tool that it comes from.
+    producer = {"name": "modelopt", "version": f"unitscale-{version}"}
     config = {
         "quant_method": "modelopt",
         "quant_algo": "FP8",
