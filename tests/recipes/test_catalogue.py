@@ -52,6 +52,7 @@ CONTRACT = {
     "fp8-e4m3-current": (EVERY, alike(f"{E4} current", f"{E4} current"), None, None),
     "fp8-current-pow2": (EVERY, alike(f"{E4} {AMAX}", f"{E5} {AMAX}"), None, None),
     "fp8-delayed": (EVERY, alike(f"{E4} delayed", f"{E5} delayed"), None, None),
+    "coat": (LINEAR, alike(f"{E4} current", f"{E5} current"), None, None),
     "fp8-amax": (LINEAR, alike(f"{E4} {AMAX}", f"{E5} {BELOW}"), None, None),
     "fp8-amax-fnuz": (LINEAR, alike(f"{E4Z} {AMAX}", f"{E5Z} {BELOW}"), None, None),
     "fp8-cscale": (LINEAR, alike(f"{E4} constant", f"{E5} constant log2=3"), None, None),
@@ -85,7 +86,8 @@ def test_recipe_is_what_its_name_says(name):
     op, six, results, loss_scale = CONTRACT[name]
     assert recipe.name == name
     assert recipe.loss_scale == loss_scale
-    assert (recipe.activations, recipe.saved) == (None, None)
+    assert recipe.activations is None
+    assert str(recipe.saved) == ("E4M3FN current 1x16" if name == "coat" else "None")
     assert (recipe.skip, recipe.executor) == ((), "auto")
     if op is None:
         assert recipe.rules == ()
