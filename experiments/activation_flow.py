@@ -1,9 +1,9 @@
 """By how much are gradients off, if what is held between products is in eight bits?
 
 A small Llama (2 layers of width 128) is trained in FP32 for 200 steps on source text, with 2 seeds.
-Then its gradient on 3 batches is compared with the exact one, all parameters of the layers together,
-with products in full precision and what lies between them held in several ways. At the end both
-recipes whole.
+Then its gradient on 3 batches is compared with the exact one, all parameters of the layers
+together, with products in full precision and what lies between them held in several ways. At the
+end both recipes whole.
 
     python experiments/activation_flow.py
 """

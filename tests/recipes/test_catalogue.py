@@ -99,6 +99,12 @@ def test_recipe_is_what_its_name_says(name):
     assert len(before) == (name == "mus")
 
 
+def test_coat_says_what_it_holds_between_products():
+    line = "  held for backward outside of products: E4M3FN current 1x16"
+    assert line in str(RECIPES["coat"]).splitlines()
+    assert not any("held for backward" in str(r) for r in RECIPES.values() if r.saved is None)
+
+
 def test_mus_keeps_the_readout_in_bf16():
     readout, _ = RECIPES["mus"].rules
     assert (readout.path, readout.op) == ("*", "readout")
