@@ -171,3 +171,16 @@ def test_what_is_saved_outside_of_the_graphs_is_listed() -> None:
     (row,) = (row for row in held.rows if row.op == "outside of graphs")
     assert row.why == "saved by code outside of the graphs, which no recipe reaches"
     del loss
+
+
+def test_models_within_others_are_listed_with_their_recipes() -> None:
+    """As DistributedDataParallel has one: the wrapper itself has no recipe."""
+    first, second = given("coat"), given("fp8-current")
+    both = nn.ModuleList([first, second])
+    with us.saved_tensors(both) as held:
+        loss = first(IDS) + second(IDS)
+    assert str(held).startswith("ModuleList, recipe coat, fp8-current:")
+    reasons = " ".join(row.why or "" for row in held.rows)
+    assert "recipe coat has no rule for attention" in reasons
+    assert "recipe fp8-current holds operands of products alone" in reasons
+    del loss

@@ -13,7 +13,7 @@ from unitscale.gemm import rounded
 from unitscale.graph.dynamo import example
 from unitscale.graph.engine import calling_module
 from unitscale.graph.name import module_path, op_name
-from unitscale.recipes import Operand, Recipe
+from unitscale.recipes import Operand
 from unitscale.units import keep
 from unitscale.units.forward import session_of
 from unitscale.units.ops import GEMM, rule_of
@@ -141,22 +141,22 @@ def saved_tensors(model: nn.Module) -> Iterator[SavedTensors]:
     model, without a recipe, is listed too.
 
     Args:
-        model: the model that is called inside.
+        model: the model that is called inside, or a wrapper or a model around it.
     """
-    session = session_of(model)
-    recipe = None if session is None else session.recipe
-    found = SavedTensors(type(model).__name__, "none" if recipe is None else recipe.name)
-    audit = Audit(model, recipe)
+    sessions = {id(s): s for m in model.modules() if (s := session_of(m)) is not None}.values()
+    recipes = dict.fromkeys(session.recipe.name for session in sessions)
+    found = SavedTensors(type(model).__name__, ", ".join(recipes) or "none")
+    audit = Audit(model, has_recipe=bool(recipes))
     hooks = torch.autograd.graph.saved_tensors_hooks(audit.add, lambda tensor: tensor)
-    before = None if session is None else session.terms.at
-    if session is not None:
+    before = [(session.terms, session.terms.at) for session in sessions]
+    for session in sessions:
         session.terms.at = audit.at
     try:
         with hooks:
             yield found
     finally:
-        if session is not None:
-            session.terms.at = before
+        for terms, at in before:
+            terms.at = at
         found.rows.extend(sorted(audit.rows, key=lambda row: -row.bytes))
         audit.storages.clear()
 
@@ -164,8 +164,8 @@ def saved_tensors(model: nn.Module) -> Iterator[SavedTensors]:
 class Audit:
     """Takes each tensor that autograd saves, and finds which op saved it and why as it is."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe | None) -> None:
-        self.recipe, self.at = recipe, At()
+    def __init__(self, model: nn.Module, *, has_recipe: bool) -> None:
+        self.has_recipe, self.at = has_recipe, At()
         self.paths = {id(module): path for path, module in model.named_modules()}
         own = (*model.parameters(), *model.buffers())
         self.known = {tensor.untyped_storage()._cdata for tensor in own}
@@ -209,14 +209,14 @@ class Audit:
         """Why a tensor that no known op saved is held as it is."""
         if self.at.compiled:
             return "the compiler chose it of all that backward can be computed from"
-        if self.recipe is None:
+        if not self.has_recipe:
             return "the model has no recipe"
         return "saved by code outside of the graphs, which no recipe reaches"
 
     def reason(self, node: fx.Node, tensor: Tensor) -> str:
         """Why an op of a graph holds a tensor in so many bits."""
-        assert self.recipe is not None
-        recipe, source = self.recipe, self.at.source(tensor)
+        recipe, source = self.at.recipe, self.at.source(tensor)
+        assert recipe is not None
         name = name_of(node)
         if not tensor.dtype.is_floating_point:
             return "indices, sizes or other whole numbers"
@@ -254,12 +254,12 @@ class Audit:
 
     def of_product(self, node: fx.Node) -> str:
         """Why a product holds an operand in so many bits."""
-        assert self.recipe is not None
+        assert self.at.recipe is not None
         if node.target in PRODUCTS:
             return f"the recipe takes it so: {node.kwargs['formats']}"
         if any(x.target is rounded for x in node.all_input_nodes):
             return "its operands are rounded on their way in, and the op holds what it is given"
-        found = multiplied(node, self.recipe, None, prefix=self.at.prefix)
+        found = multiplied(node, self.at.recipe, None, prefix=self.at.prefix)
         why = "of a product in full precision" if found is None else found.why
         if rule_of(node).kind == "attention":
             return f"{why}; its kernel reads q, k, v and its output again"

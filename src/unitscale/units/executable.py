@@ -1,7 +1,7 @@
 """A captured graph that runs: measured at some steps, as rewritten at the others."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -275,7 +275,7 @@ class Executable:
         if at is None:
             return program.run(vector, *args)
         is_compiled = program.compiled is not None
-        with at.inside(place.prefix, vector, compiled=is_compiled):
+        with at.inside(self.terms.recipe, place.prefix, vector, compiled=is_compiled):
             if is_compiled:
                 return program.run(vector, *args)
             return Watched(program.eager_module, at).run(vector, *args)
@@ -333,7 +333,10 @@ class Executable:
             readers.append(terms.observer(place.prefix))
         units.vector = vector
         at = terms.at
-        with nullcontext() if at is None else at.inside(place.prefix, vector, measures=True):
+        watching: AbstractContextManager[None] = nullcontext()
+        if at is not None:
+            watching = at.inside(terms.recipe, place.prefix, vector, measures=True)
+        with watching:
             result = MeasuringStep(program.measured, units, readers, at).run(vector, *args)
         call.measured |= measures and self.training
         if measures and not self.training:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from unitscale.recipes import Recipe
 from unitscale.units import keep
 
 __all__ = ["At", "Watched", "observed"]
@@ -18,6 +19,7 @@ class At:
 
     Args:
         node: of a rewritten graph; None outside of one, or inside of one that is compiled.
+        recipe: of the graph at work, or of the last one.
         prefix: what the names of the graph lack, see `graph.place`.
         compiled: whether a compiled graph is at work.
         measures: whether it is a measuring step.
@@ -27,6 +29,7 @@ class At:
     """
 
     node: fx.Node | None = None
+    recipe: Recipe | None = None
     prefix: str = ""
     compiled: bool = False
     measures: bool = False
@@ -36,10 +39,16 @@ class At:
 
     @contextmanager
     def inside(
-        self, prefix: str, vector: Tensor, *, compiled: bool = False, measures: bool = False
+        self,
+        recipe: Recipe,
+        prefix: str,
+        vector: Tensor,
+        *,
+        compiled: bool = False,
+        measures: bool = False,
     ) -> Iterator[None]:
         """A context in which a graph runs."""
-        self.prefix, self.vector = prefix, vector
+        self.recipe, self.prefix, self.vector = recipe, prefix, vector
         self.compiled, self.measures, self.node = compiled, measures, None
         try:
             yield
