@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from processes import work_together
 from train.tiny import text_corpus
-from train.two_ranks import MORE, RUNS, SHARES, Watched, config, work
+from train.two_ranks import MORE, RUNS, SHARES, STATES, Watched, config, work
 from unitscale.data import open_corpus
 from unitscale.train import Spread, train
 from unitscale.train.run_log import losses, read_log
@@ -100,11 +100,16 @@ def test_two_ranks_by_four_are_one_by_eight(folder: Path, found, name: str, para
 @pytest.mark.parametrize("count", [2, 4])
 def test_any_ranks_are_one_by_eight(tmp_path: Path, count: int) -> None:
     text_corpus(tmp_path)
-    alone(tmp_path, "fp32", "fp32-units", "own", "dynamic")
-    runs = MORE if count == 2 else [*RUNS[:3], *MORE]
+    names = ("fp32", "fp32-units", "own", "dynamic", "fp8-lm", "master24", "stochastic")
+    alone(tmp_path, *names)
+    exact = MORE if count == 2 else [*RUNS[:3], *MORE]
+    runs = [*exact, *STATES]
     work_together(work, tmp_path, count, runs, count=count)
-    for name, parallel in runs:
+    for name, parallel in exact:
         assert_is_one_process(tmp_path, name, parallel, count)
+    for name, parallel in STATES:  # the last bit of a gradient moves a code to the next one
+        one, many = tmp_path / f"{name}-1", tmp_path / f"{name}-{parallel}-{count}"
+        assert_same_losses(losses_of(one), losses_of(many), within=0.02)
     found = [
         torch.load(tmp_path / f"{count}-{rank}.pt", weights_only=False) for rank in range(count)
     ]
