@@ -16,7 +16,8 @@ from processes import work_together
 from train.tiny import text_corpus
 from train.two_ranks import MORE, RUNS, SHARES, STATES, Watched, config, work
 from unitscale.data import open_corpus
-from unitscale.train import Spread, train
+from unitscale.train import RankError, Spread, train
+from unitscale.train.ranks import ending_together
 from unitscale.train.run_log import losses, read_log
 
 # Sums over parts of a batch are taken in another order: each has an error of some 2^-24, and four
@@ -234,3 +235,27 @@ def test_ranks_that_are_asked_for_different_things_say_so(found) -> None:
             assert text in message
             assert "\n" not in message
     assert "rank 1 refused" in found[0]["refused"][2]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[.../gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer",
+        "Timed out waiting 5000ms for recv operation to complete",
+        "could not agree on its units. torch.distributed says: it has ended",
+    ],
+)
+def test_what_a_collective_raises_is_one_line(message: str) -> None:
+    error = RuntimeError("in the backward pass")
+    error.__cause__ = RuntimeError(message)
+    wanted = "another of the 2 ranks has ended or did not answer"
+    with pytest.raises(RankError, match=wanted) as caught, ending_together(Spread(ranks=2)):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+def test_another_error_stays_itself() -> None:
+    with pytest.raises(RuntimeError, match="a bug"), ending_together(Spread(ranks=2)):
+        raise RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="gloo"), ending_together(Spread()):
+        raise RuntimeError("gloo, in one process")
