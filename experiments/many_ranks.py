@@ -201,10 +201,11 @@ def soak(out: Path, steps: int, minutes: float) -> None:
     """
     folder = out / f"soak-{steps}"
     line = f"train --recipe fp8 --steps {steps} {SMALL} --parallel fsdp2 --out {folder} --resume"
-    line += " --set checkpoint_every=200 --set eval_every=1000 --states coat"
+    line += " --set checkpoint_every=100 --set eval_every=100 --states coat"
     with (out / "soak.txt").open("a") as said:
         process = subprocess.Popen(launched(2, line), stdout=said, stderr=said)
         samples = list(sampled(process, folder, time.monotonic() + 60 * minutes))
+    (out / "soak.json").write_text(json.dumps(samples))
     print(f"exit code {process.returncode}, {lines_in(folder / 'log.jsonl')} lines in the log")
     settled = samples[len(samples) // 5 :]
     for name in ("rss_mib", "files", "threads", "in_folder"):

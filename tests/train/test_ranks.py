@@ -14,9 +14,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from processes import work_together
 from train.tiny import text_corpus
-from train.two_ranks import MORE, RUNS, SHARES, Watched, config, work
+from train.two_ranks import MORE, RUNS, SHARES, STATES, Watched, config, work
 from unitscale.data import open_corpus
-from unitscale.train import Spread, train
+from unitscale.train import RankError, Spread, train
+from unitscale.train.ranks import ending_together
 from unitscale.train.run_log import losses, read_log
 
 # Sums over parts of a batch are taken in another order: each has an error of some 2^-24, and four
@@ -100,11 +101,16 @@ def test_two_ranks_by_four_are_one_by_eight(folder: Path, found, name: str, para
 @pytest.mark.parametrize("count", [2, 4])
 def test_any_ranks_are_one_by_eight(tmp_path: Path, count: int) -> None:
     text_corpus(tmp_path)
-    alone(tmp_path, "fp32", "fp32-units", "own", "dynamic")
-    runs = MORE if count == 2 else [*RUNS[:3], *MORE]
+    names = ("fp32", "fp32-units", "own", "dynamic", "fp8-lm", "master24", "stochastic")
+    alone(tmp_path, *names)
+    exact = MORE if count == 2 else [*RUNS[:3], *MORE]
+    runs = [*exact, *STATES]
     work_together(work, tmp_path, count, runs, count=count)
-    for name, parallel in runs:
+    for name, parallel in exact:
         assert_is_one_process(tmp_path, name, parallel, count)
+    for name, parallel in STATES:  # the last bit of a gradient moves a code to the next one
+        one, many = tmp_path / f"{name}-1", tmp_path / f"{name}-{parallel}-{count}"
+        assert_same_losses(losses_of(one), losses_of(many), within=0.02)
     found = [
         torch.load(tmp_path / f"{count}-{rank}.pt", weights_only=False) for rank in range(count)
     ]
@@ -229,3 +235,27 @@ def test_ranks_that_are_asked_for_different_things_say_so(found) -> None:
             assert text in message
             assert "\n" not in message
     assert "rank 1 refused" in found[0]["refused"][2]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[.../gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer",
+        "Timed out waiting 5000ms for recv operation to complete",
+        "could not agree on its units. torch.distributed says: it has ended",
+    ],
+)
+def test_what_a_collective_raises_is_one_line(message: str) -> None:
+    error = RuntimeError("in the backward pass")
+    error.__cause__ = RuntimeError(message)
+    wanted = "another of the 2 ranks has ended or did not answer"
+    with pytest.raises(RankError, match=wanted) as caught, ending_together(Spread(ranks=2)):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+def test_another_error_stays_itself() -> None:
+    with pytest.raises(RuntimeError, match="a bug"), ending_together(Spread(ranks=2)):
+        raise RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="gloo"), ending_together(Spread()):
+        raise RuntimeError("gloo, in one process")

@@ -39,6 +39,9 @@ def config(name: str) -> TrainConfig:
             "own": own | {"recipe": "fp32-units", "checkpoint_every": 1},
             "fp8": own | {"recipe": "fp8", "checkpoint_every": 1, "states": "coat"},
             "dynamic": {"recipe": "fp16-loss-dynamic"},
+            "fp8-lm": own | {"recipe": "fp32", "states": "fp8-lm"},
+            "master24": own | {"recipe": "fp32", "states": "master24", "dtype": "bf16"},
+            "stochastic": {"recipe": "fp32-units", "states": "bf16-stochastic", "dtype": "bf16"},
             "breaks": own | {"recipe": "fp32", "model": {"breaks_at": 8}},
         }[name]
     )
@@ -57,6 +60,7 @@ MORE = [
     ("own", "fsdp2"),
     ("dynamic", "fsdp2"),
 ]
+STATES = [("fp8-lm", "ddp"), ("fp8-lm", "fsdp2"), ("master24", "fsdp2"), ("stochastic", "fsdp2")]
 """What there is time for where tests may be slow."""
 
 
