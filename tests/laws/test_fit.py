@@ -187,6 +187,18 @@ def test_mappings_and_weights_are_taken():
     assert fit(table, draws=0).factor(recipe="mxfp4") == pytest.approx(0.4, rel=0.05)
 
 
+def test_seeds_that_not_every_precision_has_are_left_out():
+    rows = [replace(row, seed=0) for row in recipe_rows(noise=0.0)]
+    more = [replace(row, seed=1, loss=row.loss * 0.98) for row in rows if row.recipe == "fp32"]
+    law = fit([*rows, *more], draws=0)
+    assert law.notes[0] == "16 rows left out: of seeds that not every precision of their cell has"
+    assert law == replace(fit(rows, draws=0), notes=law.notes)
+    apart = [replace(row, seed=0 if row.recipe == "fp32" else 1) for row in rows]
+    found = fit(apart, draws=0)
+    assert found.scope.rows == len(rows)
+    assert found.notes[0].startswith("16 pairs of N and D have no seed that all of their")
+
+
 def test_same_seed_gives_the_same_law():
     rows = recipe_rows()
     assert fit(rows, draws=5) == fit(rows, draws=5)

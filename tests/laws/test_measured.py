@@ -37,7 +37,7 @@ def test_grid_is_whole(recipes):
     names = {row.recipe for row in recipes}
     assert len(names) == 5
     for name in names:
-        assert len(losses(recipes, lambda row, name=name: row.recipe == name)) == 16
+        assert len(losses(recipes, lambda row, name=name: row.recipe == name)) >= 16
 
 
 def test_loss_rises_as_recipes_lose_bits(recipes):
@@ -57,7 +57,7 @@ def test_loss_rises_as_integers_lose_bits(rows):
             for b in bits
         ]
         for low, high in itertools.pairwise(found):
-            assert len(low) == len(high) == 6
+            assert len(low) == len(high) == 9
             assert all(high[cell] > low[cell] * (1 - NOISE) for cell in low)
             assert sum(high.values()) > sum(low.values())
 

@@ -63,6 +63,7 @@ def fit(
         ValueError: the rows say too little: see `rows_of` and `identify.form_for`.
     """
     table = table_of(rows)
+    table = of_common_seeds(table)
     runs = runs_of(table.rows)
     form, notes = form_for(runs, tied=tied, offsets=offsets, reference=reference)
     chosen = damage_rows(table.rows, floor=noise)
@@ -109,6 +110,29 @@ def table_of(rows: Iterable[Row] | Iterable[Mapping[str, Any]] | Table) -> Table
     if all(isinstance(row, Row) for row in listed):
         return Table(tuple(listed))
     return rows_of(listed)
+
+
+def of_common_seeds(table: Table) -> Table:
+    """The rows of seeds that every precision has, at each size and number of tokens.
+
+    Equal seeds see the same batches from the same first weights, so that precisions differ by far
+    less than seeds do. A seed that only some have would shift the factors of the others. Where no
+    seed is common all rows are kept.
+    """
+    seeds: dict[tuple[float, float], dict[Any, set[int | None]]] = {}
+    for row in table.rows:
+        seeds.setdefault(row.cell, {}).setdefault(row.precision, set()).add(row.seed)
+    common = {cell: set.intersection(*own.values()) for cell, own in seeds.items()}
+    kept = tuple(row for row in table.rows if not common[row.cell] or row.seed in common[row.cell])
+    notes = table.notes
+    if left := len(table.rows) - len(kept):
+        notes += (f"{left} rows left out: of seeds that not every precision of their cell has",)
+    if apart := sum(not own for own in common.values()):
+        notes += (
+            f"{apart} pairs of N and D have no seed that all of their precisions have: their "
+            "factors have the scatter of seeds in them",
+        )
+    return Table(kept, notes)
 
 
 def runs_of(rows: Sequence[Row]) -> tuple[Row, ...]:
