@@ -100,7 +100,6 @@ def test_recipe_is_what_its_name_says(name):
     assert len(before) == (name == "mus")
 
 
-<<<<<<< HEAD
 def test_serve_spares_heads_and_routers_and_joins_what_servers_join():
     recipe = RECIPES["fp8-serve"]
     assert {"*lm_head", "*.gate", "*.experts", "*classifier"} <= set(recipe.spare)
@@ -108,12 +107,12 @@ def test_serve_spares_heads_and_routers_and_joins_what_servers_join():
     assert "lm_head" in str(recipe)
     assert "gate_proj, up_proj" in str(recipe)
     assert all((r.spare, r.fused) == ((), ()) for r in RECIPES.values() if r is not recipe)
-=======
+
+
 def test_coat_says_what_it_holds_between_products():
     line = "  held for backward outside of products: E4M3FN current 1x16"
     assert line in str(RECIPES["coat"]).splitlines()
     assert not any("held for backward" in str(r) for r in RECIPES.values() if r.saved is None)
->>>>>>> h-coat
 
 
 def test_mus_keeps_the_readout_in_bf16():
