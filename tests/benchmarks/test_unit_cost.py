@@ -20,9 +20,13 @@ def test_a_block_at_units_is_the_plain_one() -> None:
 
 
 def test_a_figure_compares_within_a_round() -> None:
-    row = unit_cost.figure("x", [1.0, 20.0, 3.0], [2.0, 40.0, 3.0])
+    plain = [unit_cost.Compiled(python, 1.0, 9) for python in (0.0, 19.0, 2.0)]
+    scaled = [unit_cost.Compiled(python, 2.0, 11) for python in (0.0, 38.0, 1.0)]
+    row = unit_cost.compile_row(plain, scaled, "fp8")
     assert (row.median, row.rounds, row.milliseconds) == (0.5, 3, 3000.0)
-    assert row.note == "cost 2.000"
+    assert row.note == (
+        "cost 2.000; Python 1.0 s (2.0), C++ 2.0 s (1.0), 11 kernels (9), plain's in brackets"
+    )
 
 
 def test_fp8_keeps_less() -> None:

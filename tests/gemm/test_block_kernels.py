@@ -14,6 +14,7 @@ from unitscale.gemm import ProductFormats, executor
 from unitscale.gemm.capability import kernel_of
 from unitscale.gemm.executor import plan
 from unitscale.gemm.kernel import scaled_mm_by
+from unitscale.gemm.operand import NOT_SHARED
 from unitscale.gemm.scaled_product import NO_FACTORS, ScaledProduct
 from unitscale.recipes import RECIPES
 
@@ -230,7 +231,7 @@ def test_three_products_keep_the_rules_of_cuda(monkeypatch, name, m, n, k, weigh
         x, bias, grad = draw(m, k), draw(n), draw(m, n)
         weight = draw(k, n).t() if weight_in_columns else draw(n, k)
         formats = without_chance(formats_of(name))  # no hash without a GPU
-        output = ScaledProduct.forward(kept, x, weight, bias, NO_FACTORS, formats, None)
+        output = ScaledProduct.forward(kept, x, weight, bias, NO_FACTORS, formats, None, NOT_SHARED)
         grads = ScaledProduct.backward(kept, grad)
     for found, like in zip((output, *grads[:3]), (grad, x, weight, bias), strict=True):
         assert (found.shape, found.dtype) == (like.shape, torch.bfloat16)

@@ -9,6 +9,7 @@ from torch._subclasses import FakeTensorMode
 from gemm.edges import PRODUCT_FORMATS, assert_same_bits, saved_bytes, values_and_gradients
 from unitscale import gemm
 from unitscale.gemm.kernel import scaled_mm
+from unitscale.gemm.operand import NOT_SHARED
 from unitscale.gemm.scaled_product import NO_FACTORS, ScaledProduct
 
 E4M3FN, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -66,7 +67,7 @@ def test_three_products_keep_the_rules_of_cuda(m, n, k, name, weight_in_columns)
         weight = on_cuda(k, n).t() if weight_in_columns else on_cuda(n, k)
         x, bias = on_cuda(m, k), on_cuda(n)
         formats = PRODUCT_FORMATS[name]
-        output = ScaledProduct.forward(kept, x, weight, bias, NO_FACTORS, formats, None)
+        output = ScaledProduct.forward(kept, x, weight, bias, NO_FACTORS, formats, None, NOT_SHARED)
         saved = [x.dtype for x in kept.saved_tensors if x is not None and x.dim() == 2]
         grads = ScaledProduct.backward(kept, on_cuda(m, n))
     assert (output.shape, output.dtype) == ((m, n), torch.bfloat16)

@@ -108,6 +108,7 @@ def give(model: nn.Module, recipe: Recipe, mode: FakeTensorMode) -> None:
 
         return run
 
+    inner.fuses = False  # type: ignore[attr-defined]  # a plan is of what runs without a compiler
     recipe = without_loss_scale(recipe)
     if recipe.unit_scaled:
         units.unit_scale(model, recipe, inner=inner, remeasure="never")

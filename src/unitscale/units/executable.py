@@ -1,6 +1,6 @@
 """A captured graph that runs: measured at some steps, as rewritten at the others."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,6 +68,14 @@ def device_of(graph: fx.Graph, inputs: Sequence[Any]) -> torch.device | None:
     pairs = zip(nodes, inputs, strict=False)
     tensors = (x for n, x in pairs if isinstance(x, Tensor) and not is_number_input(n))
     return next((x.device for x in tensors), None)
+
+
+def fuses(inner: str | Callable[..., Any]) -> bool:
+    """Whether a compiler computes what lies between products in passes of its own.
+
+    A function that only runs the graph says `fuses = False`.
+    """
+    return bool(getattr(inner, "fuses", inner != "eager"))
 
 
 def local_groups(groups: Iterable[frozenset[str]], prefix: str) -> list[frozenset[str]]:
@@ -155,7 +163,7 @@ class Executable:
                 found,
                 scale=self.terms.store.scale,
                 training=self.training,
-                fuses=self.terms.inner_for(self.device) != "eager",
+                fuses=fuses(self.terms.inner_for(self.device)),
             )
         return self.programs[key]
 

@@ -165,7 +165,8 @@ def fused_weights(model: nn.Module, fused: Sequence[Sequence[str]]) -> tuple[fro
         weights = {
             name: f"{start}{name}.weight"
             for name, child in module.named_children()
-            if isinstance(getattr(child, "weight", None), nn.Parameter)
+            # Not by getattr: the weight of a parametrization is computed, and may change buffers.
+            if "weight" in dict(child.named_parameters(recurse=False))
         }
         groups = (frozenset(weights[n] for n in names if n in weights) for names in fused)
         found += [group for group in groups if len(group) > 1]
