@@ -13,7 +13,7 @@ import pytest
 
 from train.tiny import text_corpus
 from unitscale.cli import main
-from unitscale.cli.compare import reasons
+from unitscale.cli.compare import left_out, reasons
 
 TINY = ["--width", "32", "--depth", "1", "--batch-size", "4", "--sequence-length", "16"]
 TINY += ["--set", "eval_windows=8"]
@@ -231,3 +231,21 @@ def test_train_with_ones_own_recipe_says_what_it_leaves_out(
 def test_many_reasons_are_counted() -> None:
     text = reasons({"a": 0.3, "b": 0.2, "c": 0.1, "d": 0.05})
     assert text == "30.0% a; 20.0% b; 10.0% c; 1 more in results.json"
+
+
+def test_recipes_that_leave_out_the_same_have_one_line() -> None:
+    def run(recipe: str, coverage: float | None, why: str = "") -> dict[str, object]:
+        return {"recipe": recipe, "coverage": coverage, "full_precision": {why: 0.2}}
+
+    runs = [
+        run("fp32", None),
+        run("mxfp8", 0.8, "recipe mxfp8 has no rule for attention products"),
+        run("fp8", 1.0),
+        run("nvfp4", 0.8, "recipe nvfp4 has no rule for attention products"),
+        run("fp8-block", 0.8, "blocks of 128 do not divide an axis"),
+    ]
+    start = "rounds 80.0% of the multiply-adds of this model; the rest is in full precision: 20.0%"
+    assert left_out({"runs": runs}) == [
+        f"mxfp8, nvfp4 {start} the recipe has no rule for attention products",
+        f"fp8-block {start} blocks of 128 do not divide an axis",
+    ]

@@ -192,13 +192,21 @@ def write_pages(configs: list["TrainConfig"], out: Path, results: dict[str, Any]
 
 
 def left_out(results: dict[str, Any]) -> list[str]:
-    """A line under the table for each recipe that did not round all of the model, and why."""
-    found = {run["recipe"]: run for run in results["runs"]}
+    """A line under the table for the recipes that did not round all of the model, and why.
+
+    Those that leave out the same for the same reasons have one line.
+    """
+    alike: dict[str, dict[str, str]] = {}
+    for recipe, run in {run["recipe"]: run for run in results["runs"]}.items():
+        if run.get("coverage") is not None and run["coverage"] < WHOLE:
+            text = (
+                f"{run['coverage']:.1%} of the multiply-adds of this model; the rest is in full "
+                f"precision: {reasons(run.get('full_precision') or {})}"
+            )
+            alike.setdefault(text.replace(f"recipe {recipe} ", "the recipe "), {})[recipe] = text
     return [
-        f"{recipe} rounds {run['coverage']:.1%} of the multiply-adds of this model; the rest is in "
-        f"full precision: {reasons(run.get('full_precision') or {})}"
-        for recipe, run in found.items()
-        if run.get("coverage") is not None and run["coverage"] < WHOLE
+        f"{', '.join(own)} rounds {shared if len(own) > 1 else next(iter(own.values()))}"
+        for shared, own in alike.items()
     ]
 
 
