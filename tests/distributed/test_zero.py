@@ -215,6 +215,8 @@ def test_one_rank_owns_all(capsys: pytest.CaptureFixture[str]) -> None:
         "rank 0 of 1 has the states of 5 tensors, 3,512 of 3,512 elements (largest load 1.00 of "
         "the mean); 0 bytes sent in 1 steps"
     )
+    with pytest.raises(ValueError, match=r"are partitioned already; call it once"):
+        partition_states(zero.optimizer)
     with pytest.raises(TypeError, match=r"optimizer is a Small; expected a torch.optim.Optimizer"):
         partition_states(model)  # type: ignore[arg-type]
 

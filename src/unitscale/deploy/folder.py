@@ -114,6 +114,34 @@ class Folder:
         del config.quantization_config
         return found, config
 
+    def loaded(self) -> Any:
+        """The model, with the values that a server computes with.
+
+        Raises:
+            ValueError: a tensor of the model is missing, or the model has no place for one; a
+                loader would go on with random numbers, or without it.
+        """
+        kind, config = self.architecture()
+        model, info = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=self.values(self.dtype),
+            dtype=self.dtype,
+            output_loading_info=True,
+        )
+        faults = [
+            f"{words} {', '.join(sorted(map(str, info[key]))[:3])} ({len(info[key])} in all)"
+            for key, words in (
+                ("missing_keys", "tensors are missing:"),
+                ("unexpected_keys", "tensors have no place in the model:"),
+                ("mismatched_keys", "tensors have another shape than in the model:"),
+            )
+            if info.get(key)
+        ]
+        if faults:
+            raise ValueError(f"{self.path}: {'; '.join(faults)}")
+        return model
+
     def linears(self) -> list[str]:
         """The paths of the linear layers of the model, which is made without memory."""
         kind, config = self.architecture()

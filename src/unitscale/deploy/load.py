@@ -3,7 +3,6 @@
 from dataclasses import replace
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -40,11 +39,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise ValueError(f"load: {folder} names its own architecture; leave model= out")
     opened = Folder(path)
     refuse_faults(opened)
-    kind, config = opened.architecture()
-    loaded: Any = kind.from_pretrained(
-        None, config=config, state_dict=opened.values(opened.dtype), dtype=opened.dtype
-    )
-    return evaluating(loaded, opened.units())
+    return evaluating(opened.loaded(), opened.units())
 
 
 def load_own(folder: Path, model: nn.Module | None) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from unitscale.deploy.description import STATIC
-from unitscale.deploy.folder import Folder, exponent_of
+from unitscale.deploy.folder import Folder, exponent_of, is_own
 
 __all__ = ["refuse_faults", "verify"]
 
@@ -25,9 +25,17 @@ def verify(folder: str | Path) -> None:
 
     Raises:
         ValueError: names every fault: of the configuration, a scale, a layer that is neither
-            quantized nor ignored, codes that are NaN. Also a folder that is no export.
+            quantized nor ignored, codes that are NaN; where there is none of these, the tensors
+            that are missing. Also a folder that is no export, or one of format='safetensors'.
     """
-    refuse_faults(Folder(folder))
+    if is_own(Path(folder)):
+        raise ValueError(
+            f"verify: {folder} is of format 'safetensors', which no stock loader reads; "
+            "unitscale.deploy.load(folder, model) checks it"
+        )
+    found = Folder(folder)
+    refuse_faults(found)
+    found.loaded()
 
 
 def refuse_faults(folder: Folder) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,10 @@ from unitscale.formats import E4M3FN, E5M2, Codec, Encoded, FloatFormat, torch_d
 from unitscale.formats.scale_rule import power_of_two_code, power_of_two_value
 
 __all__ = ["PartitionReport", "PartitionedStates", "partition", "partition_states"]
+
+
+PARTITIONED: WeakSet[torch.optim.Optimizer] = WeakSet()
+"""Optimizers with hooks of `PartitionedStates`; a second pair would send all weights twice."""
 
 
 def partition(numels: Sequence[int], ranks: int) -> list[int]:
@@ -306,8 +311,10 @@ def partition_states(
 
     Gradients have to be the same on all ranks, as DistributedDataParallel makes them; schedulers,
     clipping, gradient scalers and `zero_grad` go on as they were. With `weights=None` the run is
-    the run without it, to the bit, at about 1 / N of the states' bytes a rank. All ranks have to
-    call it, after the last group was added. A copy of the optimizer is not partitioned.
+    the run without it, to the bit, at about 1 / N of the states' bytes a rank, if the optimizer
+    steps each parameter by itself: one that looks at all gradients together (a norm of them, say)
+    sees those of its own rank alone. All ranks have to call it once, after the last group was
+    added. A copy of the optimizer is not partitioned.
 
     Args:
         optimizer: torch's, `us.optim`'s with `states=`, or another that makes states for parameters
@@ -318,7 +325,7 @@ def partition_states(
     Raises:
         TypeError: it is no optimizer.
         ValueError: a parameter of FSDP2, of integers or on another device; another format; ranks
-            differ. Every rank raises and nothing is changed.
+            differ; it was partitioned before. Every rank raises and nothing is changed.
     Source: arXiv 2310.18313 (FP8-LM), section 3.3.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -328,6 +335,8 @@ def partition_states(
         )
     named = named_parameters(optimizer)
     fault = fault_of(named, weights)
+    if optimizer in PARTITIONED:
+        fault = "the states of this optimizer are partitioned already; call it once"
     options = {
         "the optimizer": type(optimizer).__name__,
         "weights": str(weights),
@@ -335,6 +344,7 @@ def partition_states(
         "a parameter": ", ".join(f"{n} {tuple(p.shape)} {p.dtype}" for n, p in named.items()),
     }
     agree("partition_states", options, fault, group)
+    PARTITIONED.add(optimizer)
     found = PartitionedStates(optimizer, named, weights, group)
     largest = max(range(len(named)), key=lambda i: found.parameters[i].numel())
     size, loads = found.parameters[largest].numel(), found.loads
