@@ -72,6 +72,34 @@ def unquantized(config: Any, tensors: Tensors) -> None:
     del config["quantization_config"]
 
 
+def targets_changed(config: Any, tensors: Tensors) -> None:
+    config["quantization_config"]["config_groups"]["group_0"]["targets"] = []
+
+
+def group_lost(config: Any, tensors: Tensors) -> None:
+    config["quantization_config"]["config_groups"]["group_0"] = None
+
+
+def class_ignored(config: Any, tensors: Tensors) -> None:
+    config["quantization_config"]["ignore"] += ["Linear"]
+
+
+def bad_expression(config: Any, tensors: Tensors) -> None:
+    config["quantization_config"]["ignore"] += ["re:("]
+
+
+def ignore_lost(config: Any, tensors: Tensors) -> None:
+    config["quantization_config"]["ignore"] = None
+
+
+def norm_removed(config: Any, tensors: Tensors) -> None:
+    del tensors["model.norm.weight"]
+
+
+def head_removed(config: Any, tensors: Tensors) -> None:
+    del tensors["lm_head.weight"]
+
+
 FAULTS: dict[str, Callable[[Any, Tensors], None]] = {
     "quantization_status is None; expected 'compressed'": status_removed,
     f"{DOWN}.input_scale is missing": input_scale_removed,
@@ -84,6 +112,13 @@ FAULTS: dict[str, Callable[[Any, Tensors], None]] = {
     f"{DOWN}.weight is in torch.bfloat16; expected float8_e4m3fn": weight_in_bfloat16,
     "input_activations have {'dynamic': True}; expected {'dynamic': False}": dynamic,
     "'lm_head' has codes of its own, and tie_word_embeddings is true": tied,
+    "the targets of group_0 are []; expected ['Linear']": targets_changed,
+    "config_groups: group_0 is None; expected an object": group_lost,
+    "'ignore' has the class 'Linear'": class_ignored,
+    "'ignore' has 're:(', which is no regular expression": bad_expression,
+    "'ignore' is None; expected a list": ignore_lost,
+    "tensors are missing: model.norm.weight (1 in all)": norm_removed,
+    "tensors are missing: lm_head.weight (1 in all)": head_removed,
     "has no quantization_config, so it is no FP8 export": unquantized,
 }
 

@@ -178,6 +178,10 @@ def refused(rank: int, folder: Path) -> None:
         partition_states(optimizer, weights=FP32 if rank else E4M3FN)
     with pytest.raises(ValueError, match=r"a parameter differs between ranks"):
         partition_states(torch.optim.SGD([nn.Parameter(torch.ones(2 + rank))], 0.1))
+    with pytest.raises(ValueError, match=r"an option of the optimizer differs between ranks"):
+        partition_states(torch.optim.SGD(Small().parameters(), 0.1 * (1 + rank)))
+    with pytest.raises(ValueError, match=r"is float64, beyond 8 bits"):
+        partition_states(torch.optim.SGD(Small(torch.float64).parameters(), 1), weights=E4M3FN)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         zero = partition_states(torch.optim.Adam(model.parameters(), 0.1))

@@ -123,6 +123,35 @@ def base_of_a_view(x):
     return y
 
 
+def assigned_before(x):
+    y = x.sin()
+    y[:, :4] = 0
+    y.mul_(2)
+    return y
+
+
+def assigned_after(x):
+    y = x.sin()
+    y *= 2
+    y[:, :4] = 0
+    return y.relu_()
+
+
+def assigned_by_a_mask(x):
+    y = x.sin()
+    y[x > 0] = 0
+    y += 1
+    return y
+
+
+def assigned_by_a_row(x):
+    y = x.sin()
+    y.add_(1)
+    y[0] = x[1]
+    y.mul_(3)
+    return y
+
+
 def view_of_a_base(x):
     y = x.sin()
     z = y[:, :4]
@@ -171,6 +200,10 @@ OLD = [
     alias,
     narrower_than_what_is_added,
     memory_to_be_filled,
+    assigned_before,
+    assigned_after,
+    assigned_by_a_mask,
+    assigned_by_a_row,
 ]
 
 

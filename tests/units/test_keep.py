@@ -90,6 +90,24 @@ def test_an_axis_of_few_values_is_held_as_it_is() -> None:
     assert pays((4, 1), 2, "E4M3FN current")
 
 
+def test_a_number_is_held_as_it_is() -> None:
+    """It has no axis to form groups along."""
+    assert not pays((), 4, GROUPS)
+
+    class Gated(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(32, 32)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.layer(x)
+            return (F.gelu(h) * F.gelu(h.sum())).sum()
+
+    model = us.apply_recipe(Gated(), "coat", inner="eager")
+    model(torch.randn(4, 32)).backward()
+    assert model.layer.weight.grad.isfinite().all()
+
+
 def test_second_derivatives_are_refused() -> None:
     x = torch.randn(4, 16, requires_grad=True)
     for y in (

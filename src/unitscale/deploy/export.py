@@ -115,6 +115,7 @@ def export(
     recipe = recipe_of(model, "export")
     exported = exported_part(model, any_module=format == "safetensors")
     plan = plan_of(model, recipe, exported)
+    refuse_not_finite(exported)
     plan.differences += differences_of_dtype(exported)
     if plan.differences and differences == "refuse":
         found = "; ".join(plan.differences)
@@ -137,6 +138,19 @@ def export(
         differences=tuple(plan.differences),
         bytes=sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
     )
+
+
+def refuse_not_finite(exported: Exported) -> None:
+    """Refuse parameters that hold NaN or infinity, those that are not rounded too.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for name, value in exported.module.named_parameters():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(
+                f"export: {name!r} holds NaN or infinity; restore an earlier checkpoint"
+            )
 
 
 def differences_of_dtype(exported: Exported) -> Iterator[str]:

@@ -61,6 +61,9 @@ def faults_of(folder: Folder) -> Iterator[str]:
     for path in folder.layers:
         yield from faults_of_layer(folder, path)
     ignored = config.get("ignore", [])
+    if wrong := unusable(ignored):
+        yield wrong
+        return
     linears = folder.linears()
     for path in linears:
         is_ignored = any(matches(path, pattern) for pattern in ignored)
@@ -74,6 +77,20 @@ def faults_of(folder: Folder) -> Iterator[str]:
         yield "'lm_head' has codes of its own, and tie_word_embeddings is true"
 
 
+def unusable(ignored: Any) -> str | None:
+    """What is wrong with `ignore` itself."""
+    if not isinstance(ignored, list) or not all(isinstance(entry, str) for entry in ignored):
+        return f"'ignore' is {ignored!r}; expected a list of layers"
+    for entry in ignored:
+        try:
+            re.compile(entry.removeprefix("re:") if entry.startswith("re:") else "")
+        except re.error as error:
+            return f"'ignore' has {entry!r}, which is no regular expression: {error}"
+    if "Linear" in ignored:
+        return "'ignore' has the class 'Linear', so all codes would be taken for weights"
+    return None
+
+
 def faults_of_description(config: dict[str, Any]) -> Iterator[str]:
     """What is wrong with the words of compressed-tensors."""
     status = config.get("quantization_status")
@@ -84,9 +101,24 @@ def faults_of_description(config: dict[str, Any]) -> Iterator[str]:
         )
     if config.get("format") != "float-quantized":
         yield f"format is {config.get('format')!r}; expected 'float-quantized'"
-    for group in dict(config.get("config_groups") or {"config_groups": {}}).values():
+    groups = config.get("config_groups")
+    if not isinstance(groups, dict) or not groups:
+        yield f"config_groups is {groups!r}; expected one group for all linear layers"
+        return
+    for key, group in groups.items():
+        if not isinstance(group, dict):
+            yield f"config_groups: {key} is {group!r}; expected an object"
+            continue
+        if group.get("targets") != ["Linear"]:
+            yield (
+                f"config_groups: the targets of {key} are {group.get('targets')!r}; expected "
+                "['Linear'], or layers with codes are loaded as they are"
+            )
         for name in ("weights", "input_activations"):
-            found = group.get(name) or {}
+            found = group.get(name)
+            if not isinstance(found, dict):
+                yield f"{name} are {found!r}; expected an object"
+                continue
             wrong = {key: found.get(key) for key in STATIC if found.get(key) != STATIC[key]}
             if wrong:
                 yield f"{name} have {wrong}; expected { ({key: STATIC[key] for key in wrong}) }"

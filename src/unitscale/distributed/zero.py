@@ -155,7 +155,7 @@ class PartitionedStates:
     def after_load(self, optimizer: torch.optim.Optimizer) -> None:
         """A hook: of a loaded state this rank keeps its own part."""
         known = [name for name, p in self.named_own() if p in optimizer.state]
-        missing = [name for name, p in self.named_own() if p not in optimizer.state]
+        missing = [n for n, p in self.named_own() if p.requires_grad and p not in optimizer.state]
         if optimizer.state and missing:
             warnings.warn(
                 f"partition_states: the state that was loaded has nothing of {len(missing)} of the "
@@ -337,8 +337,10 @@ def partition_states(
     fault = fault_of(named, weights)
     if optimizer in PARTITIONED:
         fault = "the states of this optimizer are partitioned already; call it once"
+    rates = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     options = {
         "the optimizer": type(optimizer).__name__,
+        "an option of the optimizer": str(rates),
         "weights": str(weights),
         "the version of torch": str(torch.__version__),
         "a parameter": ", ".join(f"{n} {tuple(p.shape)} {p.dtype}" for n, p in named.items()),
@@ -380,6 +382,8 @@ def fault_of(named: Mapping[str, Tensor], weights: object) -> str | None:
     for name, parameter in named.items():
         if isinstance(parameter, DTensor):
             return f"{name!r} is a DTensor; FSDP2 partitions the states of its parameters itself"
+        if weights is not None and parameter.dtype == torch.float64:
+            return f"{name!r} is float64, beyond 8 bits at a float32 scale; leave weights out"
         if not parameter.is_floating_point():
             return f"{name!r} is {parameter.dtype}; expected floating point"
     return None

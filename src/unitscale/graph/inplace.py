@@ -26,8 +26,10 @@ def return_new(graph: fx.Graph) -> None:
     """Replace the writes that can be replaced; those to inputs, views and aliases stay.
 
     So do those under `no_grad` to a tensor that has a gradient: the write is not in its history.
+    And those to memory that an assignment writes to, `h[:, 1:] = 0`: it returns nothing, so that
+    its example value does not tell of the write once the others are gone.
     """
-    records = True
+    records, assigned = True, assigned_storages(graph)
     for node in list(graph.nodes):
         mode = dynamo.gradient_mode(node)
         records = records if mode is None else mode
@@ -38,9 +40,28 @@ def return_new(graph: fx.Graph) -> None:
         call = out_of_place(node)
         if call is None or not (records or is_constant(node)):
             continue
+        if storages(dynamo.example(node)) & assigned:
+            continue
         shared = sharing(node.args[0], node)
         if shared is not None:
             replace(node, call, shared)
+
+
+def assigned_storages(graph: fx.Graph) -> set[int]:
+    """The memory that nodes write to which return no tensor."""
+    silent = (
+        node
+        for node in graph.nodes
+        if node.op.startswith("call_")
+        and (op_name(node) in ASSIGNMENTS or op_name(node).endswith("_"))
+        and not storages(dynamo.example(node))
+    )
+    taken = (dynamo.example(x) for node in silent for x in node.all_input_nodes)
+    return {memory for value in taken for memory in storages(value)} - {0}
+
+
+ASSIGNMENTS = ("setitem", "__setitem__")
+"""What `h[index] = value` is in a graph; other ops that write end in an underscore."""
 
 
 def is_constant(node: fx.Node) -> bool:

@@ -80,8 +80,10 @@ def pays(shape: Sequence[int], item_bytes: int, text: str) -> bool:
     operand = Use(text).operand
     if isinstance(operand.granularity, PerTensor):
         return True
+    if not len(shape):  # there is no axis to form groups along
+        return False
     assert isinstance(operand.scale, Current)
-    along = int(shape[-1]) if len(shape) else 1
+    along = int(shape[-1])
     scale_bytes = 2 if operand.scale.power_of_two is None else 1
     groups = operand.granularity.scale_shape((along,))[-1]
     return 4 * (along + scale_bytes * groups) <= 3 * along * item_bytes
