@@ -31,7 +31,27 @@ class Bar(Progress):
             yield Text(self.numerics, no_wrap=True, overflow="ellipsis")
 
 
-class RunProgress:
+class WithBar:
+    """A context in which a bar moves, where there is one."""
+
+    bar: Bar | None
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+
+class RunProgress(WithBar):
     """The progress of runs that follow one another, fed with the records of their logs.
 
     Args:
@@ -59,20 +79,6 @@ class RunProgress:
         )
         self.tasks: dict[str, TaskID] = {}
         self.numerics: dict[str, str] = {}
-
-    def __enter__(self) -> Self:
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.bar:
-            self.bar.stop()
 
     def show(self, label: str, record: dict[str, Any]) -> None:
         """One record of the run with this label."""
@@ -106,7 +112,7 @@ class RunProgress:
                 self.console.print(f"  and {len(lost) - 1} other tensors; log.jsonl has them all")
 
 
-class SweepProgress:
+class SweepProgress(WithBar):
     """The progress of a sweep: a bar over its runs, and a line for each that ends."""
 
     def __init__(self, *, runs: int) -> None:
@@ -127,18 +133,8 @@ class SweepProgress:
 
     def __enter__(self) -> Self:
         if self.bar:
-            self.bar.start()
             self.task = self.bar.add_task("runs", total=self.runs)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.bar:
-            self.bar.stop()
+        return super().__enter__()
 
     def at(self, name: str, step: int, steps: int) -> None:
         """A run has come to a step."""
