@@ -87,6 +87,8 @@ def sentences(split: Split) -> list[list[str]]:
     """Runs of sentences that follow each other, of a length that two of them fit."""
     runs: list[list[str]] = []
     for line in read_lines(split):
+        if line.startswith("="):  # a heading, as WikiText writes it
+            continue
         run: list[str] = []
         for sentence in ENDING.split(line):
             if SHORTEST <= len(sentence.split()) <= LONGEST:

@@ -15,7 +15,8 @@ from unitscale.report.atomic import replacing
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNKNOWN, FIRST, END, MASK = range(len(SPECIAL))
-CHUNK = 2**16
+WRITTEN = {"<unk>": SPECIAL[UNKNOWN], " @-@ ": "-", " @,@ ": ",", " @.@ ": "."}
+"""What WikiText's files write in place of rare words and of marks within words."""
 
 MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
 """Devlin et al.'s: of the tokens asked about, the last tenth stays as it is."""
@@ -24,6 +25,8 @@ MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
 def read_lines(split: Split) -> list[str]:
     """The lines of a split, those that are empty left out."""
     text = split.read(0, len(split)).decode("utf-8", "replace")
+    for mark, meant in WRITTEN.items():
+        text = text.replace(mark, meant)
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
