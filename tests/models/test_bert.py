@@ -132,7 +132,7 @@ def test_padding_changes_nothing_before_it(unit_scaled: bool) -> None:
     assert (logits[:, 10:] < -1e30).all()
 
 
-@pytest.mark.parametrize("recipe", ["fp16", "fp8", "fp8-e4m3"])
+@pytest.mark.parametrize("recipe", ["fp16", "fp8-e4m3"])
 def test_recipes_without_a_loss_scale_keep_the_gradients_of_the_unit_scaled_model(
     recipe: str,
 ) -> None:
@@ -153,21 +153,21 @@ def test_recipes_without_a_loss_scale_keep_the_gradients_of_the_unit_scaled_mode
 
 
 def test_bert_learns_which_token_was_there() -> None:
-    """Pairs of equal neighbors: a masked one is known from the other, and not from itself alone."""
-    model = MaskedLM(SMALL)
+    """Pairs of equal neighbors: a masked one is known from the other, and from nothing else."""
+    model = MaskedLM(replace(SMALL, vocab_size=17, depth=1))
     optimizer = us.optim.AdamW(model, 0.25)
     losses = []
-    for _ in range(100):
-        ids = torch.randint(96, (32, 8)).repeat_interleave(2, 1)
+    for _ in range(80):
+        ids = torch.randint(16, (32, 8)).repeat_interleave(2, 1)
         asked = torch.zeros_like(ids, dtype=torch.bool)
         asked[:, ::6] = True
-        loss = model(torch.where(asked, 96, ids), torch.where(asked, ids, -100))
+        loss = model(torch.where(asked, 16, ids), torch.where(asked, ids, -100))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert 4.4 < losses[0] < 4.9  # ln 96 = 4.56
-    assert sum(losses[-10:]) / 10 < 2.5
+    assert 2.6 < losses[0] < 3.1  # ln 17 = 2.83
+    assert sum(losses[-10:]) / 10 < 1.8  # ln 16 = 2.77 without the neighbor
 
 
 def test_sizes_are_those_of_the_paper() -> None:
