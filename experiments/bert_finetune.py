@@ -33,7 +33,8 @@ from bert_text import load_tokenizer
 from pool import Result
 from unitscale.data import open_corpus
 
-TASKS = ("gloss", "next", "span")
+TASKS = ("gloss", "span")
+"""Sentence pairs ("next", "order") are at chance in FP32 at this size: there is nothing to lose."""
 BATCH = 32
 
 
@@ -87,9 +88,9 @@ def main() -> None:
 
 def more_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
-    parser.add_argument("--tasks", nargs="+", choices=[*TASKS, "order"], default=TASKS)
+    parser.add_argument("--tasks", nargs="+", choices=[*TASKS, "next", "order"], default=TASKS)
     parser.add_argument("--wordnet", type=Path, help="WordNet's dict folder; default: that of wn")
-    parser.add_argument("--finetune-steps", type=int, default=200)
+    parser.add_argument("--finetune-steps", type=int, default=150)
     parser.add_argument("--finetune-lr-log2", type=float, help="default: see bert_arms.py")
     parser.add_argument("--examples", type=int, default=6400, help="to learn from, of each task")
 

@@ -70,7 +70,7 @@ def arguments(more: Callable[[argparse.ArgumentParser], None] | None = None) -> 
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--models", nargs="+", choices=["transformers", "written"])
     parser.add_argument("--recipes", nargs="+", choices=sorted({recipe for _, recipe in ARMS}))
-    parser.add_argument("--steps", type=int, default=1500, help="of pre-training")
+    parser.add_argument("--steps", type=int, default=1000, help="of pre-training")
     parser.add_argument("--lr-log2", type=float, help="the peak rate; default: see bert_arms.py")
     for name, value in asdict(Size()).items():
         if name != "heads":

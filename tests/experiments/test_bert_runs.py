@@ -171,7 +171,7 @@ def test_runs_are_made_once_and_come_out_as_tables(text, tmp_path, monkeypatch, 
     with pytest.raises(SystemExit, match=r"other settings \(steps\); use another --out"):
         call(monkeypatch, bert_pretrain.main, *chosen[:-1], "4")
     call(monkeypatch, bert_finetune.main, *chosen, *more)
-    assert len(list(tmp_path.glob("finetune/*.json"))) == 6
+    assert len(list(tmp_path.glob("finetune/*.json"))) == 4
     page = tmp_path / "page.md"
     page.write_text("before\n" + "\nold\n".join(bert_report.MARKS) + "\nafter\n")
     monkeypatch.setattr(sys, "argv", ["script", "--out", str(tmp_path), "--page", str(page)])
