@@ -23,9 +23,9 @@ ARMS = (
     *(("transformers", recipe) for recipe in (*RECIPES, CONTROL)),
     *(("written", recipe) for recipe in RECIPES),
 )
-RATES = {"transformers": 2.0**-9, "written": 2.0**-1}
+RATES = {"transformers": 2.0**-9, "written": 2.0**-2}
 """Peak rates of pre-training, each the best in FP32 of a small sweep: see docs/bert.md."""
-FINETUNE_RATES = {"transformers": 2.0**-10, "written": 2.0**-2}
+FINETUNE_RATES = {"transformers": 2.0**-10, "written": 2.0**-3}
 
 
 @dataclass(frozen=True, kw_only=True)
