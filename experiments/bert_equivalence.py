@@ -98,10 +98,10 @@ class Verdict:
 def judge(differences: Sequence[float], measure: Measure) -> Verdict:
     """The verdict on paired differences, low precision minus FP32."""
     n = len(differences)
-    if n < 2 or not all(map(math.isfinite, differences)):
-        lost = any(not math.isfinite(difference) for difference in differences)
-        word = "worse" if lost else "cannot tell"
-        return Verdict(n=n, mean=differences[0] if n else None, half=None, word=word)
+    if not all(map(math.isfinite, differences)):  # a run that diverged is worse than any margin
+        return Verdict(n=n, mean=math.inf, half=None, word="worse")
+    if n < 2:
+        return Verdict(n=n, mean=differences[0] if n else None, half=None, word="cannot tell")
     middle = mean(differences)
     half = t_quantile(n - 1, 1 - 2 * LEVEL) * stdev(differences) / math.sqrt(n)
     gain = middle if measure.higher_is_better else -middle

@@ -59,16 +59,19 @@ def main() -> None:
         if not start.exists():
             print(f"{start.stem} is not pre-trained yet", flush=True)
             continue
+        pretrained = json.loads(start.with_suffix(".json").read_text())
+        if "diverged_at" in pretrained["result"]:
+            print(f"{start.stem} diverged, so there is nothing to fine-tune", flush=True)
+            continue
         for name in args.tasks:
             path = args.out / "finetune" / f"{name}-{model}-{recipe}-{seed}.json"
             rate = (
                 FINETUNE_RATES[model] if args.finetune_lr_log2 is None else 2**args.finetune_lr_log2
             )
-            pretrained = json.loads(start.with_suffix(".json").read_text())["setting"]
             setting = settings(corpus, size, args.finetune_steps, rate) | {
                 "examples": args.examples,
                 "batch_size": BATCH,
-                "pretrained_steps": pretrained["steps"],
+                "pretrained_steps": pretrained["setting"]["steps"],
             }
             if is_done(path, setting):
                 continue

@@ -57,7 +57,8 @@ def main() -> None:
             continue
         result, trained = pretrain(model, recipe, seed, size, args.steps, rate, text)
         write(path, setting, result, trained)
-        print(f"{path.stem}: {result['loss']:.4f} ({result['cpu_s']:.0f} s)", flush=True)
+        loss = "diverged" if result["loss"] is None else f"{result['loss']:.4f}"
+        print(f"{path.stem}: {loss} ({result['cpu_s']:.0f} s)", flush=True)
 
 
 def arguments(more: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
@@ -136,7 +137,7 @@ def pretrain(
     rate: float,
     text: Callable[[str], Stream],
 ) -> tuple[Result, nn.Module]:
-    """The result and the model of one run."""
+    """The result and the model of one run, which ends where its loss is no number any more."""
     train, valid = text("train"), text("valid")
     model = build(model_name, size, "masked", recipe, seed)
     give(model, recipe)
@@ -152,6 +153,10 @@ def pretrain(
         optimizer.step()
         schedule.step()
         recent.append(loss.item())
+        if not math.isfinite(recent[-1]):
+            cpu_s = time.process_time() - start
+            lost = {"loss": None, "accuracy": None, "diverged_at": step}
+            return {**lost, "curve": curve, "cpu_s": cpu_s}, model
         if len(recent) == EVERY or step + 1 == steps:
             curve.append((step + 1, sum(recent) / len(recent)))
             recent.clear()

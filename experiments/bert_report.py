@@ -8,6 +8,7 @@ With `--page` the tables replace what stands between the two marks in that file.
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def report(runs: list[tuple[Key, int, dict[str, Any]]]) -> str:
     values: Values = {}
     for key, seed, run in runs:
         result: Result = run["result"]
-        values.setdefault(key, {})[seed] = result["loss" if key[0] == "mlm" else "score"]
+        value = result["loss" if key[0] == "mlm" else "score"]
+        values.setdefault(key, {})[seed] = math.inf if value is None else value
     measures = [name for name in MEASURES if any(key[0] == name for key in values)]
     first = next(run["setting"] for key, _, run in runs if key[0] == "mlm")
     seeds = max(map(len, values.values()))
@@ -107,6 +109,8 @@ def value_cell(values: Values, measure: str, model: str, recipe: str) -> str:
     found = list(values.get((measure, model, recipe), {}).values())
     if not found:
         return "-"
+    if lost := sum(not math.isfinite(value) for value in found):
+        return f"{lost} of {len(found)} diverged"
     interval, digits = Interval.of(found), 3 if measure == "mlm" else 1
     half = "" if interval.half is None else f" ± {interval.half:.{digits}f}"
     return f"{interval.mean:.{digits}f}{half} ({interval.n})"

@@ -1,6 +1,7 @@
 """The BERT experiments at a tiny size, from a text to the tables."""
 
 import json
+import math
 import sys
 from types import SimpleNamespace
 
@@ -197,6 +198,19 @@ def test_weights_of_another_size_are_refused(text):
         deeper = build(name, Size(vocab_size=80, width=16, depth=2, length=32), 5, "fp32", 0)
         with pytest.raises(ValueError, match=r"is missing; expected .*pre-trained with this size"):
             bert_finetune.load_encoder(deeper, weights)
+
+
+def test_a_run_that_diverges_ends_there_and_is_worse(text):
+    size = Size(vocab_size=80, width=16, depth=1, length=32)
+    stream = Stream.of(text.corpus.train, text.tokenizer)
+    arguments = ("written", "fp32", 0, size, 5, 1e30, lambda name: stream)
+    result, _ = bert_pretrain.pretrain(*arguments)
+    assert result["loss"] is None
+    assert 0 < result["diverged_at"] < 5
+    key = ("mlm", "written", "fp16")
+    values = {key: {0: math.inf, 1: 5.0}, ("mlm", "written", "fp32"): {0: 5.0, 1: 5.0}}
+    assert bert_report.value_cell(values, *key) == "1 of 2 diverged"
+    assert bert_report.verdict_cell(values, *key) == "+inf: worse"
 
 
 def test_verdicts_pair_the_seeds_that_both_have(tmp_path):
