@@ -56,9 +56,13 @@ EXTRAS = ("typer", "rich", "matplotlib", "plotly", "transformers", "pyarrow", "t
 # (extra, what needs it): each fails in one line that says how to install it.
 MISSING = (
     ("cli", "import unitscale.cli; unitscale.cli.main()"),
-    ("report", "import unitscale as us; us.report.write_html([], 'x.html')"),
-    ("report", "import unitscale as us; us.report.draw_losses([], 'x.png')"),
-    ("parquet", "from unitscale.report.extra import imported; imported('pyarrow.parquet')"),
+    ("report", "from unitscale.report.html import packed_plotly as f; f()"),
+    ("report", "import unitscale as us; us.report.draw_losses([], 'x.png', title='')"),
+    (
+        "parquet",
+        "from pathlib import Path; from unitscale.report.parquet import read_parquet as f; "
+        "list(f(Path('x.parquet')))",
+    ),
     (
         "tensorboard",
         "from pathlib import Path; from unitscale.train.tensorboard import writer_class as f; f()",
@@ -77,6 +81,7 @@ COMMANDS = (
 
 
 def main() -> None:
+    """Build, install, try."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--torch-from", type=Path, help="site-packages that have torch")
     torch_from = parser.parse_args().torch_from
@@ -106,12 +111,15 @@ class Environment:
             self.pip("install", "-q", "-c", str(ROOT / "constraints.txt"), "torch")
 
     def pip(self, *arguments: str) -> None:
+        """Its pip; fails as pip does."""
         subprocess.run([self.bin / "pip", *arguments], check=True)
 
     def python(self, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        """A program in its Python."""
         return self.run([str(self.bin / "python"), "-c", code], folder)
 
     def run(self, command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+        """A command in a folder, whatever its exit code."""
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -183,6 +191,7 @@ def check_commands(environment: Environment, folder: Path) -> None:
 
 
 def fail(what: str) -> None:
+    """Say what is wrong, and end."""
     sys.exit(f"release-check: {what}")
 
 
