@@ -108,7 +108,7 @@ def ranges() -> Picture:
     """The range of every narrow format."""
     formats = [FORMATS[n] for n in ("BF16", "FP16", "E5M2", "E4M3FN", "E3M2FN", "E2M3FN", "E2M1FN")]
     picture = Picture(560, 330, "Ranges of number formats: normal numbers, and subnormal ones")
-    place = across(-27, 18, 96, 540)
+    place = across(-27, 18, 96, 530)
     picture.text(24, 30, "What each format can hold", bold=True)
     y = 56
     for fmt in formats:
@@ -136,14 +136,14 @@ def snr() -> Picture:
     from unitscale.numerics.snr import expected_snr
 
     picture = Picture(560, 360, "Signal to noise of rounding by the size of a tensor")
-    place = across(-28, 20, 56, 540)
+    place = across(-28, 19, 56, 534)
 
     def up(decibels: float) -> float:
         return 310 - 270 * max(0.0, min(decibels, 80.0)) / 80
 
     picture.text(24, 30, "Signal to noise after rounding, dB", bold=True)
     for decibels in range(0, 81, 20):
-        picture.line([(56, up(decibels)), (540, up(decibels))], color=LIGHT)
+        picture.line([(56, up(decibels)), (534, up(decibels))], color=LIGHT)
         picture.text(48, up(decibels) + 5, str(decibels), size=13, color=GRAY, anchor="end")
     for fmt, color, where in (
         (FP16, BLUE, -8),
@@ -152,7 +152,7 @@ def snr() -> Picture:
         (E5M2, ORANGE, -11),
         (E2M1FN, INK, 3),
     ):
-        points = [(k / 4, expected_snr(fmt, k / 4)) for k in range(-112, 81)]
+        points = [(k / 4, expected_snr(fmt, k / 4)) for k in range(-112, 77)]
         shown = [(place(x), up(db)) for x, db in points if db > 0.5]
         picture.line(shown, color=color, width=2)
         label = up(expected_snr(fmt, where)) - 8
@@ -171,7 +171,7 @@ def edge() -> Picture:
     def box(x: float, y: float, first: str, second: str, color: str) -> None:
         picture.rectangle(x, y, 130, 52, fill="#ffffff", stroke=color, radius=6)
         picture.text(x + 65, y + 22, first, size=14, anchor="middle", bold=True, color=color)
-        picture.text(x + 65, y + 42, second, size=13, anchor="middle")
+        picture.text(x + 65, y + 42, second, size=12, anchor="middle")
 
     def op(x: float, y: float, words: str) -> None:
         picture.rectangle(x, y, 120, 52, fill=LIGHT, radius=6)
@@ -234,12 +234,12 @@ def products() -> Picture:
 
 
 QUESTIONS = (
-    ("Does fp32-units diverge too?", "yes: rate, data or initial values"),
+    ("Does fp32-units diverge too?", "yes: rate, data, start"),
     ("Does us.summary cover the model?", "no: mend this first"),
     ("Does the report say NaN?", "yes: look at the first tensor"),
-    ("Does it say that something jumped?", "yes: data, rate, or the batch measured"),
+    ("Does it say that something jumped?", "yes: data, rate, batch"),
     ('Does it say "has outgrown"?', "yes: measure units again"),
-    ("Do operands lose more than 1 %?", "yes: which, where; see the table"),
+    ("Do operands lose more than 1 %?", "yes: see the table"),
 )
 
 
@@ -250,13 +250,13 @@ def diverges() -> Picture:
     picture.text(24, 30, "Ask in this order; stop at the first that fits", bold=True)
     y = 48
     for number, (question, answer) in enumerate(QUESTIONS, 1):
-        picture.rectangle(24, y, 286, 42, stroke=BLUE, radius=6)
+        picture.rectangle(24, y, 304, 42, stroke=BLUE, radius=6)
         picture.text(36, y + 26, f"{number}. {question}", size=14)
-        picture.line([(310, y + 21), (336, y + 21)], color=ORANGE, arrow=True)
-        picture.text(342, y + 26, answer, size=13, color=ORANGE)
-        picture.line([(167, y + 42), (167, y + 61)], color=BLUE, arrow=True)
+        picture.line([(328, y + 21), (356, y + 21)], color=ORANGE, arrow=True)
+        picture.text(364, y + 26, answer, size=13, color=ORANGE)
+        picture.line([(176, y + 42), (176, y + 61)], color=BLUE, arrow=True)
         y += 62
-    picture.rectangle(24, y, 286, 36, fill=LIGHT, radius=6)
+    picture.rectangle(24, y, 304, 36, fill=LIGHT, radius=6)
     picture.text(36, y + 24, "7. The format is fine: rate and seeds", size=14)
     return picture
 

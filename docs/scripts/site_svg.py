@@ -1,6 +1,6 @@
 """A picture as SVG, written by hand: the same bytes everywhere, and readable on a phone.
 
-Colors and sizes are fixed, and the ground is white: a picture looks alike in a light and a dark page.
+Colors and sizes are fixed, and the ground is white: so it looks alike in a light and a dark page.
 """
 
 from collections.abc import Iterable
