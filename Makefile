@@ -36,7 +36,7 @@ gpu: $(INSTALLED)
 # The documentation, in build/site; it is read from the disk, and nothing is fetched.
 site: $(INSTALLED)
 	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The wheel and the sdist, built and installed in clean environments, without extras and with each.
 release-check: $(INSTALLED)
