@@ -107,8 +107,10 @@ def signature(name: str, value: Any) -> str:
     except (TypeError, ValueError):
         return ""
     kind = "class " if inspect.isclass(value) else ""
+    if inspect.isclass(value):
+        found = found.replace(return_annotation=found.empty)
     text = ADDRESS.sub("", f"{kind}{name}{found}")
-    text = re.sub(r"\b(?:torch\._tensor\.|torch\.)(Tensor)\b", r"\1", text)
+    text = short(text)
     if len(text) <= MAX_SIGNATURE:
         return block(text)
     lines, star = [], False
@@ -117,10 +119,18 @@ def signature(name: str, value: Any) -> str:
             star = True
             lines.append("*")
         star |= parameter.kind is parameter.VAR_POSITIONAL
-        lines.append(ADDRESS.sub("", str(parameter)))
+        lines.append(short(ADDRESS.sub("", str(parameter))))
     returns = text.rpartition(") -> ")[2] if ") -> " in text else ""
     inner = "".join(f"    {line},\n" for line in lines)
     return block(f"{kind}{name}(\n{inner})" + (f" -> {returns}" if returns else ""))
+
+
+PLACE = re.compile(r"\b(?:unitscale|torch|collections|typing|pathlib)(?:\.[a-z_]\w*)*\.(?=[A-Z])")
+
+
+def short(text: str) -> str:
+    """Types without the module that they are from."""
+    return PLACE.sub("", text)
 
 
 def block(code: str) -> str:
@@ -157,6 +167,8 @@ def description(module: Any, name: str) -> str:
     if text := attribute_docstrings(module).get(name) or DATA.get(name):
         return markdown(text)
     kind = type(value)
+    if kind.__name__ in ("FloatFormat", "BlockFormat"):
+        return f"A `{kind.__name__}`, in [the table](../formats.md)."
     return f"A `{kind.__name__}`." if kind.__module__.startswith("unitscale") else ""
 
 

@@ -56,6 +56,20 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+SHIM = "https://unpkg.com/iframe-worker/shim"
+"""What the theme would fetch for a page that is read from the disk; `frame_worker.js` is ours."""
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Fetch nothing from elsewhere."""
+    return output.replace(SHIM, f"{page.file.url.count('/') * '../'}frame_worker.js")
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    """The page for an address that is not there needs it too."""
+    return output.replace(SHIM, "frame_worker.js")
+
+
 PAGE_IN_TEXT = re.compile(r"`docs/(\w+)\.md`")
 
 
