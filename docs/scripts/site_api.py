@@ -9,6 +9,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,7 @@ def counterpart(name: str, cls: type) -> str:
     return f"`torch.nn.{known.__name__}`, with `constraint=`: [`functional.{snake}`]({link})."
 
 
+@cache
 def attribute_docstrings(module: Any) -> dict[str, str]:
     """The texts below assignments in the modules of a package: `X = 1` and then a docstring."""
     found: dict[str, str] = {}

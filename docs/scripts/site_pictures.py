@@ -236,7 +236,7 @@ def products() -> Picture:
 QUESTIONS = (
     ("Does fp32-units diverge too?", "yes: rate, data, start"),
     ("Does us.summary cover the model?", "no: mend this first"),
-    ("Does the report say NaN?", "yes: look at the first tensor"),
+    ("Does the report say NaN?", "yes: the first tensor"),
     ("Does it say that something jumped?", "yes: data, rate, batch"),
     ('Does it say "has outgrown"?', "yes: measure units again"),
     ("Do operands lose more than 1 %?", "yes: see the table"),
