@@ -9,7 +9,6 @@ import yaml
 from house import snapshot
 from house.test_readme import MAKEFILE, blocks, unknown_flags
 from house.tree import REPOSITORY
-from marks import slow
 
 DOCS = REPOSITORY / "docs"
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
@@ -143,7 +142,7 @@ def test_guides_have_no_figure_that_no_measurement_has():
     assert FIGURE.findall("it is 1.2345 ± 0.0001") == ["1.2345 ± 0.0001"]
 
 
-@slow
+@pytest.mark.slow
 def test_site_builds_and_fetches_nothing(tmp_path):
     build = pytest.importorskip("mkdocs.commands.build")
     config = pytest.importorskip("mkdocs.config")

@@ -1,4 +1,4 @@
-"""What SECURITY.md says is read how: nothing in the package reads a pickle or runs text by itself."""
+"""What SECURITY.md says: nothing in the package reads a pickle or runs text by itself."""
 
 import ast
 
