@@ -20,7 +20,7 @@ WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
 
 # Declared for work that is to come; nothing imports them yet (docs/install.md says so).
 TO_COME = {"scipy", "cma"}
-# What others import: transformers' Trainer, torch.utils.tensorboard, and the caller of a sweep's jobs.
+# Imported by Trainer of transformers, by torch.utils.tensorboard, by the caller of a sweep's jobs.
 NEEDED_BY_OTHERS = {"accelerate", "tensorboard", "submitit", "ray"}
 FOR_DEVELOPERS = ("dev", "docs", "release", "measure")
 
