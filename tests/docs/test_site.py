@@ -128,6 +128,35 @@ def test_make_targets_exist():
     assert wanted - known == set()
 
 
+SCRIPT = re.compile(
+    r"python ((?:experiments|benchmarks|docs/scripts|examples)/[\w/]+\.py)([^`\n#]*)"
+)
+
+
+def wrong_scripts(text):
+    """Scripts that a text runs and that are not there, and options that they do not have."""
+    found = []
+    for script, rest in SCRIPT.findall(text.replace("\\\n", " ")):
+        path = REPOSITORY / script
+        source = path.read_text(encoding="utf-8") if path.is_file() else None
+        if source is None:
+            found.append(script)
+        else:
+            flags = re.findall(r"(?<=\s)--[a-z][\w-]*", rest)
+            found += [f"{script} {flag}" for flag in flags if f'"{flag}"' not in source]
+    return found
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_scripts_of_a_page_exist(name):
+    assert wrong_scripts(PAGES[name]) == []
+
+
+def test_wrong_scripts_are_seen():
+    text = "python experiments/serving.py --out x \\\n --stpes 3\n`python benchmarks/none.py`"
+    assert wrong_scripts(text) == ["experiments/serving.py --stpes", "benchmarks/none.py"]
+
+
 FIGURE = re.compile(r"[+-]?\d+\.\d+ ± \d+\.\d+|\d\.\d+ \(\d\.\d+ to \d\.\d+\)")
 
 
