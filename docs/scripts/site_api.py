@@ -131,7 +131,7 @@ PLACE = re.compile(r"\b(?:unitscale|torch|collections|typing|pathlib)(?:\.[a-z_]
 
 def short(text: str) -> str:
     """Types without the module that they are from."""
-    return PLACE.sub("", text)
+    return PLACE.sub("", text).replace("~", "")
 
 
 def block(code: str) -> str:
