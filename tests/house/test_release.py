@@ -149,6 +149,7 @@ def test_release_check_tries_each_extra_of_all():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_wheel_and_sdist_work_without_extras():
     pytest.importorskip("build")
     import torch
