@@ -87,6 +87,10 @@ def line(row: dict[str, Any]) -> dict[str, str]:
 def describe(recipe: "Recipe") -> dict[str, Any]:
     """One row of the table; in JSON with the three products."""
     value, gradient, result = recipe.value, recipe.gradient, recipe.main.results
+    if recipe.throughout is not None:
+        from unitscale.recipes import Operand
+
+        value = gradient = Operand(recipe.throughout.format, value.scale)
     return {
         "recipe": recipe.name,
         "forward": value.format.name if value.format else None,
@@ -96,6 +100,8 @@ def describe(recipe: "Recipe") -> dict[str, Any]:
         "shared_by": shared_by(recipe),
         "rounds": ", ".join(rule.op for rule in recipe.rules).replace("*", "every product")
         if recipe.rounds
+        else "every tensor"
+        if recipe.throughout
         else "nothing",
         "saved": None if recipe.saved is None else str(recipe.saved),
         "used_by": recipe.users,

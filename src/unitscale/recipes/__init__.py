@@ -22,6 +22,7 @@ from unitscale.recipes.operand import (
 )
 from unitscale.recipes.recipe import Recipe, uniform
 from unitscale.recipes.rule import Gemm, Rule
+from unitscale.recipes.throughout import Throughout
 
 __all__ = [
     "AS_IS",
@@ -41,6 +42,7 @@ __all__ = [
     "RandomHadamard",
     "Recipe",
     "Rule",
+    "Throughout",
     "Unit",
     "cscale",
     "parse",

@@ -31,6 +31,7 @@ from unitscale.recipes.operand import (
 )
 from unitscale.recipes.recipe import Recipe, uniform
 from unitscale.recipes.rule import Gemm, Rule
+from unitscale.recipes.true_fp16 import scaled_loss, true_fp16
 
 STATIC_LOSS_SCALE = 2048.0
 """The static loss scale of the paper's FP16 baselines (Blake et al. 2023, character LM)."""
@@ -353,7 +354,10 @@ def by_name(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in recipes}
 
 
-RECIPES: dict[str, Recipe] = by_name([*full(), *tensorwise(), *blockwise(), *units()])
+RECIPES: dict[str, Recipe] = by_name(
+    [*full(), *true_fp16(units=False), *tensorwise(), *blockwise()]
+    + [*units(), *true_fp16(units=True)]
+)
 
 
 RIVALS: tuple[str, ...] = (
@@ -372,7 +376,7 @@ def without_loss_scale(recipe: Recipe) -> Recipe:
 def parse(recipe: str | Recipe) -> Recipe:
     """The recipe of that name; a `Recipe` is returned as it is.
 
-    `fp8-cscale(3)` is `fp8-cscale` with another constant.
+    `fp8-cscale(3)` is `fp8-cscale` with another constant, `fp16-true(11)` has the loss times 2^11.
 
     Raises:
         TypeError: neither a name nor a Recipe.
@@ -386,6 +390,8 @@ def parse(recipe: str | Recipe) -> Recipe:
         return RECIPES[recipe]
     if match := re.fullmatch(r"fp8-cscale\((-?[0-9]{1,2})\)", recipe):
         return cscale(int(match[1]))
+    if (found := scaled_loss(recipe, RECIPES)) is not None:
+        return found
     near = get_close_matches(recipe, RECIPES, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown recipe {recipe!r}; the recipes are {', '.join(RECIPES)}.{hint}")
