@@ -62,7 +62,12 @@ def recipes(
     if not names:
         text = "groups, wherever several recipes are taken: all; and rivals, one of each kind that "
         text += f"people train with: {', '.join(GROUPS['rivals'])}"
-        show(*wrap(text, WIDTH_OF_A_FILE, break_on_hyphens=False))
+        from unitscale.recipes import TRUE_FP16
+
+        every = "for character models, every tensor of a training run in one format: "
+        every += f"{', '.join(TRUE_FP16)}; fp16-true(11) has the loss times 2^11"
+        for said in (text, every):
+            show(*wrap(said, WIDTH_OF_A_FILE, break_on_hyphens=False))
 
 
 def line(row: dict[str, Any]) -> dict[str, str]:
@@ -73,7 +78,9 @@ def line(row: dict[str, Any]) -> dict[str, str]:
     scale = SHORT.get(row["scale"], row["scale"].removeprefix("of the "))
     if row["shared_by"] not in ("", "tensor"):
         scale += f", {row['shared_by'].replace(', ', '/')}"
-    products = {"every product": "all", "nothing": "-"}.get(row["rounds"], row["rounds"])
+    products = {"every product": "all", "every tensor": "tensors", "nothing": "-"}.get(
+        row["rounds"], row["rounds"]
+    )
     return {
         "recipe": row["recipe"],
         "values": (row["forward"] or "-").removeprefix("MX_"),

@@ -31,7 +31,7 @@ from unitscale.recipes.operand import (
 )
 from unitscale.recipes.recipe import Recipe, uniform
 from unitscale.recipes.rule import Gemm, Rule
-from unitscale.recipes.true_fp16 import scaled_loss, true_fp16
+from unitscale.recipes.true_fp16 import TRUE_FP16, scaled_loss
 
 STATIC_LOSS_SCALE = 2048.0
 """The static loss scale of the paper's FP16 baselines (Blake et al. 2023, character LM)."""
@@ -354,10 +354,7 @@ def by_name(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in recipes}
 
 
-RECIPES: dict[str, Recipe] = by_name(
-    [*full(), *true_fp16(units=False), *tensorwise(), *blockwise()]
-    + [*units(), *true_fp16(units=True)]
-)
+RECIPES: dict[str, Recipe] = by_name([*full(), *tensorwise(), *blockwise(), *units()])
 
 
 RIVALS: tuple[str, ...] = (
@@ -390,8 +387,9 @@ def parse(recipe: str | Recipe) -> Recipe:
         return RECIPES[recipe]
     if match := re.fullmatch(r"fp8-cscale\((-?[0-9]{1,2})\)", recipe):
         return cscale(int(match[1]))
-    if (found := scaled_loss(recipe, RECIPES)) is not None:
+    known = RECIPES | TRUE_FP16
+    if (found := known.get(recipe) or scaled_loss(recipe, known)) is not None:
         return found
-    near = get_close_matches(recipe, RECIPES, n=1)
+    near = get_close_matches(recipe, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown recipe {recipe!r}; the recipes are {', '.join(RECIPES)}.{hint}")
+    raise ValueError(f"unknown recipe {recipe!r}; the recipes are {', '.join(known)}.{hint}")

@@ -18,36 +18,36 @@ from unitscale.recipes.operand import Unit
 from unitscale.recipes.recipe import Recipe, uniform
 from unitscale.recipes.throughout import Throughout
 
-__all__ = ["scaled_loss", "true_fp16"]
+__all__ = ["TRUE_FP16", "scaled_loss"]
 
 SOURCE = "Blake, Orr, Luschi, Unit Scaling, arXiv 2303.11257, section 5: character models"
 FORMS = {
     "fp16-true": (Throughout(format=FP16), "Blake et al.: FP16"),
     "fp16-true-stochastic": (
         Throughout(format=FP16, rounding="stochastic"),
-        "FP16, rounded by chance",
+        "FP16 by chance",
     ),
     "fp16-true-ftz": (
         Throughout(format=FP16, subnormals="flushed"),
-        "FP16 without subnormals",
+        "FP16, no subnormals",
     ),
 }
 NUMBERED = re.compile(r"(fp16-none|fp8-none|fp16-true[a-z-]*)\((-?[0-9]{1,2})\)")
 
 
-def true_fp16(*, units: bool) -> list[Recipe]:
-    """The three forms, for the standard model or for the unit-scaled one."""
-    rules = uniform(None, None, scale=Unit()) if units else ()
-    return [
-        Recipe(
-            name=name + "-units" * units,
-            rules=rules,
-            throughout=how,
-            users=f"{users}, unit-scaled" if units else users,
-            source=SOURCE,
-        )
-        for name, (how, users) in FORMS.items()
-    ]
+TRUE_FP16: dict[str, Recipe] = {
+    name + "-units" * units: Recipe(
+        name=name + "-units" * units,
+        rules=uniform(None, None, scale=Unit()) if units else (),
+        throughout=how,
+        users=users,
+        source=SOURCE,
+    )
+    for units in (False, True)
+    for name, (how, users) in FORMS.items()
+}
+"""The three forms for the standard model and for the unit-scaled one: a family beside `RECIPES`,
+for trainings of character models alone."""
 
 
 def scaled_loss(name: str, known: dict[str, Recipe]) -> Recipe | None:

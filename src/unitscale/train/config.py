@@ -313,9 +313,10 @@ class TrainConfig:
         return self.peak_lr * (self.final_lr_fraction + (1 - self.final_lr_fraction) * cosine)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it: lists for tuples. Fields that came later are left out at their defaults.
+        """As JSON holds it: lists for tuples.
 
-        So the runs of versions that had none are known by the same description.
+        `states` and `optimizer` are left out where they have their defaults, so that the runs of
+        versions that had none are known by the same description.
         """
         found = asdict(self) | {"model": dict(self.model), "betas": list(self.betas)}
         for name, default in (("states", None), ("optimizer", "adamw")):

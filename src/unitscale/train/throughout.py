@@ -82,9 +82,9 @@ def rounded(x: Tensor, how: Throughout, seed: int, *, scale: float = 1.0) -> Ten
         scale: a power of two.
         seed: of the random bits of stochastic rounding.
     """
-    options = {"seed": seed} if how.rounding == "stochastic" else {}
+    bits = seed if how.rounding == "stochastic" else None
     y = x.detach() if scale == 1.0 else x.detach() * scale
-    y = round_to(y, how.format, how.rounding, saturate=False, **options)
+    y = round_to(y, how.format, how.rounding, saturate=False, seed=bits)
     if how.subnormals == "flushed":
         y = y * (y.abs() >= how.format.min_normal).logical_or_(y.isnan())
     return y if scale == 1.0 else y / scale
@@ -113,7 +113,7 @@ class EveryResult(TorchDispatchMode):
         where = places(op)
         for index in where.written:
             given = kwargs.get(index) if isinstance(index, str) else args[index]
-            if is_rounded(given):
+            if isinstance(given, Tensor) and is_rounded(given):
                 given.copy_(self.round(given))
         if not where.fresh:
             return result
