@@ -66,7 +66,7 @@ def recipes(
 
         every = "for character models, every tensor of a training run in one format: "
         every += f"{', '.join(TRUE_FP16)}; fp16-true(11) has the loss times 2^11"
-        for said in (text, every):
+        for said in (every, text):
             show(*wrap(said, WIDTH_OF_A_FILE, break_on_hyphens=False))
 
 
