@@ -28,6 +28,8 @@ STANDARD = {"IEEE": "fp16-true", "FTZ": "fp16-true-ftz", "FP8": "fp8-none"}
 UNITS = {"unit-scaled, IEEE": "fp16-true-units", "unit-scaled, FTZ": "fp16-true-ftz-units"}
 ARMS = STANDARD | UNITS
 SCALES = range(-10, 17, 2)
+FIRST = (0, -8, 16, -4, 8, -6, -10, 12)
+"""The order of runs: the ends and the middle tell most, if there is no time for all."""
 TOKENS = range(8, 14)
 DIRECT = (17, 19)
 RATES = {False: -8, True: -1}
@@ -103,7 +105,8 @@ def by_scale(args: argparse.Namespace, seed: int) -> list[Point]:
     """Every arm at every loss scale, and what they are compared with."""
     size = seed, args.steps, args.batch_size
     pairs = [("fp32", None), ("fp32-units", None), ("fp8", None)]
-    pairs += [(recipe, scale) for scale in SCALES for recipe in ARMS.values()]
+    order = dict.fromkeys((*FIRST, *SCALES))
+    pairs += [(recipe, scale) for scale in order for recipe in ARMS.values()]
     return [point(args, size[0], recipe, *size[1:], scale) for recipe, scale in pairs]
 
 
