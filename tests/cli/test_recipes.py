@@ -116,3 +116,27 @@ def test_one_format_for_every_tensor_says_so(
     assert row["scale"] == "of the loss: 2048"
     shown = run(capsys, monkeypatch, "fp16-true-ftz-units")
     assert "every tensor of a training run: FP16 nearest, subnormals flushed" in shown
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["plan-memory", "--model", "llama", "--recipe", "fp16-true"],
+        ["doctor", "--recipe", "fp16-true"],
+        ["analyse", "--model", "llama", "--what-if", "fp8,fp16-true"],
+    ],
+)
+def test_commands_on_products_alone_refuse_one_format_for_every_tensor(
+    line: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["unitscale", *line])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "recipe 'fp16-true' rounds every tensor" in said
+    assert line[0] in said

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from unitscale.models.existing import import_attribute
 from unitscale.recipes import RECIPES, RIVALS, TRUE_FP16, Recipe, parse
 
-__all__ = ["GROUPS", "expanded", "find_recipe", "is_own"]
+__all__ = ["GROUPS", "expanded", "find_recipe", "is_own", "refuse_throughout"]
 
 GROUPS: dict[str, tuple[str, ...]] = {"all": tuple(RECIPES), "rivals": RIVALS}
 
@@ -55,3 +55,13 @@ def expanded(names: Iterable[str]) -> list[str]:
         if name:
             found |= dict.fromkeys(GROUPS.get(name, (name,)))
     return list(found)
+
+
+def refuse_throughout(recipes: Iterable[Recipe], command: str) -> None:
+    """Raise ValueError for a recipe of one format for every tensor, where products alone count."""
+    for recipe in recipes:
+        if recipe.throughout is not None:
+            raise ValueError(
+                f"recipe {recipe.name!r} rounds every tensor of a training run, and {command} is "
+                "about what is rounded in products; take 'fp16-none' or 'fp16'"
+            )

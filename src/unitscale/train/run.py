@@ -193,8 +193,11 @@ class Run:
                 if micro == 0:
                     state.optimizer.zero_grad()
                 factor = spread.loss_factor(is_unit_scaled=is_unit_scaled)
-                # As the gradient of the loss: the product itself would be rounded, and overflow.
-                loss.backward(torch.full_like(loss, state.loss_scale.scale * factor))
+                factor *= state.loss_scale.scale
+                if config.numerics.throughout is None:
+                    (loss * factor).backward()
+                else:  # the product would be rounded, and so would its derivative, the factor
+                    loss.backward(torch.full_like(loss, factor))
         return value, saved_bytes
 
     def update(self, lr: float) -> None:
