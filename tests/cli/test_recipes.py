@@ -123,7 +123,7 @@ def test_one_format_for_every_tensor_says_so(
     [
         ["plan-memory", "--model", "llama", "--recipe", "fp16-true"],
         ["doctor", "--recipe", "fp16-true"],
-        ["analyse", "--model", "llama", "--what-if", "fp8,fp16-true"],
+        ["analyse", "mine:factory", "--what-if", "fp8,fp16-true"],
     ],
 )
 def test_commands_on_products_alone_refuse_one_format_for_every_tensor(
