@@ -8,6 +8,7 @@ import pytest
 
 import charlm_arms as arms
 import charlm_gap as gap
+import charlm_page as page
 import fp16_true_headroom as headroom
 from charlm_verdict import MARGIN, Difference, verdict
 
@@ -178,3 +179,15 @@ def test_the_gap_takes_the_better_rate_that_most_seeds_have() -> None:
 def test_margin_is_above_what_three_seeds_resolve() -> None:
     """With seeds 0.01 apart the interval of three is 0.025 to either side."""
     assert 4.3027 * 0.01 / math.sqrt(3) < MARGIN
+
+
+def test_tables_go_to_their_places_on_the_page_and_nowhere_else() -> None:
+    text = page.PAGE.read_text()
+    for name in page.FILES:
+        once = page.placed(text, name, "a table\n")
+        assert f"<!-- {name} -->\n\na table\n\n{page.END}" in once
+        assert page.placed(once, name, "a table\n") == once
+        others = [other for other in page.FILES if other != name]
+        assert all(f"<!-- {other} -->" in once for other in others)
+    with pytest.raises(ValueError, match="no lines '<!-- figures -->'"):
+        page.placed(text, "figures", "")
