@@ -28,8 +28,6 @@ STANDARD = {"IEEE": "fp16-true", "FTZ": "fp16-true-ftz", "FP8": "fp8-none"}
 UNITS = {"unit-scaled, IEEE": "fp16-true-units", "unit-scaled, FTZ": "fp16-true-ftz-units"}
 ARMS = STANDARD | UNITS
 SCALES = range(-10, 17, 2)
-FIRST = (0, -8, 16, -4, 8, -6, -10, 12)
-"""The order of runs: the ends and the middle tell most, if there is no time for all."""
 TOKENS = range(8, 14)
 DIRECT = (17, 19)
 RATES = {False: -8, True: -1}
@@ -72,6 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/headroom"))
     parser.add_argument("--data", help="a text file; without it, the embedded corpus")
     parser.add_argument("--part", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--scales", type=int, nargs="+", default=list(SCALES), help="log2 of them")
     parser.add_argument("--steps", type=int, default=250, help="of runs by loss scale")
     parser.add_argument("--token-steps", type=int, default=100, help="of runs by tokens a step")
     parser.add_argument("--direct-steps", type=int, default=24, help="of the largest batches")
@@ -105,8 +104,7 @@ def by_scale(args: argparse.Namespace, seed: int) -> list[Point]:
     """Every arm at every loss scale, and what they are compared with."""
     size = seed, args.steps, args.batch_size
     pairs = [("fp32", None), ("fp32-units", None), ("fp8", None)]
-    order = dict.fromkeys((*FIRST, *SCALES))
-    pairs += [(recipe, scale) for scale in order for recipe in ARMS.values()]
+    pairs += [(recipe, scale) for scale in args.scales for recipe in ARMS.values()]
     return [point(args, size[0], recipe, *size[1:], scale) for recipe, scale in pairs]
 
 
@@ -210,7 +208,7 @@ def report(args: argparse.Namespace, found: dict[Point, float]) -> str:
         names.replace("| |", "| loss scale |", 1),
         rule,
     ]
-    for scale in SCALES:
+    for scale in sorted(args.scales):
         cells = (str(over(found, r, scale, args.batch_size, args.steps)) for r in ARMS.values())
         lines.append(f"| 2^{scale} | {' | '.join(cells)} |")
     fp8 = over(found, "fp8", None, args.batch_size, args.steps)
@@ -249,7 +247,8 @@ def draw(args: argparse.Namespace, found: dict[Point, float], path: Path) -> Non
     for name, recipe in ARMS.items():
         style = {"marker": "o", "label": name, "linestyle": "--" if "unit" in name else "-"}
         size = args.batch_size, args.steps
-        left.plot(SCALES, [height(over(found, recipe, s, *size)) for s in SCALES], **style)
+        scales = sorted(args.scales)
+        left.plot(scales, [height(over(found, recipe, s, *size)) for s in scales], **style)
         windows = [2**log2 // args.sequence_length for log2 in TOKENS]
         costs = [height(over(found, recipe, None, count, args.token_steps)) for count in windows]
         right.plot(TOKENS, costs, **style)

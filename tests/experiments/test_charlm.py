@@ -118,6 +118,7 @@ def test_the_table_of_arms_has_every_claim_for_every_model() -> None:
 
 def test_points_of_the_headroom_are_each_once_and_small_batches_are_not_cut() -> None:
     args = argparse.Namespace(
+        scales=list(headroom.SCALES),
         steps=250,
         token_steps=100,
         direct_steps=24,
@@ -141,6 +142,7 @@ def test_points_of_the_headroom_are_each_once_and_small_batches_are_not_cut() ->
 
 def test_the_figure_is_drawn_with_runs_that_diverged_or_are_missing(tmp_path: Path) -> None:
     args = argparse.Namespace(
+        scales=list(headroom.SCALES),
         steps=250,
         token_steps=100,
         direct_steps=24,
