@@ -20,6 +20,7 @@ from unitscale.recipes import TRUE_FP16, Throughout
 from unitscale.train import run as run_file
 from unitscale.train import throughout as throughout_file
 from unitscale.train import train
+from unitscale.train.planned import with_control
 from unitscale.train.spread import Spread
 from unitscale.train.throughout import EveryResult, hold_, rounded, rounding
 
@@ -31,6 +32,12 @@ SMALLEST, NORMAL = 2.0**-24, 2.0**-14
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
     return text_corpus(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of a run before its first step takes longer than the run."""
+    monkeypatch.setattr(run_file, "first_look", lambda *_: {"share_in_range": {}})
 
 
 def is_held(x: Tensor, how: Throughout) -> bool:
@@ -318,6 +325,27 @@ def test_a_run_whose_mode_does_not_see_its_operations_is_an_error(
     monkeypatch.setattr(throughout_file, "is_rounded", lambda x: False)
     with pytest.raises(RuntimeError, match="no tensor was rounded"):
         train(tiny_config(recipe="fp16-true"), corpus, tmp_path / "run")
+
+
+def test_a_backward_pass_that_goes_past_the_mode_is_an_error(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it would in a thread of torch's that does not know the mode."""
+    backward = Tensor.backward
+
+    def outside(self: Tensor, *args: Any) -> None:
+        with torch.utils._python_dispatch._disable_current_modes():
+            backward(self, *args)
+
+    monkeypatch.setattr(Tensor, "backward", outside)
+    with pytest.raises(RuntimeError, match="no tensor was rounded"):
+        train(tiny_config(recipe="fp16-true"), corpus, tmp_path / "run")
+
+
+@pytest.mark.parametrize("recipe", ["fp16-true-units", "fp16-true-ftz-units"])
+def test_a_comparison_has_its_control(recipe: str) -> None:
+    assert with_control(tiny_config(), ["fp32", recipe]) == ["fp32", "fp32-units", recipe]
+    assert with_control(tiny_config(), ["fp32", "fp16-true"]) == ["fp32", "fp16-true"]
 
 
 @pytest.mark.parametrize(

@@ -183,9 +183,10 @@ class Run:
         if spread.shares > 1:
             torch.manual_seed(spread.seed(config.seed, state.step, micro))
         watches = state.step == 0 and micro == 0 and not config.gives_units  # else `first_look` has
-        sync = synchronizing(self.model, is_last=micro + 1 == spread.micro_batches)
-        with sync, rounding(config.numerics.throughout, config.seed, state.step, micro):
-            with saved_for_backward(state.model) if watches else nullcontext() as saved:
+        how, seed = config.numerics.throughout, (config.seed, state.step, micro)
+        with synchronizing(self.model, is_last=micro + 1 == spread.micro_batches):
+            watching = saved_for_backward(state.model) if watches else nullcontext()
+            with rounding(how, *seed, 0), watching as saved:
                 loss = self.model(ids, targets)
             value, saved_bytes = loss.item(), saved.bytes if saved else None
             del saved
@@ -194,10 +195,11 @@ class Run:
                     state.optimizer.zero_grad()
                 factor = spread.loss_factor(is_unit_scaled=is_unit_scaled)
                 factor *= state.loss_scale.scale
-                if config.numerics.throughout is None:
+                if how is None:
                     (loss * factor).backward()
                 else:  # the product would be rounded, and so would its derivative, the factor
-                    loss.backward(torch.full_like(loss, factor))
+                    with rounding(how, *seed, 1):
+                        loss.backward(torch.full_like(loss, factor))
         return value, saved_bytes
 
     def update(self, lr: float) -> None:

@@ -146,7 +146,10 @@ def is_rounded(x: Any) -> bool:
 
 @contextmanager
 def rounding(how: Throughout | None, *seed: int) -> Iterator[None]:
-    """Round every result inside, forward and backward; without `how`, change nothing.
+    """Round every result inside; without `how`, change nothing.
+
+    One context for the forward pass and one for the backward pass: so it is seen if either, in
+    another thread say, goes past the mode.
 
     Args:
         seed: numbers that tell this pass from others.
