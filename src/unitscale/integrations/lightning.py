@@ -71,7 +71,7 @@ class LightningPrecision(Precision):
         if getattr(module, "_compiler_ctx", None) is not None:
             raise ValueError(
                 f"{CALLER}: this {type(module).__name__} is compiled (torch.compile), and its "
-                "steps would run around the recipe; pass the plain one, the plugin compiles its model."
+                "steps would run around the recipe; pass the plain one."
             )
         target = self.target(module)
         scaled = {found: session for _, found, session in scaled_in(module)}
