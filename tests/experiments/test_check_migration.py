@@ -10,6 +10,7 @@ import torch
 import check_migration
 from migration_decoder import Decoder, decoder, our_names, rates
 from migration_operations import Case, Ratio, compare, operations, ratio
+from unitscale.optim import param_groups
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migrate.md").read_text()
 
@@ -63,6 +64,17 @@ def test_every_parameter_of_ours_is_loaded_from_theirs() -> None:
     theirs += [f"layers.{index}.{name}.weight" for index in range(2) for name in layer]
     found = [own for name in theirs for own in our_names(name)]
     assert sorted(found) == sorted(name for name, _ in Decoder(16, 8, 2, 2).named_parameters())
+
+
+def test_the_number_of_layers_gives_their_rates() -> None:
+    """What the page advises: 1/sqrt(3) of 1/sqrt(64), where 6 branches give 1/sqrt(6) of it."""
+    model = Decoder(64, 8, 3, 2)
+    for branches, depth in ((None, 6), (3, 3)):
+        model.decoder.layers.branches = branches
+        groups = param_groups(model, lr=1.0)
+        found = {name: group["lr"] for group in groups for name in group["param_names"]}
+        (rate,) = {found[name] for name in found if name.endswith("q_proj.weight")}
+        assert rate == pytest.approx((64 * depth) ** -0.5)
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch, capsys) -> None:

@@ -14,7 +14,7 @@ import unitscale as us
 
 lightning = pytest.importorskip("lightning")
 
-from integrations.tiny_lightning import Regression, batches, trainer  # noqa: E402
+from integrations.tiny_lightning import Net, Regression, batches, trainer  # noqa: E402
 from unitscale.integrations import LightningPrecision  # noqa: E402
 from unitscale.integrations.kept import keep  # noqa: E402
 
@@ -92,6 +92,30 @@ def test_the_checkpoint_is_an_ordinary_one(tmp_path) -> None:
     plain = Regression()
     fit(tmp_path, plain, -1, max_epochs=2, ckpt_path=tmp_path / "half.ckpt")
     assert len(plain.losses) == 6
+    loaded = Regression.load_from_checkpoint(tmp_path / "half.ckpt", map_location="cpu")
+    with pytest.raises(ValueError, match="no units"):
+        us.coverage(loaded.net)
+
+
+class Late(Regression):
+    """A net that is made when the run starts, as large models are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.net
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "net"):
+            torch.manual_seed(0)
+            self.net = Net()
+
+
+def test_a_model_made_in_configure_model_is_scaled(tmp_path) -> None:
+    late, early = Late(), Regression()
+    torch.manual_seed(0)
+    early.net = Net()
+    assert fit(tmp_path, late, 3, plugins=eager()) == fit(tmp_path, early, 3, plugins=eager())
+    assert us.coverage(late.net) == 1.0
 
 
 def test_validate_restores_units(tmp_path) -> None:
