@@ -279,12 +279,13 @@ def test_two_processes_have_the_units_of_one_run(tmp_path) -> None:
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
-    whole, resumed = (
+    whole, half, resumed = (
         [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
-        for name in ("whole", "resumed")
+        for name in ("whole", "half", "resumed")
     )
     assert whole[0]["units"] == whole[1]["units"]
     assert whole[0]["losses"] != whole[1]["losses"]  # each has its share of the batch
-    for a, b in zip(whole, resumed, strict=True):
-        assert b["losses"] == a["losses"][3:]
+    for a, c, b in zip(whole, half, resumed, strict=True):
+        assert b["losses"] == a["losses"][5:]
+        assert c["unshared"] == {}  # the last step before it measured, in each its own share
         assert b["units"] == a["units"]

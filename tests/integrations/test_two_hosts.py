@@ -24,6 +24,7 @@ def test_a_resumed_run_of_two_processes_goes_on_as_if_never_stopped(tmp_path, ho
     assert done.returncode == 0, done.stderr
     one, other = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     for found in (one, other):
+        assert found["unshared"] == {}  # the last step before it measured, in each its own share
         whole, resumed = found["losses"]
         assert resumed == whole[-len(resumed) :]
         assert len(resumed) >= 3

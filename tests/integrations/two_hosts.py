@@ -5,6 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from integrations import test_accelerate, test_trainer
@@ -20,6 +21,9 @@ def with_trainer(folder: Path) -> None:
         folder,
         losses=[test_trainer.losses(whole), test_trainer.losses(resumed)],
         units=[test_trainer.units(whole), test_trainer.units(resumed)],
+        saved=json.loads((folder / "whole" / "checkpoint-3" / "trainer_state.json").read_text())[
+            "stateful_callbacks"
+        ]["KeepUnits"]["units"],
     )
 
 
@@ -31,13 +35,16 @@ def with_accelerate(folder: Path) -> None:
     resumed = test_accelerate.Run()
     resumed.accelerator.load_state(str(folder / "state"))
     again = resumed.train(3, 6)
-    write(folder, losses=[rest, again], units=[keep(whole.model), keep(resumed.model)])
+    saved = torch.load(folder / "state" / "custom_checkpoint_0.pkl", weights_only=False)
+    units = [keep(whole.model), keep(resumed.model)]
+    write(folder, losses=[rest, again], units=units, saved=saved)
 
 
-def write(folder: Path, losses: list, units: list) -> None:
-    """What this rank found, of the whole run and of the resumed one."""
+def write(folder: Path, losses: list, units: list, saved: dict) -> None:
+    """What this rank found, of the whole run and of the resumed one, and in the checkpoint."""
     state = [next(iter(kept.values()))["state"] for kept in units]
     found = {"losses": losses, "units": [s["units"] for s in state]}
+    found["unshared"] = next(iter(saved.values()))["state"]["unshared"]
     (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(found))
 
 

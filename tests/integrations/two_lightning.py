@@ -8,6 +8,8 @@ import sys
 import warnings
 from pathlib import Path
 
+import torch
+
 from integrations.tiny_lightning import Regression, batches, trainer
 from unitscale.integrations import LightningPrecision
 from unitscale.integrations.kept import keep
@@ -16,11 +18,15 @@ from unitscale.integrations.kept import keep
 def run(folder: Path, name: str, epochs: int, ckpt_path: Path | None = None) -> None:
     module = Regression()
     plugin = LightningPrecision("fp8", inner="eager")
+    # Batches are 10, of which each process has 5: the last of an epoch is the fifth call, which
+    # measures.
     one = trainer(folder, -1, max_epochs=epochs, plugins=plugin, strategy="ddp", devices=2)
-    one.fit(module, batches(6), ckpt_path=ckpt_path)
+    one.fit(module, batches(10), ckpt_path=ckpt_path)
     one.save_checkpoint(folder / f"{name}.ckpt")
     units = keep(module)["net"]["state"]["units"]
-    found = {"losses": module.losses, "units": units}
+    saved = torch.load(folder / f"{name}.ckpt", weights_only=False)["LightningPrecision"]["net"]
+    unshared = saved["state"]["unshared"]
+    found = {"losses": module.losses, "units": units, "unshared": unshared}
     (folder / f"{name}-{one.global_rank}.json").write_text(json.dumps(found))
 
 
