@@ -53,7 +53,7 @@ from .pooling import (
     MaxPool3d,
 )
 from .recurrent import GRU, LSTM, RNN
-from .residual import Alternating, Fixed, Ratio, Residual, RunningMean, Stack
+from .residual import Alternating, Fixed, Multipliers, Ratio, Residual, RunningMean, Stack
 from .transformer import MLP, TransformerDecoder, TransformerLayer
 
 __all__ = [
@@ -102,6 +102,7 @@ __all__ = [
     "MaxPool3d",
     "Mish",
     "MultiheadAttention",
+    "Multipliers",
     "PReLU",
     "RMSNorm",
     "Ratio",

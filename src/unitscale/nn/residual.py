@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import unitscale.functional as U
 
+from .constrained import check_mult
+
 PLACEMENTS = ("pre", "post", "none", "res-post")
 
 
@@ -92,6 +94,43 @@ class Alternating:
         n_attn, n_mlp = (index + 1) // 2, index // 2
         own = mlp if index % 2 else attn
         return own / math.sqrt(depth / 2 + n_attn * attn**2 + n_mlp * mlp**2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multipliers:
+    """u-muP's two multipliers of the branches, over any scheme; both 1 give the scheme itself.
+
+    A stream held at unit scale is `x + c_0 f_0 + c_1 f_1 + ...` over its own root mean square, with
+    `c_i = tau_i * sqrt(1 + c_0^2 + ... + c_(i-1)^2)` for the scheme's tau_i. The MLP branches' c
+    (odd index) is multiplied by `m = residual_mult * sqrt(2 / (1 + residual_attn_ratio^2))`, the
+    attention branches' (even index) by `residual_attn_ratio * m`. So the mean square of an MLP and
+    an attention branch together changes by `residual_mult^2`, whatever the ratio is.
+    `Multipliers(scheme=Alternating(), ...)` is u-muP's own. Source: u-muP, appendix G.
+    """
+
+    scheme: Scheme
+    residual_mult: float = 1.0
+    residual_attn_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_mult(
+            "Multipliers",
+            residual_mult=self.residual_mult,
+            residual_attn_ratio=self.residual_attn_ratio,
+        )
+
+    def tau(self, index: int, depth: int) -> float:
+        """The ratio of branch `index` in the multiplied sum."""
+        if self.residual_mult == self.residual_attn_ratio == 1:
+            return self.scheme.tau(index, depth)
+        mlp = self.residual_mult * math.sqrt(2 / (1 + self.residual_attn_ratio**2))
+        plain, multiplied = 1.0, 1.0  # mean squares of the two streams before a branch
+        for i in range(index + 1):
+            weight = self.scheme.tau(i, depth) * math.sqrt(plain)
+            own = weight * mlp * (1 if i % 2 else self.residual_attn_ratio)
+            ratio = own / math.sqrt(multiplied)
+            plain, multiplied = plain + weight**2, multiplied + own**2
+        return ratio
 
 
 class Residual(nn.Module):
