@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         train,
         units,
     )
+    from .nn import Parameter
     from .recipes import parse as recipe
     from .scaling import scale_bwd, scale_fwd, scaled
     from .units import (
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from .units import rows as unit_rows
 
 __all__ = [
+    "Parameter",
     "__version__",
     "apply_recipe",
     "coverage",
@@ -88,6 +90,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Parameter": "nn",
     "apply_recipe": "units",
     "coverage": "units",
     "full_precision": "units",

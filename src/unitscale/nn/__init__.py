@@ -41,6 +41,7 @@ from .loss import (
     SmoothL1Loss,
 )
 from .normalization import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm
+from .parameter import Parameter
 from .pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -104,6 +105,7 @@ __all__ = [
     "MultiheadAttention",
     "Multipliers",
     "PReLU",
+    "Parameter",
     "RMSNorm",
     "Ratio",
     "ReLU",
