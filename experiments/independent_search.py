@@ -21,7 +21,7 @@ from typing import Any
 
 from unitscale.models.config import MULTIPLIERS
 
-Losses = dict[float, list[float]]  # by learning rate, one for each seed
+Losses = dict[float, dict[int, float]]  # by learning rate and seed
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Arm:
     @property
     def best(self) -> tuple[float, float]:
         """The rate with the lowest mean loss, and that loss."""
-        return min(((rate, mean(found)) for rate, found in self.losses.items()), key=lambda b: b[1])
+        means = ((rate, mean(found.values())) for rate, found in self.losses.items())
+        return min(means, key=lambda pair: pair[1])
 
     @property
     def label(self) -> str:
@@ -57,14 +58,28 @@ def arms(rows: Iterable[dict[str, Any]]) -> list[Arm]:
         values = ((name, float(options.get(name, 1.0))) for name in MULTIPLIERS)
         losses = found.setdefault(tuple((n, v) for n, v in values if v != 1), {})
         if row["loss"] is not None:
-            losses.setdefault(row["lr"], []).append(row["loss"])
+            losses.setdefault(row["lr"], {})[row["seed"]] = row["loss"]
     return [Arm(changed, losses) for changed, losses in sorted(found.items()) if losses]
 
 
 def noise(base: Arm) -> float | None:
     """The largest difference between two seeds at one rate; None if there is one seed."""
-    spreads = [max(found) - min(found) for found in base.losses.values() if len(found) > 1]
+    spreads = [
+        max(found.values()) - min(found.values())
+        for found in base.losses.values()
+        if len(found) > 1
+    ]
     return max(spreads) if spreads else None
+
+
+def gap(base: Arm, arm: Arm) -> float:
+    """The arm's best loss against the base's best, on the seeds that both have."""
+    rate, _ = arm.best
+    theirs, own = base.losses[base.best[0]], arm.losses[rate]
+    seeds = theirs.keys() & own.keys()
+    if not seeds:
+        return arm.best[1] - base.best[1]
+    return mean(own[seed] - theirs[seed] for seed in seeds)
 
 
 def moved(base: Arm, arm: Arm) -> str:
@@ -76,20 +91,20 @@ def moved(base: Arm, arm: Arm) -> str:
     at_edge = rate in (min(arm.losses), max(arm.losses))
     if rate == stay:
         return "no"
-    cost = mean(arm.losses[stay]) - loss
+    cost = mean(arm.losses[stay].values()) - loss
     return f"{stay:g} to {rate:g}{' (edge)' if at_edge else ''}; staying costs {cost:.4f}"
 
 
 def best_values(base: Arm, others: Sequence[Arm]) -> dict[str, float]:
     """Each multiplier's best value at the base's best rate, where that is better than 1."""
-    rate, lowest = base.best
+    rate, _ = base.best
     best: dict[str, tuple[float, float]] = {}
     for arm in others:
         if len(arm.changed) == 1 and rate in arm.losses:
             ((name, value),) = arm.changed
-            loss = mean(arm.losses[rate])
-            if loss < best.get(name, (lowest, 1.0))[0]:
-                best[name] = (loss, value)
+            difference = gap(base, Arm(arm.changed, {rate: arm.losses[rate]}))
+            if difference < best.get(name, (0.0, 1.0))[0]:
+                best[name] = (difference, value)
     return {name: value for name, (_, value) in best.items()}
 
 
@@ -107,14 +122,15 @@ def report(rows: Iterable[dict[str, Any]]) -> str:
     ]
     for arm in (base, *others):
         rate, loss = arm.best
-        gap = f"{loss - base.best[1]:+.4f}" if arm.changed else ""
+        against = f"{gap(base, arm):+.4f}" if arm.changed else ""
         lines.append(
-            f"| {arm.label} | {rate:g} | {loss:.4f} | {gap} | "
+            f"| {arm.label} | {rate:g} | {loss:.4f} | {against} | "
             f"{moved(base, arm) if arm.changed else ''} |"
         )
     known = "one seed" if spread is None else f"seeds differ by up to {spread:.4f}"
-    stayed = sum(moved(base, arm) == "no" for arm in others)
-    lines += ["", f"The best rate stayed for {stayed} of {len(others)} choices; {known}.", ""]
+    alone = [arm for arm in others if len(arm.changed) == 1]
+    stayed = sum(moved(base, arm) == "no" for arm in alone)
+    lines += ["", f"The best rate stayed for {stayed} of {len(alone)} choices; {known}.", ""]
     best = best_values(base, others)
     if best:
         lines += ["[[grid]]                       # 3. what was best, together"]
