@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 import unitscale as us
 from unitscale import optim
-from unitscale.models.conv import ConvLM
-from unitscale.models.decoder import Decoder, mus_decoder
+from unitscale.models import ConvLM, Decoder, mus_decoder
 from validity import assert_valid_gradients
 
 

@@ -101,6 +101,7 @@ def test_kinds_survive_sharding(tmp_path: object) -> None:
         assert isinstance(model.table, DTensor)
         assert not hasattr(model.table, "unitscale_kind")  # so the tensor alone would not do
         assert rates(model) == RATES
+        assert rates(model.parameters(), within=model) == RATES
     finally:
         torch.distributed.destroy_process_group()
 
