@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         train,
         units,
     )
+    from .nn import Parameter
     from .recipes import parse as recipe
     from .scaling import scale_bwd, scale_fwd, scaled
     from .units import (
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .units import rows as unit_rows
 
 __all__ = [
+    "Parameter",
     "__version__",
     "apply_recipe",
     "coverage",
@@ -90,6 +92,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Parameter": "nn",
     "apply_recipe": "units",
     "coverage": "units",
     "full_precision": "units",
