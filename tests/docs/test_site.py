@@ -138,13 +138,21 @@ def wrong_scripts(text):
     found = []
     for script, rest in SCRIPT.findall(text.replace("\\\n", " ")):
         path = REPOSITORY / script
-        source = path.read_text(encoding="utf-8") if path.is_file() else None
-        if source is None:
+        if not path.is_file():
             found.append(script)
         else:
+            source = with_siblings(path)
             flags = re.findall(r"(?<=\s)--[a-z][\w-]*", rest)
             found += [f"{script} {flag}" for flag in flags if f'"{flag}"' not in source]
     return found
+
+
+def with_siblings(path):
+    """The text of a script and of the files beside it that it imports: options may be theirs."""
+    source = path.read_text(encoding="utf-8")
+    names = re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)
+    beside = [path.with_name(f"{name}.py") for name in names]
+    return source + "".join(one.read_text(encoding="utf-8") for one in beside if one.is_file())
 
 
 @pytest.mark.parametrize("name", PAGES)
