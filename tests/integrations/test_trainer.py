@@ -112,7 +112,8 @@ def test_without_units_a_resumed_run_measures_anew_and_says_so(tmp_path) -> None
 def test_the_best_checkpoint_brings_its_units(tmp_path) -> None:
     run = trainer(
         tmp_path,
-        learning_rate=1.0,  # the first evaluation is the best
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,  # the loss falls, so the first evaluation counts as the best
         eval_strategy="steps",
         eval_steps=2,
         save_steps=2,
