@@ -167,6 +167,12 @@ def test_multipliers_keep_their_ratios_under_any_scheme(scheme: object) -> None:
     assert got[1] / got[0] == pytest.approx(9 * m * attention / x)
 
 
+def test_multipliers_stay_finite_in_a_deep_stack() -> None:
+    scheme = unn.Multipliers(scheme=unn.Fixed(), residual_mult=2.0)
+    # With shares of one half the input has vanished by then, and all that is left is multiplied.
+    assert scheme.tau(4000, 4001) == pytest.approx(1, rel=1e-12)
+
+
 def test_modules_of_older_pickles_have_no_multiplier() -> None:
     x = torch.randn(4, 8)
     for module in (unn.GELU(), unn.Softmax(-1), unn.MLP(8)):

@@ -125,12 +125,11 @@ class Multipliers:
         if self.residual_mult == self.residual_attn_ratio == 1:
             return self.scheme.tau(index, depth)
         mlp = self.residual_mult * math.sqrt(2 / (1 + self.residual_attn_ratio**2))
-        plain, multiplied = 1.0, 1.0  # mean squares of the two streams before a branch
+        square = 1.0  # mean square of the scheme's stream over that of the multiplied one
         for i in range(index + 1):
-            weight = self.scheme.tau(i, depth) * math.sqrt(plain)
-            own = weight * mlp * (1 if i % 2 else self.residual_attn_ratio)
-            ratio = own / math.sqrt(multiplied)
-            plain, multiplied = plain + weight**2, multiplied + own**2
+            tau = self.scheme.tau(i, depth)
+            ratio = tau * mlp * (1 if i % 2 else self.residual_attn_ratio) * math.sqrt(square)
+            square *= (1 + tau**2) / (1 + ratio**2)
         return ratio
 
 
