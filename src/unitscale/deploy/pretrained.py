@@ -31,6 +31,10 @@ class Exported:
             )
         return path.removeprefix(start)
 
+    def outside(self, path: str) -> str:
+        """The inverse of `within`: the path in the whole model of one in this part."""
+        return ".".join(name for name in (self.path, path) if name)
+
     @property
     def dtype(self) -> torch.dtype:
         """That of its parameters."""
