@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from unitscale.deploy.code import encode, values
+from unitscale.deploy.code import INPUT_LOG2, WEIGHT_LOG2, encode, unit_fault, values
 from unitscale.deploy.pretrained import Exported
 from unitscale.formats import E4M3FN
 from unitscale.recipes import RECIPES, Operand, Recipe, Unit
@@ -21,9 +21,6 @@ from unitscale.units.layer_unit import evaluated_parameters
 __all__ = ["Layer", "Plan", "plan_of"]
 
 SERVED = Operand(E4M3FN, Unit())
-SMALLEST_WEIGHT_LOG2, LARGEST_WEIGHT_LOG2 = -15, 7
-"""Servers that join weights bring them to one scale in float16, which is exact between these."""
-
 TRAIN_SERVE = "train with 'fp8-serve', which rounds what servers round"
 
 
@@ -268,12 +265,15 @@ def check_weight(layer: Layer) -> None:
             f"largest at its unit 2^{layer.weight_log2}; it has grown since it was measured: call "
             "us.recalibrate(model), then train a step"
         )
-    if not SMALLEST_WEIGHT_LOG2 <= layer.weight_log2 <= LARGEST_WEIGHT_LOG2:
-        raise ValueError(
-            f"export: the weight of {layer.path!r} has the unit 2^{layer.weight_log2}; servers "
-            f"that join weights compute in float16, and need 2^{SMALLEST_WEIGHT_LOG2} to "
-            f"2^{LARGEST_WEIGHT_LOG2}: skip={[layer.path]!r} keeps it in full precision"
-        )
+    for what, log2, limits, why in (
+        ("weight", layer.weight_log2, WEIGHT_LOG2, ", as servers that join weights use float16"),
+        ("input", layer.input_log2, INPUT_LOG2, ""),
+    ):
+        if fault := unit_fault(log2, limits):
+            raise ValueError(
+                f"export: the {what} of {layer.path!r} has the unit {fault}{why}: "
+                f"skip={[layer.path]!r} keeps it in full precision"
+            )
     assert not bool(torch.isnan(encode(weight, layer.weight_log2).float()).any())
 
 
