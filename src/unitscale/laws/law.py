@@ -374,8 +374,8 @@ class Law:
         return tuple(notes)
 
     def marks(self) -> tuple[str, ...]:
-        """What stands beside every answer."""
-        return () if self.demo is None else (self.demo,)
+        """What stands beside every answer: that it is a demo, and what the fit could not tell."""
+        return (*(() if self.demo is None else (self.demo,)), *self.notes)
 
     def __str__(self) -> str:
         from unitscale.laws.text import law_text
