@@ -88,7 +88,7 @@ def from_json(content: Mapping[str, Any]) -> Law:
     if wrong := [x for x in residuals if abs(x) > LARGEST_RESIDUAL]:
         raise ValueError(f"a residual is {wrong[0]!r}; expected at most {LARGEST_RESIDUAL:g}")
     widths = {str(k): finite(v, "a width") for k, v in content["widths"].items()}
-    if low := [name for name, width in widths.items() if not 0 < width <= MOST_BITS]:
+    if low := [name for name, width in widths.items() if not 1 <= width <= MOST_BITS]:
         raise ValueError(f"the width of {low[0]!r} is {widths[low[0]]!r}; expected bits")
     held = content["held_out"]
     demo, notes = content["demo"], content["notes"]

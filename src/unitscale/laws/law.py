@@ -261,7 +261,7 @@ class Law:
         ]
         low, high = quantiles(np.array(found[1:])) if found[1:] else (None, None)
         beyond = found[0] / self.scope.tokens[1]
-        if beyond > FAR:
+        if FAR < beyond < math.inf:
             notes += (f"that is {beyond:.3g} times the most tokens of its rows",)
         for note in notes:
             warnings.warn(note, ExtrapolationWarning, stacklevel=2)
