@@ -4,6 +4,7 @@ What torchrun starts takes longer to import than to run, so one job is ended in 
 that is slow; `train/test_ranks` has the numbers.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from unitscale.cli import main
 from unitscale.cli.exit import one_line
 from unitscale.cli.launch import joined, world_size
+from unitscale.cli.train import diverged
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,38 @@ def test_a_line_says_which_rank_it_is_of(monkeypatch: pytest.MonkeyPatch) -> Non
     assert one_line("it ended") == "unitscale, rank 1: it ended"
 
 
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ({}, "and ends at step 3; its report"),
+        ({"step": 3, "loss": 9.0}, "and ends at step 3; its report"),
+        ({"not_finite_on": [0, 2]}, "at step 3: the loss is not finite on rank 0, 2; its report"),
+    ],
+)
+def test_a_run_that_diverged_has_one_line(last: dict[str, object], words: str) -> None:
+    assert words in diverged(3, last)
+
+
+def test_a_run_that_diverged_fails_on_one_process_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on several ranks; what it came to is printed all the same, and on a resume."""
+    monkeypatch.setattr("unitscale.report.write_report", lambda folder: None)  # which takes time
+    (tmp_path / "text.txt").write_text(TEXT)
+    line = ["unitscale", "train", *RUN.split(), "--recipe", "fp32", "--lr", "1e30", "--json"]
+    line += ["--data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "run")]
+    for more in (["--steps", "40"], ["--steps", "40", "--resume"]):
+        monkeypatch.setattr(sys, "argv", [*line, *more])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capsys.readouterr()
+        assert stopped.value.code == 1
+        assert json.loads(out)["diverged"] is True
+        assert err.count("\n") == 1
+        assert err.startswith("unitscale: the run diverged, and ends at step ")
+
+
+TEXT = " ".join(f"word{i * i % 97}" for i in range(5000))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
 RUN = "--recipe fp32-units --batch-size 8 --sequence-length 32 --width 16 --depth 1 --device cpu"
 
@@ -106,20 +141,26 @@ class Job:
 @pytest.mark.slow
 def test_a_job_ends_on_all_ranks_with_a_line_each_and_goes_on(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text(" ".join(f"word{i * i % 97}" for i in range(5000)))
+    text.write_text(TEXT)
     out = tmp_path / "run"
     endings = [
         (signal.SIGKILL, 1, [], ["another of the 2 ranks has ended or did not answer"]),
         (signal.SIGKILL, 0, ["--parallel", "fsdp2"], ["another of the 2 ranks has ended"]),
         (signal.SIGTERM, None, [], ["stopped after step", "stopped after step"]),
         (signal.SIGTERM, 1, ["--accumulate", "2"], ["stopped after step", "stopped after step"]),
+        # A terminal sends it to all, and torchrun passes it on to ranks that had it.
+        (signal.SIGINT, "all", [], ["stopped after step", "stopped after step"]),
     ]
     beyond = 0
     for number, rank, options, wanted in endings:
         job = Job(text, out, "--resume", *options)
         job.await_checkpoint(beyond)
         begin = time.monotonic()
-        os.kill(job.process.pid if rank is None else job.ranks()[rank], number)
+        if rank == "all":
+            for process in (*job.ranks(), job.process.pid):
+                os.kill(process, number)
+        else:
+            os.kill(job.process.pid if rank is None else job.ranks()[rank], number)
         assert job.process.wait(timeout=120) != 0
         # torchrun kills what does not end within 30 s; nothing of ours waits for more.
         assert time.monotonic() - begin < 60
