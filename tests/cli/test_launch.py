@@ -7,6 +7,7 @@ that is slow; `train/test_ranks` has the numbers.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from unitscale.cli import main
 from unitscale.cli.exit import one_line
 from unitscale.cli.launch import joined, world_size
 from unitscale.cli.train import diverged
+from unitscale.train import RankError
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,47 @@ def test_a_gpu_that_all_ranks_would_share_is_refused(monkeypatch: pytest.MonkeyP
         joined(None, 1, device="cuda:1", wait=9),
     ):
         pass
+
+
+def ranks_by_hand(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
+    """What a scheduler sets, or forgets."""
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "the environment has WORLD_SIZE='two'; expected a number from 1"),
+        ({"WORLD_SIZE": "0"}, "the environment has WORLD_SIZE='0'; expected a number from 1"),
+        ({"WORLD_SIZE": "2"}, "the environment has RANK=''; expected a number from 0 on"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "--rank is 2; expected one from 0 to 1"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR expected, but not set"),
+    ],
+)
+def test_a_wrong_environment_is_named(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks_by_hand(monkeypatch, **environment)
+    with pytest.raises(ValueError, match=message), joined(None, 1, device="cpu", wait=1):
+        pass
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_ranks_that_do_not_meet_are_a_line(is_taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 finds its port taken; rank 1 finds nobody there."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        if is_taken:
+            taken.listen()
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks_by_hand(monkeypatch, WORLD_SIZE="2", RANK="0" if is_taken else "1", **address)
+        words = rf"the 2 ranks did not meet at 127\.0\.0\.1:{port} within 1 s"
+        with pytest.raises(RankError, match=words), joined(None, 1, device="cpu", wait=1):
+            pass
 
 
 def test_a_line_says_which_rank_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:

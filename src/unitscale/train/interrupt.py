@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from types import FrameType
 
 PASSED_ON_S = 10.0
-"""Ctrl-C reaches every process of a terminal, and torchrun passes it on to those that had it: this is
-one request. It does so at once, but on a busy machine that takes its time."""
+"""Ctrl-C reaches every process of a terminal, and torchrun passes it on to those that had it: this
+is one request. It does so at once, but on a busy machine that takes its time."""
 
 
 @dataclass
