@@ -74,6 +74,8 @@ def test_an_empty_folder_is_taken_and_a_full_one_is_not(tmp_path: Path) -> None:
     [
         ({"format": "gguf"}, "format is 'gguf'; expected one of compressed-tensors, modelopt"),
         ({"differences": "hide"}, "differences is 'hide'; expected 'refuse' or 'report'"),
+        ({"max_shard_size": "large"}, "max_shard_size is 'large'; expected bytes, or a text"),
+        ({"max_shard_size": 0}, "max_shard_size is 0; expected bytes"),
     ],
 )
 def test_unknown_words_are_refused(options: Any, message: str, tmp_path: Path) -> None:
@@ -214,3 +216,43 @@ def test_servers_get_no_tensor_of_the_name_of_a_scale(
     monkeypatch.setitem(served.model.norm._buffers, "input_scale", torch.ones(1))
     with pytest.raises(ValueError, match=r"the model has 'model\.norm\.input_scale' of its own"):
         deploy.export(served, tmp_path / "out")
+
+
+class Derived(transformers.LlamaForCausalLM):
+    """A class that no loader knows; it takes the one that the configuration names."""
+
+
+def test_a_class_of_ones_own_is_named(
+    served: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "__class__", Derived)
+    with pytest.raises(ValueError, match="Derived is no class of transformers, so that loaders"):
+        deploy.export(served, tmp_path / "out")
+    done = deploy.export(served, tmp_path / "out", differences="report")
+    assert len(done.differences) == 1
+
+
+def test_tensors_that_a_loader_would_drop_are_named(
+    served: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(served.model.norm._buffers, "steps", torch.zeros(1))
+    words = r"'model\.norm\.steps' is \(1,\) in this model, and not there in the one that loaders"
+    with pytest.raises(ValueError, match=words):
+        deploy.export(served, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_save_pretrained_refuses_is_one_line(
+    served: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.generation_config, "temperature", 0.3)  # without do_sample
+    with pytest.raises(ValueError, match="the save_pretrained of LlamaForCausalLM fails") as error:
+        deploy.export(served, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_in_many_files_is_read_back(served: Any, tmp_path: Path) -> None:
+    done = deploy.export(served, tmp_path / "out", max_shard_size="4KB")
+    assert len(list(done.folder.glob("*.safetensors"))) > 2
+    assert torch.equal(logits(deploy.load(done.folder), ids()), logits(served, ids()))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from unitscale.deploy.description import (
     own,
 )
 from unitscale.deploy.layer import Plan, plan_of, tensors_of
-from unitscale.deploy.pretrained import Exported, exported_part
+from unitscale.deploy.pretrained import Exported, exported_part, unlike_stock
 from unitscale.units import recipe_of
 
 __all__ = ["Export", "export"]
@@ -114,12 +115,15 @@ def export(
     check_folder(target)
     if differences not in ("refuse", "report"):
         raise ValueError(f"export: differences is {differences!r}; expected 'refuse' or 'report'")
+    check_shard_size(max_shard_size)
     recipe = recipe_of(model, "export")
     exported = exported_part(model, any_module=format == "safetensors")
     plan = plan_of(model, recipe, exported)
     refuse_not_finite(exported)
     refuse_names(exported, plan, any_name=format == "safetensors")
     plan.differences += differences_of_dtype(exported)
+    if format != "safetensors":
+        plan.differences += unlike_stock(exported.module)
     if plan.differences and differences == "refuse":
         found = "; ".join(plan.differences)
         raise ValueError(
@@ -141,6 +145,19 @@ def export(
         differences=tuple(plan.differences),
         bytes=sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
     )
+
+
+def check_shard_size(size: str | int) -> None:
+    """Refuse what is no size of a file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    is_text = isinstance(size, str) and re.fullmatch(r"[1-9][0-9]*[KMGT]i?B", size, re.IGNORECASE)
+    if not is_text and not (type(size) is int and size > 0):
+        raise ValueError(
+            f"export: max_shard_size is {size!r}; expected bytes, or a text such as '5GB'"
+        )
 
 
 def refuse_names(exported: Exported, plan: Plan, *, any_name: bool) -> None:
@@ -253,6 +270,11 @@ def write_pretrained(
         module.save_pretrained(
             folder, state_dict=stored_tensors(module, plan), max_shard_size=max_shard_size
         )
+    except (ValueError, TypeError) as error:  # of a configuration, or of one of generation
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"export: the save_pretrained of {type(module).__name__} fails: {reason[:300]}"
+        ) from error
     finally:
         for name in CHANGED:
             config.__dict__.pop(name, None)
