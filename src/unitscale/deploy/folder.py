@@ -180,7 +180,7 @@ class Folder:
         kind, config = self.architecture()
         for name, count in self.config.items():
             # Before they are made: a thousand million layers without memory take days.
-            if "layers" in name and isinstance(count, int) and count > len(self.tensors):
+            if name in LAYER_COUNTS and isinstance(count, int) and count > len(self.tensors):
                 raise ValueError(
                     f"{self.path / CONFIG}: {name} is {count}, and the files have "
                     f"{len(self.tensors)} tensors"
@@ -194,6 +194,12 @@ class Folder:
         modules = self.skeleton.named_modules()
         return [path for path, module in modules if isinstance(module, nn.Linear)]
 
+
+LAYER_COUNTS = (
+    *("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
+    *("encoder_layers", "decoder_layers", "num_decoder_layers"),
+)
+"""Each of these layers has a tensor of its own."""
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
