@@ -12,6 +12,8 @@ quant_args.py (0.20); NVIDIA/TensorRT-Model-Optimizer, modelopt/torch/export/con
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import torch
+
 from unitscale.deploy.layer import Plan
 
 __all__ = ["FORMATS", "Format", "check_format", "compressed_tensors", "modelopt", "own"]
@@ -101,11 +103,12 @@ def modelopt(
     return config, beside
 
 
-def own(plan: Plan, version: str) -> dict[str, Any]:
-    """unitscale.json: the units of every layer as exponents."""
+def own(plan: Plan, dtype: torch.dtype, version: str) -> dict[str, Any]:
+    """unitscale.json: the units of every layer as exponents, and the dtype of the model."""
     return {
         "version": VERSION,
         "unitscale": version,
+        "dtype": str(dtype).removeprefix("torch."),
         "element": "E4M3FN",
         "layers": {
             layer.path: {"weight_log2": layer.weight_log2, "input_log2": layer.input_log2}

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from unitscale.deploy.code import is_sound
 from unitscale.deploy.description import STATIC
-from unitscale.deploy.folder import Folder, exponent_of, is_own
+from unitscale.deploy.export import BESIDE, CONFIG
+from unitscale.deploy.folder import SCALES, Folder, exponent_of, is_own, read_object
 
 __all__ = ["refuse_faults", "verify"]
 
@@ -25,8 +28,9 @@ def verify(folder: str | Path) -> None:
 
     Raises:
         ValueError: names every fault: of the configuration, a scale, a layer that is neither
-            quantized nor ignored, codes that are NaN; where there is none of these, the tensors
-            that are missing. Also a folder that is no export, or one of format='safetensors'.
+            quantized nor ignored, a tensor that holds NaN or infinity, or is of another dtype or
+            shape than the configuration says; where there is none of these, the tensors that are
+            missing. Also a folder that is no export, or one of format='safetensors'.
     """
     if is_own(Path(folder)):
         raise ValueError(
@@ -56,6 +60,8 @@ def faults_of(folder: Folder) -> Iterator[str]:
         return
     if method == "compressed-tensors":
         yield from faults_of_description(config)
+    else:
+        yield from faults_beside(folder)
     if not folder.layers:
         yield "no layer has a weight_scale"
     for path in folder.layers:
@@ -65,6 +71,7 @@ def faults_of(folder: Folder) -> Iterator[str]:
         yield wrong
         return
     linears = folder.linears()
+    yield from faults_of_tensors(folder)
     for path in linears:
         is_ignored = any(matches(path, pattern) for pattern in ignored)
         if path in folder.layers and is_ignored:
@@ -73,8 +80,56 @@ def faults_of(folder: Folder) -> Iterator[str]:
             yield f"{path!r} has no scales and is not in 'ignore', so it would be rounded"
     for path in sorted(set(folder.layers) - set(linears)):
         yield f"{path!r} has scales and is no nn.Linear of the model"
-    if folder.config.get("tie_word_embeddings") and "lm_head" in folder.layers:
-        yield "'lm_head' has codes of its own, and tie_word_embeddings is true"
+    if folder.config.get("tie_word_embeddings") and "lm_head.weight" in folder.tensors:
+        what = "codes" if "lm_head" in folder.layers else "a weight"
+        yield f"'lm_head' has {what} of its own, and tie_word_embeddings is true"
+
+
+def faults_beside(folder: Folder) -> Iterator[str]:
+    """What is wrong with the file that servers read beside config.json, and with its words there.
+
+    The loader of transformers does not know the method, so that only servers would notice.
+    """
+    if folder.quantization.get("quant_algo") != "FP8":
+        yield f"quant_algo is {folder.quantization.get('quant_algo')!r}; expected 'FP8'"
+    try:
+        found = read_object(folder.path / BESIDE).get("quantization")
+    except ValueError as error:
+        yield str(error)
+        return
+    found = found if isinstance(found, dict) else {}
+    for key, expected in (
+        ("quant_algo", "FP8"),
+        ("exclude_modules", folder.quantization.get("ignore")),
+    ):
+        if found.get(key) != expected:
+            yield f"{BESIDE}: {key} is {found.get(key)!r}; expected {expected!r}"
+
+
+def faults_of_tensors(folder: Folder) -> Iterator[str]:
+    """What is wrong with tensors that are neither codes nor scales."""
+    codes = {f"{path}.weight" for path in folder.layers}
+    places = folder.skeleton.state_dict(keep_vars=True)
+    kind: Any = type(folder.skeleton)
+    # Modules that the class holds in float32 in any model, as norms of some architectures.
+    wide = {
+        *(getattr(kind, "_keep_in_fp32_modules", None) or ()),
+        *(getattr(kind, "_keep_in_fp32_modules_strict", None) or ()),
+    }
+    for name, value in folder.tensors.items():
+        place = places.get(name)
+        if place is not None and place.shape != value.shape:
+            shape, expected = tuple(value.shape), tuple(place.shape)
+            yield f"{name} has the shape {shape}; expected {expected}, that in the model"
+        if name in codes or name.endswith(SCALES):
+            continue
+        # A buffer has the dtype of its own, such as that of a position.
+        is_buffer = place is not None and not isinstance(place, nn.Parameter)
+        dtypes = {folder.dtype} | ({torch.float32} if any(w in name for w in wide) else set())
+        if value.dtype not in dtypes and not is_buffer:
+            yield f"{name} is in {value.dtype}; expected {folder.dtype}, as {CONFIG} says"
+        elif not is_sound(value, may_be_infinite=is_buffer):
+            yield f"{name} holds NaN or infinity"
 
 
 def unusable(ignored: Any) -> str | None:
