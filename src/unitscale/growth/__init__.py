@@ -1,0 +1,1 @@
+"""A larger model from a trained one, with its optimizer and its units."""
