@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from unitscale.growth.carry import carry_units
 from unitscale.growth.experts import replace_mlps
-from unitscale.growth.plan import Plan, dense, plan
+from unitscale.growth.names import dense_names
+from unitscale.growth.plan import Plan, dense
 from unitscale.growth.shape import config_of, shape_of
 from unitscale.units.forward import session_of
 
@@ -38,7 +39,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     if plan.target.experts > 1:
         replace_mlps(grown, plan)
     if (session := session_of(model)) is not None:
-        carry_units(session, grown, plan)
+        carry_units(session, model, grown, plan)
     return grown
 
 
@@ -89,7 +90,7 @@ def grown_values(old: Mapping[str, Tensor], made: Plan) -> Iterator[tuple[str, T
     Args:
         old: the parameters of the small one.
     """
-    for name in grown_names(made):
+    for name in dense_names(made):
         origin, growth = made.origin(name), made.growth(name)
         value = old[origin.name].detach()
         beside = None if origin.beside is None else old[origin.beside].detach()
@@ -98,17 +99,6 @@ def grown_values(old: Mapping[str, Tensor], made: Plan) -> Iterator[tuple[str, T
             generator = torch.Generator().manual_seed(made.seed + zlib.crc32(name.encode()))
             grown = growth.noise(grown, made.noise, generator)
         yield name, torch.zeros_like(grown) if origin.is_zero else grown
-
-
-def grown_names(made: Plan) -> list[str]:
-    """The parameters of the grown, dense model."""
-    start = f"{made.known.layers}."
-    names = [name for name in made.shapes if not name.startswith(start)]
-    inner = dict.fromkeys(
-        name.removeprefix(start).partition(".")[2] for name in made.shapes if name.startswith(start)
-    )
-    layers = [f"{start}{layer}.{rest}" for layer in range(made.target.depth) for rest in inner]
-    return names + layers
 
 
 @torch.no_grad()

@@ -76,7 +76,6 @@ class Architecture:
         ends: what a block adds to the residual stream with; zero, it adds nothing.
         last_norm: what a tied read-out reads.
         activations: the space of tensors between ops, by starred name, as in `fnmatch`; the first
-            that matches counts. "" is none.
         refused: settings of the configuration that growth does not know, and their harmless value.
     """
 
@@ -90,6 +89,7 @@ class Architecture:
     ends: tuple[str, ...]
     last_norm: str
     activations: tuple[tuple[str, str], ...]
+    read_out: tuple[str, ...] = ()
     refused: Mapping[str, Any]
 
 
@@ -137,6 +137,7 @@ GPT2 = Architecture(
         ("transformer.*", RESIDUAL),
         ("getitem*", RESIDUAL),
     ),
+    read_out=("transformer.ln_f.*", "transformer.view*", "getitem*"),
     refused={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
 )
 
@@ -194,6 +195,7 @@ LLAMA = Architecture(
         ("model.*", RESIDUAL),
         ("getitem*", RESIDUAL),
     ),
+    read_out=("model.norm.mul#1", "getitem*"),
     refused={},
 )
 
@@ -238,6 +240,7 @@ BERT = Architecture(
         ("bert.*", RESIDUAL),
         ("dropout*", RESIDUAL),
     ),
+    read_out=("cls.predictions.transform.LayerNorm.*",),
     refused={"is_decoder": False, "add_cross_attention": False},
 )
 

@@ -1,15 +1,211 @@
-"""The units of a grown model, from those of the small one."""
+"""The units of a grown model, from those of the small one: nothing need be measured again.
 
+A tensor between ops holds what it held, in `n` copies, so its s stays; and the copies share its
+gradient, so its phi is n times as large. Of parameters both follow from `tensor`. Doubled by FPI, a
+matrix W at (s, phi) = (1/8, 32) is W / 2 at (1/16, 64): the codes in FP8 are the same ones.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from unitscale.growth.architecture import starred
+from unitscale.growth.names import dense_name, descendants, parameter_names
 from unitscale.growth.plan import Plan
+from unitscale.units import fused_weights
+from unitscale.units.assign import MAX_EXPONENT
+from unitscale.units.forward import attach
 from unitscale.units.session import Session
 
+__all__ = ["carry_units", "grown_state"]
 
-def carry_units(session: Session, grown: nn.Module, made: Plan) -> None:
-    """TODO."""
+RESTARTED = 3
+"""Training calls that the schedule has behind it: the second call from now on measures."""
+
+State = dict[str, Any]
 
 
-Any
+def carry_units(session: Session, small: nn.Module, grown: nn.Module, made: Plan) -> None:
+    """Give a grown model the recipe of the small one, at units that grew along.
+
+    Args:
+        session: of the small model, which stays as it is.
+    """
+    session.terms.collect()
+    warn_of_numbers(session, made)
+    carried = Session(
+        session.recipe,
+        scale=session.scale,
+        remeasure=session.store.remeasure,
+        inner=session.inner,
+        model=grown,
+        beside=session.beside,
+    )
+    old = dict(small.named_parameters())
+    state = grown_state(session.store.state_dict(), made, old, dict(grown.named_parameters()))
+    carried.store.amaxes.lengths = {
+        new: length
+        for name, length in session.store.amaxes.lengths.items()
+        for new in descendants(name, made)
+    }
+    if not isinstance(session.store.remeasure, str):
+        state["step"] = session.store.step  # those steps are counted from the beginning
+    carried.store.load_state_dict(state)
+    carried.store.join(fused_weights(grown, session.recipe.fused))
+    attach(grown, carried)
+
+
+def warn_of_numbers(session: Session, made: Plan) -> None:
+    """Warn of rules that name layers by number, which are others now."""
+    numbered = re.compile(rf"{re.escape(made.known.layers)}\.[0-9]")
+    found = sorted({rule.path for rule in session.recipe.rules if numbered.search(rule.path)})
+    if found and made.target.depth > made.small.depth:
+        warnings.warn(
+            f"growth: recipe {session.recipe.name!r} names layers by number ({found[0]!r}), which "
+            "are other ones in the grown model; us.set_recipe(grown, ..., skip=...) renews them",
+            stacklevel=4,
+        )
+
+
+def grown_state(
+    state: Mapping[str, Any],
+    made: Plan,
+    old: Mapping[str, Tensor],
+    new: Mapping[str, Tensor],
+    start: str = "",
+) -> State:
+    """What a store of units holds, for the grown model.
+
+    Args:
+        state: of `UnitStore.state_dict`.
+        old, new: the parameters of both models.
+        start: what the names in the state have in front: the path of the model in a larger one.
+    """
+    units: dict[str, dict[str, int]] = {}
+    for name, unit in state["units"].items():
+        for found in renamed(name, made, start):
+            s, phi = change(found.removeprefix(start), name.removeprefix(start), made, old, new)
+            units[found] = {"s": bounded(unit["s"] + s), "phi": bounded(unit["phi"] + phi)}
+    amaxes = {
+        found: [amax * 2.0**factor for amax in history]
+        for name, history in state.get("amaxes", {}).items()
+        for found in renamed(name, made, start)
+        for factor in [amax_change(found, name, made, old, new, start)]
+    }
+    return {
+        **state,
+        "step": min(state["step"], RESTARTED),
+        "graphs": [
+            [index, is_whole, grown_parameters(parameters, made, start), names]
+            for index, is_whole, parameters, names in state["graphs"]
+        ],
+        "units": units,
+        "amaxes": amaxes,
+        "without_phi": sorted(f for name in state["without_phi"] for f in renamed(name, made, start)),
+        "evaluated": sorted(f for name in state["evaluated"] for f in renamed(name, made, start)),
+        "unshared": {},
+        "pending_amaxes": [],
+    }
+
+
+def renamed(name: str, made: Plan, start: str) -> Iterator[str]:
+    """The tensors of the grown model that one of the small one becomes."""
+    if not name.startswith(start):
+        yield name
+        return
+    for found in descendants(name.removeprefix(start), made):
+        yield start + found
+
+
+def grown_parameters(names: list[str], made: Plan, start: str) -> list[str]:
+    """The parameters of a graph of the grown model, sorted, as a store knows a graph by them."""
+    known = {name.removeprefix(start) for name in names}
+    found = [
+        name
+        for name in parameter_names(made)
+        if (origin := dense_name(name, made)) is not None and made.origin(origin).name in known
+    ]
+    return sorted(start + name for name in found) if found else names
+
+
+def change(
+    found: str, name: str, made: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor]
+) -> tuple[int, int]:
+    """By how many powers of two the s and the phi of a tensor change."""
+    experts = made.target.experts
+    is_expert = found != name and ".experts." in found
+    if found in new and name in old:
+        return parameter_change(found, name, made, old[name], new[found], is_expert=is_expert)
+    copies = activation_copies(name, made)
+    folds = fold_of(name, made)
+    # Of a token's `top` experts each gets 1 / top of its gradient; of other tokens none.
+    share = math.sqrt(made.top / experts) / made.top if is_expert else 1.0
+    return -log2(folds), log2(copies / folds / share)
+
+
+def parameter_change(
+    found: str, name: str, made: Plan, old: Tensor, new: Tensor, *, is_expert: bool
+) -> tuple[int, int]:
+    """`change` for a parameter: by its values, and by what its gradient will be."""
+    before, after = rms(old), rms(new)
+    s = log2(after / before) if before and after else 0
+    origin = dense_name(found, made)
+    assert origin is not None
+    share = made.growth(origin).moment(torch.ones(old.shape), "first")
+    factor = rms(share[share != 0]) / (made.target.experts if is_expert else 1)
+    return s, -log2(factor)
+
+
+def amax_change(
+    found: str,
+    name: str,
+    made: Plan,
+    old: Mapping[str, Tensor],
+    new: Mapping[str, Tensor],
+    start: str,
+) -> int:
+    """By how many powers of two the amax of an operand changes, "PRODUCT:0", ":1", ":gradient"."""
+    product, _, operand = name.removeprefix(start).rpartition(":")
+    own = found.removeprefix(start).rpartition(":")[0]
+    if operand == "gradient":
+        return -change(own, product, made, old, new)[1]
+    weight, own_weight = (f"{one.rpartition('.')[0]}.weight" for one in (product, own))
+    if operand == "1" and weight in old and own_weight in new:
+        return change(own_weight, weight, made, old, new)[0]
+    return 0
+
+
+def activation_copies(name: str, made: Plan) -> float:
+    """How many copies there are of what a tensor between ops holds."""
+    star, _ = starred(name, made.known.layers)
+    for pattern, space in made.known.activations:
+        if fnmatchcase(star, pattern):
+            return made.spaces[space].copies if space else 1.0
+    return 1.0
+
+
+def fold_of(name: str, made: Plan) -> float:
+    """What a tensor is divided by, since the read-out is tied."""
+    reads = any(fnmatchcase(name, pattern) for pattern in made.known.read_out)
+    return made.spaces["residual"].copies if made.is_tied and reads else 1.0
+
+
+def rms(x: Tensor) -> float:
+    """The root of the mean square."""
+    return x.detach().double().square().mean().sqrt().item()
+
+
+def log2(ratio: float) -> int:
+    """The nearest power of two."""
+    return round(math.log2(ratio))
+
+
+def bounded(exponent: int) -> int:
+    """An exponent that a unit may have."""
+    return max(-MAX_EXPONENT, min(MAX_EXPONENT, exponent))
