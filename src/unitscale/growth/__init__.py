@@ -5,8 +5,20 @@ one computes the same before anything trains.
 """
 
 from unitscale.growth.apply import apply
+from unitscale.growth.experts import Mixture, router_loss
 from unitscale.growth.plan import Plan, plan
 from unitscale.growth.shape import Shape
+from unitscale.growth.state import grow_optimizer
 from unitscale.growth.verify import Proof, verify
 
-__all__ = ["Plan", "Proof", "Shape", "apply", "plan", "verify"]
+__all__ = [
+    "Mixture",
+    "Plan",
+    "Proof",
+    "Shape",
+    "apply",
+    "grow_optimizer",
+    "plan",
+    "router_loss",
+    "verify",
+]

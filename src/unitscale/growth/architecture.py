@@ -185,6 +185,7 @@ LLAMA = Architecture(
             for op in (
                 *("k_proj.*", "v_proj.*", "view#1", "view#2", "transpose#1", "transpose#2"),
                 *("mul#2", "mul#3", "getitem#2", "getitem#3", "neg#1", "add#1"),
+                *("getitem#4", "getitem#5"),
                 *("cat#1", "cat#2", "cat#3"),
             )
         ),

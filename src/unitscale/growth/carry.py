@@ -9,6 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,17 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from unitscale.growth.architecture import starred
-from unitscale.growth.names import dense_name, descendants, parameter_names
+from unitscale.growth.names import ROUTER, dense_name, descendants, parameter_names
 from unitscale.growth.plan import Plan
 from unitscale.units import fused_weights
 from unitscale.units.assign import MAX_EXPONENT
 from unitscale.units.forward import attach
+from unitscale.units.placing import Skipped
 from unitscale.units.session import Session
 
 __all__ = ["carry_units", "grown_state"]
 
 RESTARTED = 3
 """Training calls that the schedule has behind it: the second call from now on measures."""
+
+ROUTERS = f"*.{ROUTER}"
 
 State = dict[str, Any]
 
@@ -39,13 +43,17 @@ def carry_units(session: Session, small: nn.Module, grown: nn.Module, made: Plan
     """
     session.terms.collect()
     warn_of_numbers(session, made)
+    recipe, beside = session.recipe, session.beside
+    if made.target.experts > 1:  # which expert a token takes would hang on a rounding
+        recipe = replace(recipe, skip=(*recipe.skip, ROUTERS))
+        beside = replace(beside, skips=(*beside.skips, Skipped(repr(ROUTERS), (ROUTERS,))))
     carried = Session(
-        session.recipe,
+        recipe,
         scale=session.scale,
         remeasure=session.store.remeasure,
         inner=session.inner,
         model=grown,
-        beside=session.beside,
+        beside=beside,
     )
     old = dict(small.named_parameters())
     state = grown_state(session.store.state_dict(), made, old, dict(grown.named_parameters()))

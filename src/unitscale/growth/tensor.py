@@ -81,32 +81,44 @@ class Growth:
             return found * space.shrink
         return torch.where(is_new, 0.0, found) if space.is_padded else found
 
-    def moment(self, old: Tensor, kind: Moment) -> Tensor:
+    def moment(self, old: Tensor, kind: Moment, beside: Tensor | None = None) -> Tensor:
         """The grown state of an optimizer, of the shape of its parameter.
 
         Guarantees what the state would be had the grown model made the same steps, if no ties were
         broken. Padding has no history: no mean, and the mean of the others' squares.
+
+        Args:
+            beside: the state of the tensor that new rows are made of.
         """
         if not self.grows:
             return old.clone()
-        grown = old.double()
-        power = 1 if kind == "first" else 2
+        grown, other = old.double(), None if beside is None else beside.double()
         for axis, use in enumerate(self.uses):
-            if use is None:
-                continue
-            space = self.space(use)
-            found = grown.index_select(axis, space.source)
-            if use.role != "read":
-                share = along_axis(space.counts, axis, grown.ndim) / self.folds
-                if use.role == "gain":
-                    share = share * space.shrink
-                found = found / share**power
-            if space.is_padded:
-                fill = grown.mean(axis, keepdim=True) if kind == "second" else torch.zeros(())
-                is_new = ~along_axis(space.is_first, axis, grown.ndim)
-                found = torch.where(is_new, fill.double(), found)
-            grown = found
+            if use is not None:
+                grown, other = (
+                    self.moment_along(grown, axis, use, kind, other),
+                    None if other is None else self.moment_along(other, axis, use, kind),
+                )
         return grown.to(old.dtype)
+
+    def moment_along(
+        self, x: Tensor, axis: int, use: Use, kind: Moment, other: Tensor | None = None
+    ) -> Tensor:
+        """A state grown along one axis."""
+        space = self.space(use)
+        found = x.index_select(axis, space.source)
+        is_new = ~along_axis(space.is_first, axis, x.ndim)
+        if use.role == "write" and other is not None and not space.is_padded:
+            found = torch.where(is_new, other.index_select(axis, space.source), found)
+        if use.role != "read":
+            share = along_axis(space.counts, axis, x.ndim) / self.folds
+            if use.role == "gain":
+                share = share * space.shrink
+            found = found / (share if kind == "first" else share.square())
+        if space.is_padded:
+            fill = x.mean(axis, keepdim=True) if kind == "second" else torch.zeros(())
+            found = torch.where(is_new, fill.double(), found)
+        return found
 
     def space(self, use: Use) -> Space:
         """How an axis grows that is made of spaces, one after another."""
