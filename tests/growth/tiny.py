@@ -59,10 +59,17 @@ def vit(**more: Any) -> nn.Module:
     other = {"intermediate_size": 20, "image_size": 8, "patch_size": 4, "num_channels": 1}
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     known = {"layer_norm_eps": 1e-3, "num_labels": 3}
-    return roughened(ViTForImageClassification(ViTConfig(**{**config, **other, **off, **known, **more})))
+    return roughened(
+        ViTForImageClassification(ViTConfig(**{**config, **other, **off, **known, **more}))
+    )
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"gpt2": gpt2, "llama": llama, "bert": bert, "vit": vit}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "gpt2": gpt2,
+    "llama": llama,
+    "bert": bert,
+    "vit": vit,
+}
 
 
 def batch_for(model: nn.Module) -> Batch:

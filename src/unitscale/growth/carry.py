@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscale.growth.architecture import starred
-from unitscale.growth.names import ROUTER, dense_name, descendants, parameter_names
+from unitscale.growth.names import EXPERTS, ROUTER, dense_name, descendants
 from unitscale.growth.plan import Plan
 from unitscale.units import fused_weights
 from unitscale.units.assign import MAX_EXPONENT
@@ -115,7 +115,9 @@ def grown_state(
         ],
         "units": units,
         "amaxes": amaxes,
-        "without_phi": sorted(f for name in state["without_phi"] for f in renamed(name, made, start)),
+        "without_phi": sorted(
+            f for name in state["without_phi"] for f in renamed(name, made, start)
+        ),
         "evaluated": sorted(f for name in state["evaluated"] for f in renamed(name, made, start)),
         "unshared": {},
         "pending_amaxes": [],
@@ -133,13 +135,11 @@ def renamed(name: str, made: Plan, start: str) -> Iterator[str]:
 
 def grown_parameters(names: list[str], made: Plan, start: str) -> list[str]:
     """The parameters of a graph of the grown model, sorted, as a store knows a graph by them."""
-    known = {name.removeprefix(start) for name in names}
-    found = [
-        name
-        for name in parameter_names(made)
-        if (origin := dense_name(name, made)) is not None and made.origin(origin).name in known
-    ]
-    return sorted(start + name for name in found) if found else names
+    found = {new for name in names for new in renamed(name, made, start)}
+    if made.target.experts > 1:
+        mlps = {name.partition(f".{EXPERTS}.")[0] for name in found if f".{EXPERTS}." in name}
+        found |= {f"{mlp}.{ROUTER}.weight" for mlp in mlps}
+    return sorted(found)
 
 
 def change(
@@ -147,7 +147,7 @@ def change(
 ) -> tuple[int, int]:
     """By how many powers of two the s and the phi of a tensor change."""
     experts = made.target.experts
-    is_expert = found != name and ".experts." in found
+    is_expert = found != name and f".{EXPERTS}." in found
     if found in new and name in old:
         return parameter_change(found, name, made, old[name], new[found], is_expert=is_expert)
     copies = activation_copies(name, made)

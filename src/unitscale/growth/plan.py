@@ -215,7 +215,7 @@ def plan(
     experts: int | None = None,
     method: Method = "fpi",
     depth_method: DepthMethod | None = None,
-    noise: float = 0.0,
+    noise: float = 0.02,
     top: int = 2,
     router_std: float = 0.02,
     seed: int = 0,
@@ -234,7 +234,7 @@ def plan(
         depth_method: "identity" (with fpi) adds blocks that add nothing at first; "interpolate"
             (aki-pro) puts each copy beside its source, "stack" (aki) the whole model on top.
         noise: relative RMS of noise that sums to zero over copies: it breaks their ties, and keeps
-            the function. Exact copies stay equal for ever; 0.02 is enough.
+            the function. With 0 exact copies stay equal for ever, and the new width is wasted.
         router_std: of the normal distribution that routers begin with.
 
     Raises:
