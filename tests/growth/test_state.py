@@ -74,9 +74,10 @@ def test_new_blocks_and_padding_have_no_mean_and_some_square():
     assert fc[0]["exp_avg"].abs().max() > 0
     assert fc[1]["exp_avg"].abs().max() == 0
     assert fc[1]["exp_avg_sq"].min() > 0
+    # The last position predicts nothing.
     table = new.state[grown.transformer.wpe.weight]
     assert table["exp_avg"][:, 12:].abs().max() == 0
-    assert table["exp_avg_sq"][:7, 12:].min() > 0
+    assert table["exp_avg_sq"][:6, 12:].min() > 0
     assert {int(state["step"]) for state in new.state.values()} == {3}
 
 
@@ -104,7 +105,7 @@ def test_what_does_not_fit_is_refused_and_the_optimizer_stays():
         us.growth.grow_optimizer(old, torch.optim.SGD(grown.parameters(), 0.1), **models)
     with pytest.raises(ValueError, match="is a Rprop; expected Adam, AdamW or SGD"):
         us.growth.grow_optimizer(torch.optim.Rprop(small.parameters()), fresh, **models)
-    with pytest.raises(ValueError, match="parameter 0 of the new optimizer.*none of the GPT2"):
+    with pytest.raises(ValueError, match=r"parameter 0 of the new optimizer.*none of the GPT2"):
         us.growth.grow_optimizer(old, torch.optim.AdamW(small.parameters()), **models)
     with pytest.raises(ValueError, match="has a state already"):
         us.growth.grow_optimizer(old, old, **models)

@@ -36,22 +36,21 @@ def test_modes_and_dropout_do_not_matter_and_stay():
 def test_what_cannot_be_compared_is_refused():
     small = tiny.llama()
     grown = us.growth.apply(small, us.growth.plan(small, width=24))
+    ids = tiny.batch_for(small)["input_ids"]
     with pytest.raises(ValueError, match=r"\[3, 7, 12\] and the grown one's \[3, 7, 24\]"):
-        ids = tiny.batch_for(small)["input_ids"]
-        last = lambda model: lambda ids: model.model(ids).last_hidden_state
-        us.growth.verify(Called(small, last(small)), Called(grown, last(grown)), ids)
+        us.growth.verify(Body(small), Body(grown), ids)
     with torch.no_grad():
         small.lm_head.weight[0] = torch.nan
     with pytest.raises(ValueError, match="output is not finite; give another batch"):
         us.growth.verify(small, grown, tiny.batch_for(small))
 
 
-class Called(torch.nn.Module):
-    """A model that is called in another way."""
+class Body(torch.nn.Module):
+    """A model without its head."""
 
-    def __init__(self, model, call):
+    def __init__(self, model):
         super().__init__()
-        self.model, self.call = model, call
+        self.model = model
 
-    def forward(self, x):
-        return self.call(x)
+    def forward(self, ids):
+        return self.model.model(ids).last_hidden_state

@@ -87,10 +87,7 @@ def grow(
     The grown model is compared with the old one before anything is written. A grown run is at its
     first step; the command that trains it on is printed.
     """
-    from unitscale.report.extra import imported
-
     with checking_arguments():
-        imported("transformers")
         from unitscale.growth.written import grow_folder
 
     with running(), checking_arguments():

@@ -72,7 +72,8 @@ def carry_units(session: Session, small: nn.Module, grown: nn.Module, made: Plan
 def warn_of_numbers(session: Session, made: Plan) -> None:
     """Warn of rules that name layers by number, which are others now."""
     numbered = re.compile(rf"{re.escape(made.known.layers)}\.[0-9]")
-    found = sorted({rule.path for rule in session.recipe.rules if numbered.search(rule.path)})
+    patterns = [*session.recipe.skip, *(rule.path for rule in session.recipe.rules)]
+    found = sorted(pattern for pattern in patterns if numbered.search(pattern))
     if found and made.target.depth > made.small.depth:
         warnings.warn(
             f"growth: recipe {session.recipe.name!r} names layers by number ({found[0]!r}), which "

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ def grow_folder(
             a run cannot have, a function that was to be kept and was not.
         CheckpointError: a file of the run is damaged.
     """
+    if find_spec("transformers") is None:
+        raise ValueError("growth needs transformers; run: pip install 'unitscale[hf]'")
     if not source.is_dir():
         raise ValueError(f"{source} is no folder; expected one of a model, or of a run")
     if write and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -113,7 +116,9 @@ def grow_folder(
                 )
         return grow_pretrained(source, out, description, write=write, **asked)
     with undrawn():
-        return grow_run(source, out, description, steps=steps, seed=run_seed, write=write, **asked)
+        return grow_run(
+            source, out, description, steps=steps, run_seed=run_seed, write=write, **asked
+        )
 
 
 def grow_pretrained(
@@ -150,9 +155,8 @@ def loaded(source: Path, description: dict[str, Any]) -> nn.Module:
     Raises:
         ValueError: its class is unknown, its weights are quantized, or it cannot be read.
     """
-    from unitscale.report.extra import imported
+    import transformers
 
-    transformers = imported("transformers")
     names = description.get("architectures") or [None]
     kind = getattr(transformers, str(names[0]), None)
     if kind is None:
@@ -176,7 +180,7 @@ def grow_run(
     description: dict[str, Any],
     *,
     steps: int | None,
-    seed: int | None,
+    run_seed: int | None,
     write: bool,
     **asked: Any,
 ) -> Written:
@@ -188,7 +192,7 @@ def grow_run(
     check_run(made, config)
     target = made.target
     model = {**config.model, "width": target.width, "depth": target.depth, "heads": target.heads}
-    next_seed = config.seed + 1 if seed is None else seed
+    next_seed = config.seed + 1 if run_seed is None else run_seed
     new = replace(config, model=model, steps=steps or config.steps, seed=next_seed)
     if not write:
         return Written(plan=made)
