@@ -155,7 +155,7 @@ def test_a_plan_applied_twice_is_refused_and_the_model_stays():
     made = us.growth.plan(small, width=24)
     grown = us.growth.apply(small, made)
     before = {key: value.clone() for key, value in grown.state_dict().items()}
-    with pytest.raises(ValueError, match="width 24.*the plan was applied to it already"):
+    with pytest.raises(ValueError, match=r"width 24.*the plan was applied to it already"):
         us.growth.apply(grown, made)
     assert all(value.equal(before[key]) for key, value in grown.state_dict().items())
     with pytest.raises(ValueError, match="the model is a LlamaForCausalLM"):

@@ -1,4 +1,4 @@
-"""Every capture of a model takes a second, so the models have one layer and tests share captures."""
+"""Each capture of a model takes a second: the models have one layer, and tests share captures."""
 
 import copy
 
@@ -27,13 +27,13 @@ def units_of(model):
     return dict(session.store.units)
 
 
-def step(model, batch):
-    """A training step's forward and backward pass; its output."""
+def step(model, batch, *more):
+    """A training step's forward and backward pass, with `more` losses of the model; its output."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits = model(**inputs).logits
     # Of GPT-2's own loss torch.compile makes a second graph, with a warning of torch's own.
     loss = F.cross_entropy(logits.flatten(0, -2), batch["labels"].flatten())
-    loss.backward()
+    sum([other(model) for other in more], start=loss).backward()
     session_of(model).terms.collect()
     return logits.detach()
 
@@ -101,13 +101,12 @@ def test_new_layers_and_experts_get_the_units_of_their_source():
         expert = f"model.layers.{layer}.mlp.experts.1.up_proj"
         assert found[f"{expert}.weight"].s == own["model.layers.0.mlp.up_proj.weight"].s
         assert found[f"{expert}.linear"].s == own["model.layers.0.mlp.up_proj.linear"].s
-    step(grown, batch)
+    step(grown, batch, us.growth.router_loss)
     after = units_of(grown)
     # Only what chooses and mixes is new.
     new = {n for n in after if n not in found}
     assert new
     assert all(".mlp." in n and ".experts." not in n for n in new)
-    us.growth.router_loss(grown).backward()
     assert all(p.grad is not None for p in grown.parameters())
     assert any("router" in product.name for product in us.summary(grown).products)
 
@@ -118,6 +117,7 @@ def test_amaxes_of_delayed_scales_grow_along():
     grown = us.growth.apply(small, made)
     plain, _ = measured(small, made, batch, "fp8-delayed")
     found, own = session_of(grown).store.amaxes, session_of(plain).store.amaxes
+    found.settle()
     own.settle()
     assert found.known.keys() == own.known.keys()
     assert found.known

@@ -67,9 +67,9 @@ def test_groups_of_heads_keep_their_queries(asked, message):
 
 
 def test_what_a_norm_after_each_block_forbids_is_refused():
-    with pytest.raises(ValueError, match="width is 18; a bert normalizes.*a multiple of 12"):
+    with pytest.raises(ValueError, match=r"width is 18; a bert normalizes.*a multiple of 12"):
         plan(tiny.bert(), width=18)
-    with pytest.raises(ValueError, match="a block of a bert ends with a norm.*interpolate"):
+    with pytest.raises(ValueError, match=r"a block of a bert ends with a norm.*interpolate"):
         plan(tiny.bert(), depth=4)
     with pytest.raises(ValueError, match="a bert has no module for its MLP"):
         plan(tiny.bert(), experts=2)

@@ -53,7 +53,7 @@ def check_model(model: nn.Module, made: Plan) -> None:
     if shapes == made.shapes:
         return
     found = getattr(getattr(model, "config", None), "model_type", None)
-    own = shape_of(model.config, made.known) if found == made.architecture else None  # type: ignore[arg-type]
+    own = shape_of(model.config, made.known) if found == made.architecture else None
     again = "; the plan was applied to it already" if own == dense(made).target else ""
     raise ValueError(
         f"growth: the plan is for a {made.architecture} of {made.small}, and the model is a "
@@ -70,7 +70,7 @@ def built(model: Any, made: Plan) -> nn.Module:
         grown: nn.Module = type(model)(config)
     grown = grown.to(device=first.device, dtype=first.dtype)
     if getattr(model, "generation_config", None) is not None:
-        grown.generation_config = copy.deepcopy(model.generation_config)  # type: ignore[assignment]
+        grown.generation_config = copy.deepcopy(model.generation_config)
     return grown
 
 

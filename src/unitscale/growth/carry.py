@@ -102,11 +102,18 @@ def grown_state(
             s, phi = change(found.removeprefix(start), name.removeprefix(start), made, old, new)
             units[found] = {"s": bounded(unit["s"] + s), "phi": bounded(unit["phi"] + phi)}
     amaxes = {
-        found: [amax * 2.0**factor for amax in history]
+        found: [amax * factor for amax in history]
         for name, history in state.get("amaxes", {}).items()
-        for found in renamed(name, made, start)
-        for factor in [amax_change(found, name, made, old, new, start)]
+        for found, factor in operands(name, made, old, new, start)
     }
+    pending = [
+        {
+            found: [amax * factor, length]
+            for name, (amax, length) in step.items()
+            for found, factor in operands(name, made, old, new, start)
+        }
+        for step in state.get("pending_amaxes", [])
+    ]
     return {
         **state,
         "step": min(state["step"], RESTARTED),
@@ -121,7 +128,7 @@ def grown_state(
         ),
         "evaluated": sorted(f for name in state["evaluated"] for f in renamed(name, made, start)),
         "unshared": {},
-        "pending_amaxes": [],
+        "pending_amaxes": pending,
     }
 
 
@@ -171,6 +178,14 @@ def parameter_change(
     return s, -log2(factor)
 
 
+def operands(
+    name: str, made: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor], start: str
+) -> Iterator[tuple[str, float]]:
+    """What an operand becomes, "PRODUCT:0", ":1" or ":gradient", and what its amax is times."""
+    for found in renamed(name, made, start):
+        yield found, 2.0 ** amax_change(found, name, made, old, new, start)
+
+
 def amax_change(
     found: str,
     name: str,
@@ -179,7 +194,7 @@ def amax_change(
     new: Mapping[str, Tensor],
     start: str,
 ) -> int:
-    """By how many powers of two the amax of an operand changes, "PRODUCT:0", ":1", ":gradient"."""
+    """By how many powers of two the amax of an operand changes."""
     product, _, operand = name.removeprefix(start).rpartition(":")
     own = found.removeprefix(start).rpartition(":")[0]
     if operand == "gradient":

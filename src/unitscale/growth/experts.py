@@ -51,7 +51,7 @@ class Mixture(nn.Module):
         self.top = top
         first = next(mlp.parameters())
         self.experts = nn.ModuleList([mlp, *(copy.deepcopy(mlp) for _ in range(experts - 1))])
-        self.router = nn.utils.skip_init(nn.Linear, width, experts, bias=False)
+        self.router = nn.Linear(width, experts, bias=False, device="meta")
         drawn = torch.randn(experts, width, generator=generator) * router_std
         self.router.weight = nn.Parameter(drawn.to(first.device, first.dtype))
         self.logits: Tensor | None = None
@@ -64,7 +64,7 @@ class Mixture(nn.Module):
         gates = torch.zeros_like(logits).scatter(-1, chosen, values)
         gates = (gates / gates.sum(-1, keepdim=True)).to(x.dtype)
         parts = [expert(x) * gates[..., e : e + 1] for e, expert in enumerate(self.experts)]
-        total = parts[0]
+        total: Tensor = parts[0]
         for part in parts[1:]:
             total = total + part
         return total

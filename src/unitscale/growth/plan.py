@@ -115,14 +115,13 @@ class Plan:
         if layer is None:
             return Origin(name)
         source = self.sources[layer]
-        at = lambda number: star.replace(".*.", f".{number}.", 1)
         beside = None
         if self.method != "fpi" and is_matrix_or_bias(self.known, star):
-            beside = at(min(source + 1, self.small.depth - 1))
+            beside = in_layer(star, min(source + 1, self.small.depth - 1))
         is_new = self.is_new(layer)
         ends = star.rpartition(".")[0] in self.known.ends
         is_zero = is_new and ends and self.depth_method == "identity"
-        return Origin(at(source), beside, is_new, is_zero)
+        return Origin(in_layer(star, source), beside, is_new, is_zero)
 
     def growth(self, name: str) -> Growth:
         """How the tensors of a parameter's name grow."""
@@ -196,6 +195,11 @@ class Plan:
             words.append("new rows from the next layer")
         shapes = str(list(old)) if same else f"{list(old)} -> {new}"
         return star, shapes, "; ".join(words) or "as it is"
+
+
+def in_layer(star: str, number: int) -> str:
+    """The inverse of `starred`."""
+    return star.replace(".*.", f".{number}.", 1)
 
 
 def is_matrix_or_bias(architecture: Architecture, star: str) -> bool:

@@ -1,7 +1,6 @@
 """Growth from a folder to a folder: of `transformers`, or a run of `unitscale train`."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -140,9 +139,9 @@ def grow_pretrained(
     def fill(folder: Path) -> None:
         grown.save_pretrained(folder)  # type: ignore[operator]
         for file in sorted(source.iterdir()):
-            if file.is_file() and not file.name.endswith(WEIGHTS):
-                if not (folder / file.name).exists():
-                    shutil.copy(file, folder / file.name)
+            is_other = file.is_file() and not file.name.endswith(WEIGHTS)
+            if is_other and not (folder / file.name).exists():
+                shutil.copy(file, folder / file.name)
         write_json(folder / LINEAGE, lineage(source, done))
 
     into(out, fill)
@@ -272,7 +271,7 @@ def checked(small: nn.Module, grown: nn.Module, made: Plan) -> Proof:
     Raises:
         ValueError: the function was to be kept, and was not.
     """
-    proof = verify(small, grown, random_batch(small.config))  # type: ignore[arg-type]
+    proof = verify(small, grown, random_batch(small.config))
     if made.preserves and not proof.preserved:
         raise ValueError(
             f"growth: {proof}; nothing was written: the model is not what growth knows"
@@ -322,7 +321,7 @@ def into(out: Path, fill: Callable[[Path], object]) -> None:
     """
     with beside(out) as temporary:
         fill(temporary)
-        os.replace(temporary, out)  # an empty folder gives way
+        temporary.replace(out)  # an empty folder gives way
 
 
 @contextmanager
