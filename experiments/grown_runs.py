@@ -1,7 +1,7 @@
 """Does a grown model gain over one trained from scratch, at equal compute, and in FP8 too?
 
-    python experiments/grown_runs.py --out growth-runs          trains what is missing, prints the table
-    python experiments/grown_runs.py --out growth-runs --table  prints it only
+    python experiments/grown_runs.py --out growth-runs            trains what is missing
+    python experiments/grown_runs.py --out growth-runs --table    prints the table only
 
 A small Llama over bytes is trained, grown to twice its width and depth, and trained on. From
 scratch the large one gets as many multiply-adds in all: the grown one's steps, and the small run's

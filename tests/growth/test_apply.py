@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 
 import unitscale as us
 from growth import tiny
@@ -52,6 +53,27 @@ def test_grown_models_compute_the_same(name, asked, tied):
     assert_preserved(small, grown, tiny.batch_for(small))
     assert type(grown) is type(small)
     assert all(value.equal(before[key]) for key, value in small.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "asked"),
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True}, {"width": 18, "depth": 3}),
+        ("llama", {"num_key_value_heads": 1}, {"width": 24, "kv_heads": 1}),
+        ("llama", {"num_key_value_heads": 4}, {"width": 24}),
+        ("gpt2", {"n_inner": 20}, {"width": 24}),
+    ],
+)
+def test_biases_groups_and_inner_widths_of_all_kinds_grow(name, more, asked):
+    small = tiny.MODELS[name](**more)
+    assert_preserved(small, grown_from(small, **asked), tiny.batch_for(small))
+
+
+def test_a_classifier_on_bert_grows():
+    config = {**tiny.bert().config.to_dict(), "num_labels": 3}
+    small = tiny.roughened(BertForSequenceClassification(BertConfig(**config)))
+    batch = {"input_ids": tiny.batch_for(tiny.bert())["input_ids"]}
+    assert_preserved(small, grown_from(small, width=36), batch)
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)

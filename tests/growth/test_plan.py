@@ -88,6 +88,13 @@ def test_unknown_models_are_refused_by_name():
         plan(tiny.gpt2().transformer, width=24)
 
 
+def test_weights_that_are_not_whole_are_refused():
+    model = tiny.gpt2()
+    model.hf_quantizer = object()
+    with pytest.raises(ValueError, match="weights of this GPT2LMHeadModel are quantized"):
+        plan(model, width=24)
+
+
 def test_a_configuration_is_a_target():
     model = tiny.llama()
     target = LlamaConfig(**{**model.config.to_dict(), "hidden_size": 24, "intermediate_size": 44})

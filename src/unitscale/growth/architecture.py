@@ -290,7 +290,8 @@ def architecture_of(model: Any) -> Architecture:
     """The architecture of a model of `transformers`.
 
     Raises:
-        ValueError: it is none that growth knows, or has a parameter or a setting that it does not.
+        ValueError: it is none that growth knows, or has a parameter or a setting that it does not,
+            or its parameters are not whole.
     """
     name, config = type(model).__name__, getattr(model, "config", None)
     found = ARCHITECTURES.get(getattr(config, "model_type", ""))
@@ -300,6 +301,13 @@ def architecture_of(model: Any) -> Architecture:
         raise ValueError(
             f"growth: {name}{of} is no architecture that growth knows; expected a model of "
             f"transformers of model_type {', '.join(ARCHITECTURES)}"
+        )
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError(f"growth: the weights of this {name} are quantized; grow the full ones")
+    if any(type(p).__name__ == "DTensor" for p in model.parameters()):
+        raise ValueError(
+            f"growth: the parameters of this {name} are spread over processes; load a full "
+            "checkpoint into one process, and grow that"
         )
     for setting, harmless in found.refused.items():
         if getattr(config, setting, harmless) != harmless:

@@ -103,8 +103,11 @@ def distance(own: Tensor, other: Tensor) -> float:
             f"{list(other.shape)}; expected the same: compare models with a head"
         )
     if not own.numel() or not own.isfinite().all():
-        what = "is not finite" if own.numel() else "is empty"
-        raise ValueError(f"growth: the small model's output {what}; give another batch")
+        what = "holds NaN or infinity" if own.numel() else "is empty"
+        raise ValueError(
+            f"growth: the small model's output {what}; give another batch, or a model that did not "
+            "diverge"
+        )
     return (own.double() - other.double()).abs().max().item()
 
 
