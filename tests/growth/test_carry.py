@@ -1,6 +1,7 @@
 """Each capture of a model takes a second: the models have one layer, and tests share captures."""
 
 import copy
+import functools
 
 import pytest
 import torch.nn.functional as F
@@ -38,8 +39,9 @@ def step(model, batch, *more):
     return logits.detach()
 
 
+@functools.cache
 def small_model(name, recipe="fp8"):
-    """A model of one layer that made a step, its batch, and its output."""
+    """A model of one layer that made a step, its batch, and its output; nobody changes it."""
     model = tiny.MODELS[name](**ONE_LAYER[name])
     us.unit_scale(model, recipe)
     batch = tiny.batch_for(model)
@@ -72,9 +74,9 @@ def test_units_that_grew_along_are_those_that_would_be_measured(name, asked):
     assert (output - grown_output).abs().max() <= 1e-5 * output.abs().max()
 
 
-def test_the_recipe_is_in_force_from_the_first_call_and_nothing_is_measured():
+def test_the_recipe_is_in_force_from_the_first_call_and_nothing_is_measured(monkeypatch):
     small, batch, output = small_model("gpt2")
-    session_of(small).store.step = 100
+    monkeypatch.setattr(session_of(small).store, "step", 100)
     grown = us.growth.apply(small, us.growth.plan(small, **WIDER))
     before, session = units_of(grown), session_of(grown)
     assert session.store.step == 3
@@ -111,6 +113,7 @@ def test_new_layers_and_experts_get_the_units_of_their_source():
     assert any("router" in product.name for product in us.summary(grown).products)
 
 
+@pytest.mark.slow  # two captures more, of a kind that units have
 def test_amaxes_of_delayed_scales_grow_along():
     small, batch, _ = small_model("vit", "fp8-delayed")
     made = us.growth.plan(small, **WIDER)
