@@ -41,6 +41,7 @@ def test_plan_of_an_uneven_width_says_what_new_channels_hold():
         ({"depth": 4, "depth_method": "on top"}, "depth_method is 'on top'; expected identity"),
         ({"width": 24, "noise": 2.0}, "noise is 2.0; expected from 0"),
         ({"width": 18, "method": "aki"}, "width is 18 with method='aki'.*a multiple of 12"),
+        ({"width": 24, "seed": -1}, "seed is -1; expected a whole number from 0"),
         ({"experts": 4, "top": 5}, "top is 5 of 4 experts"),
         ({"experts": 4, "router_std": 0.0}, "router_std is 0.0"),
     ],

@@ -22,7 +22,8 @@ __all__ = ["apply", "check_model", "grown_values"]
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """The grown model; the small one stays as it is.
 
-    It has the class, dtype, device, mode and `requires_grad` of the small one. If that is scaled
+    It has the class, dtype, device, mode and `requires_grad` of the small one; hooks, and whether
+    activations are checkpointed, are set anew. If that is scaled
     (`us.unit_scale`), so is this, by the same recipe, at units that grew along: its first call is
     one of the recipe, and nothing need be measured before. Its optimizer: `grow_optimizer`.
 

@@ -23,6 +23,9 @@ DEPTH_METHODS: Mapping[str, DepthMethod] = {
 }
 """What goes with each way to widen, unless another is asked for."""
 
+MOST_SEEDS = 2**62
+"""A hash of a name is added to a seed, and torch takes 64 bits."""
+
 
 class Origin(NamedTuple):
     """Where a parameter of the grown model comes from.
@@ -272,6 +275,8 @@ def plan(
         )
     if not 0 <= noise < 1:
         raise ValueError(f"growth: noise is {noise!r}; expected from 0 to below 1, as 0.02")
+    if type(seed) is not int or not 0 <= seed < MOST_SEEDS:
+        raise ValueError(f"growth: seed is {seed!r}; expected a whole number from 0 to 2**62 - 1")
     check_mixture(known, wanted, top, router_std)
     made = Plan(
         architecture=known.name,
