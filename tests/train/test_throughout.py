@@ -351,8 +351,8 @@ def test_a_comparison_has_its_control(recipe: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"inner": "inductor"}, "inner is 'inductor'.*expected 'auto' or 'eager'"),
-        ({"existing": "llama", "model": {}}, "existing is 'llama'"),
+        ({"inner": "inductor"}, "inner is 'inductor'.*take --inner auto or eager"),
+        ({"existing": "llama", "model": {}}, "existing is 'llama'.*take --model attention"),
         ({"dtype": "bf16"}, "dtype is 'bf16'"),
         ({"states": "coat"}, "states is 'coat'"),
         ({"record_every": 5}, "record_every is 5"),
