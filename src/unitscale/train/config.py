@@ -211,19 +211,18 @@ class TrainConfig:
         It is rounded in eager code. An existing model may compute the statistics of its norms by
         operations of their own, which have to stay in FP32.
         """
-        for name, expected in {
-            "existing": (None,),
-            "inner": ("auto", "eager"),
-            "dtype": ("fp32",),
-            "states": (None,),
-            "record_every": (None,),
-        }.items():
+        for name, legal, remedy in (
+            ("existing", (None,), "take --model attention, conv or rnn"),
+            ("inner", ("auto", "eager"), "take --inner auto or eager"),
+            ("dtype", ("fp32",), "take --dtype fp32: the values are those of the format"),
+            ("states", (None,), "leave --states out: the recipe says how they are held"),
+            ("record_every", (None,), "leave record_every out, or record another recipe"),
+        ):
             value = getattr(self, name)
-            if value not in expected:
-                legal = " or ".join(map(repr, expected))
+            if value not in legal:
                 raise ValueError(
                     f"{name} is {value!r}, and recipe {self.recipe_name!r} rounds every tensor of "
-                    f"a character model in eager FP32 code; expected {legal}"
+                    f"a character model in eager FP32 code; {remedy}"
                 )
 
     def check_sizes(self) -> None:
