@@ -18,8 +18,9 @@ END = "<!-- end -->"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name, file in FILES.items():
-        parser.add_argument(f"--{name}", type=Path, help=f"the folder of {file}")
+    parser.add_argument("--headroom", type=Path, help="what fp16_true_headroom.py wrote")
+    parser.add_argument("--arms", type=Path, help="what charlm_arms.py wrote")
+    parser.add_argument("--gap", type=Path, help="what charlm_gap.py wrote")
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args()
     given = {name: getattr(args, name) for name in FILES if getattr(args, name) is not None}
