@@ -17,7 +17,7 @@ def swapped(
 ) -> Iterator[None]:
     """A context in which a model has other layers."""
     before = [
-        (parent, parent.enable_nested_tensor)
+        (parent, parent.use_nested_tensor)
         for parent in model.modules()
         if isinstance(parent, nn.TransformerEncoder)
     ]
@@ -28,7 +28,7 @@ def swapped(
         for parent, name, child in places:
             setattr(parent, name, child)
         for encoder, nested in before:
-            encoder.enable_nested_tensor = nested
+            encoder.use_nested_tensor = nested
 
 
 def replace_layers(
@@ -55,7 +55,7 @@ def replace_layers(
         if isinstance(parent, nn.TransformerEncoderLayer):
             keep_from_fast_path(parent)
         if isinstance(parent, nn.TransformerEncoder):
-            parent.enable_nested_tensor = False
+            parent.use_nested_tensor = False
     return places
 
 

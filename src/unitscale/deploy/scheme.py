@@ -63,7 +63,7 @@ class Scheme:
         weight, x = (
             codec
             if codec is None or isinstance(codec.format, BlockFormat)
-            else replace(codec, power_of_two="ceil")
+            else replace(codec, power_of_two="rceil")
             for codec in (self.weight, self.input)
         )
         assert weight is not None
