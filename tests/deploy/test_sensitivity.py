@@ -110,7 +110,7 @@ def test_attention_in_steps_is_attention():
     attend = nn.functional.scaled_dot_product_attention
     masks = torch.rand(2, 1, 6, 6) > 0.2
     masks |= torch.eye(6, dtype=torch.bool)
-    for options in ({"is_causal": True}, {"attn_mask": masks}, {"attn_mask": masks.float()}):
+    for options in ({"is_causal": True}, {"attn_mask": masks}, {"attn_mask": 20.0 * masks}):
         expected = attend(q, k, v, enable_gqa=True, **options)
         with rounding(("attention",), wide):
             given = attend(q, k, v, enable_gqa=True, **options)

@@ -22,8 +22,10 @@ from unitscale.deploy.description import (
     modelopt,
     own,
 )
-from unitscale.deploy.layer import Plan, plan_of, tensors_of
+from unitscale.deploy.layer import Plan, StoredLayer, plan_of, tensors_of
 from unitscale.deploy.pretrained import Exported, exported_part
+from unitscale.deploy.quantized import quantized_layers
+from unitscale.deploy.stored import described, plan_of_quantized
 from unitscale.units import recipe_of
 
 __all__ = ["Export", "export"]
@@ -34,6 +36,9 @@ CONFIG, BESIDE, OWN, TENSORS = (
     "unitscale.json",
     "model.safetensors",
 )
+MARK = "unitscale_recipe"
+"""In config.json of a quantized model: its recipe, whose scales are any numbers."""
+
 TOKENIZER_FILES = (
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -83,7 +88,7 @@ def export(
     differences: Literal["refuse", "report"] = "refuse",
     max_shard_size: str | int = "5GB",
 ) -> Export:
-    """Write a scaled model as a folder that inference servers load: FP8 weights, static scales.
+    """Write a scaled or quantized model as a folder that servers load: FP8 weights and scales.
 
     A stock loader computes the logits of the model's evaluation, on a CPU to the bit, in FP32 and
     in BF16: the scales in the file are the units, which are powers of two. Nothing is calibrated.
@@ -92,7 +97,8 @@ def export(
 
     Args:
         model: scaled, best by "fp8-serve" from the start of training, and evaluated at least once
-            since. Of a wrapper the model of `transformers` in it is written.
+            since; or quantized, see `quantize`. Of a wrapper the model of `transformers` in it is
+            written.
         folder: new or empty.
         format: "compressed-tensors" for transformers, vLLM and SGLang; "modelopt" the same tensors
             as NVIDIA's tools name them; "safetensors" any module, for `load`.
@@ -112,16 +118,22 @@ def export(
     check_folder(target)
     if differences not in ("refuse", "report"):
         raise ValueError(f"export: differences is {differences!r}; expected 'refuse' or 'report'")
-    recipe = recipe_of(model, "export")
+    is_quantized = bool(quantized_layers(model))
+    recipe = None if is_quantized else recipe_of(model, "export")
     exported = exported_part(model, any_module=format == "safetensors")
-    plan = plan_of(model, recipe, exported)
+    if recipe is None:
+        plan = plan_of_quantized(model, exported, format)
+    else:
+        plan = plan_of(model, recipe, exported)
     refuse_not_finite(exported)
-    plan.differences += differences_of_dtype(exported)
+    if recipe is not None or format != "safetensors":
+        plan.differences += differences_of_dtype(exported)
     if plan.differences and differences == "refuse":
         found = "; ".join(plan.differences)
         raise ValueError(
-            f"export: a server would not compute what this model does: {found}; train with "
-            "'fp8-serve', or take differences='report' to export it all the same"
+            f"export: a server would not compute what this model does: {found}; "
+            + "train with 'fp8-serve', or " * (not is_quantized)
+            + "take differences='report' to export it all the same"
         )
     save_tokenizer = tokenizer_files(tokenizer)
     with new_folder(target) as temporary:
@@ -175,6 +187,9 @@ def differences_of_dtype(exported: Exported) -> Iterator[str]:
 
 def write_own(module: nn.Module, plan: Plan, folder: Path) -> None:
     """Any module: one file of tensors, and the units beside it."""
+    if plan.scheme is not None:
+        write_quantized(module, plan, folder)
+        return
     tensors = stored_tensors(module, plan)
     seen: dict[int, str] = {}
     kept = {}
@@ -188,6 +203,18 @@ def write_own(module: nn.Module, plan: Plan, folder: Path) -> None:
     write_json(folder / OWN, own(plan, __version__))
 
 
+def write_quantized(module: nn.Module, plan: Plan, folder: Path) -> None:
+    """A quantized module: its own state, and beside it what its layers are."""
+    seen: dict[int, str] = {}
+    kept = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in module.state_dict(keep_vars=True).items()
+        if seen.setdefault(id(value), name) == name
+    }
+    save_file(kept, folder / TENSORS, {"format": "pt"})
+    write_json(folder / OWN, own(plan, __version__) | {"quantized": described(plan)})
+
+
 def plan_tensors(plan: Plan) -> set[str]:
     """The names of the tensors that stand for the layers."""
     return {name for layer in plan.layers for name in tensors_of(layer)}
@@ -197,6 +224,9 @@ def stored_tensors(module: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """All tensors of a module, those of its layers as codes and scales."""
     tensors: dict[str, Tensor] = dict(module.state_dict())
     for layer in plan.layers:
+        if isinstance(layer, StoredLayer):
+            for name in layer.module._buffers:
+                tensors.pop(f"{layer.path}.{name}", None)
         tensors |= tensors_of(layer)
     return tensors
 
@@ -226,6 +256,8 @@ def write_pretrained(
             logging.enable_progress_bar()
     content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     names = [name for name, _ in module.named_parameters()]
+    if plan.scheme is not None:
+        content[MARK] = plan.scheme.name
     if format == "modelopt":
         content["quantization_config"], beside = modelopt(plan, names, __version__)
         write_json(folder / BESIDE, beside)

@@ -10,7 +10,8 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from unitscale.deploy.export import CONFIG, OWN, TENSORS
+from unitscale.deploy.export import CONFIG, MARK, OWN, TENSORS
+from unitscale.deploy.scheme import SCHEMES, Scheme
 
 __all__ = ["Folder", "exponent_of", "is_own", "read_file", "read_object"]
 
@@ -68,6 +69,12 @@ class Folder:
             )
             for path in self.layers
         }
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How a quantized model was quantized; None of one with units."""
+        name = self.config.get(MARK)
+        return None if name is None else SCHEMES.get(str(name))
 
     def values(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The tensors of the plain model: each layer's weight is what its codes are worth."""

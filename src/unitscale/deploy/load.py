@@ -5,11 +5,12 @@ from glob import escape
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unitscale.deploy.description import VERSION
 from unitscale.deploy.export import OWN, TENSORS
 from unitscale.deploy.folder import Folder, is_own, read_file, read_object
+from unitscale.deploy.stored import quantized_as_described, restored
 from unitscale.deploy.verify import refuse_faults
 from unitscale.recipes import RECIPES
 from unitscale.units import give_units, unit_scale
@@ -39,6 +40,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise ValueError(f"load: {folder} names its own architecture; leave model= out")
     opened = Folder(path)
     refuse_faults(opened)
+    if opened.scheme is not None:
+        return quantized_as_described(opened.loaded(), opened.scheme, opened.tensors, opened.layers)
     return evaluating(opened.loaded(), opened.units())
 
 
@@ -49,6 +52,10 @@ def load_own(folder: Path, model: nn.Module | None) -> nn.Module:
             f"load: {folder} is of format 'safetensors', which does not say what the model is; "
             "pass a plain one of its architecture: load(folder, model)"
         )
+    if "quantized" in (content := read_object(folder / OWN)):
+        restored(model, content["quantized"], folder / OWN)
+        filled(model, dict(read_file(folder / TENSORS)), folder)
+        return model.eval()
     layers = own_layers(folder)
     tensors = dict(read_file(folder / TENSORS))
     values = {n: x for n, x in tensors.items() if not n.endswith((".weight_scale", ".input_scale"))}
@@ -58,6 +65,17 @@ def load_own(folder: Path, model: nn.Module | None) -> nn.Module:
         if name not in values or name not in own:
             raise ValueError(f"load: {folder} has no {name!r}, or the model has none")
         values[name] = (values[name].float() * 2.0**weight_log2).to(own[name].dtype)
+    filled(model, values, folder)
+    return evaluating(model, {f"{path}.weight": units for path, units in layers.items()})
+
+
+def filled(model: nn.Module, values: dict[str, Tensor], folder: Path) -> None:
+    """Give a model the tensors of a file, which has each once.
+
+    Raises:
+        ValueError: they are of another model.
+    """
+    own = model.state_dict(keep_vars=True)
     kept = {id(own[name]) for name in values if name in own}
     missing = [name for name, value in own.items() if id(value) not in kept]
     unknown = sorted(values.keys() - own.keys())
@@ -68,7 +86,6 @@ def load_own(folder: Path, model: nn.Module | None) -> nn.Module:
             f"another shape {wrong[:3]}"
         )
     model.load_state_dict(values, strict=False)
-    return evaluating(model, {f"{path}.weight": units for path, units in layers.items()})
 
 
 def own_layers(folder: Path) -> dict[str, tuple[int, int]]:
