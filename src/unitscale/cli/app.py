@@ -17,6 +17,7 @@ from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
 from unitscale.cli.laws import laws
 from unitscale.cli.plan_memory import plan_memory
+from unitscale.cli.quantize import quantize
 from unitscale.cli.recipes import recipes
 from unitscale.cli.report import report
 from unitscale.cli.sweep import sweep
@@ -39,6 +40,7 @@ app.command()(analyse)
 app.command()(report)
 app.command()(figure)
 app.command()(export)
+app.command()(quantize)
 app.command()(formats)
 app.command()(recipes)
 app.command()(doctor)

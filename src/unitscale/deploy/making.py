@@ -134,7 +134,7 @@ def shared_scales(model: nn.Module, plan: Plan, scheme: Scheme, clip: Clip) -> d
             best = best_scale(matrix, scheme) if clip == "mse" else None
             scales.append(scheme.weight.grid(matrix.float()).scale if best is None else best)
         largest = torch.stack([scale for scale in scales if scale is not None]).max()
-        found |= dict.fromkeys(group, largest)
+        found |= {path: largest.clone() for path in group}
     return found
 
 
