@@ -9,8 +9,10 @@ import torch
 import transformers as T
 
 from deploy.tiny import ids, logits, made, stock
+from train.tiny import text_corpus
 from unitscale import deploy
 from unitscale.cli import main
+from unitscale.train import TrainConfig, train
 
 FACTORY = """
 import torch
@@ -122,3 +124,22 @@ def test_a_folder_that_is_full(factory, tmp_path, monkeypatch, capsys):
     given = ("mine.py:build", "--recipe", "fp8", "--out", tmp_path)
     assert run(monkeypatch, *given) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_the_model_of_a_run(tmp_path, monkeypatch, capsys):
+    """At its units without data; with data calibrated, and its layers put back to a target."""
+    settings = {"existing": "llama", "model": {"width": 32, "depth": 1}, "eval_windows": 2}
+    sizes = {"steps": 2, "batch_size": 2, "sequence_length": 16}
+    source = tmp_path / "run"
+    train(TrainConfig(recipe="fp8-serve", **settings, **sizes), text_corpus(tmp_path), source)
+    assert run(monkeypatch, source, "--recipe", "fp8", "--out", tmp_path / "units") == 0
+    text = tmp_path / "text.txt"
+    text.write_text("hello world\nthis is it\n")
+    data = ("--calibration-data", text, "--target", "0.1")
+    assert run(monkeypatch, source, "--recipe", "fp8", *data, "--out", tmp_path / "amax") == 0
+    assert capsys.readouterr().out.count("fp8: 7 layers") == 2
+    units, amax = (deploy.load(tmp_path / name) for name in ("units", "amax"))
+    path = "model.layers.0.mlp.down_proj"
+    one, other = (model.get_submodule(path).input_scale for model in (units, amax))
+    assert one.log2() == one.log2().round()
+    assert one != other

@@ -11,6 +11,7 @@ from torch import nn
 
 import unitscale as us
 from deploy.small import Gated, inputs
+from unitscale import nn as unn
 from unitscale.deploy import SCHEMES, QuantizedLayer
 from unitscale.formats import E4M3FN, E5M2, INT8, Codec
 
@@ -145,6 +146,19 @@ def test_convolutions_keep_their_arguments(layer):
     with torch.no_grad():
         plain.weight.copy_(found.weight)
     assert torch.equal(found(x), plain(x))
+
+
+def test_a_layer_written_unit_scaled_keeps_its_factor():
+    torch.manual_seed(0)
+    layer = unn.Linear(64, 8, constraint=None)
+    x = torch.randn(5, 64)
+    found = QuantizedLayer(layer, SCHEMES["fp8-weight"])
+    plain = copy.deepcopy(layer)
+    with torch.no_grad():
+        plain.weight.copy_(found.weight)
+    assert torch.equal(found(x), plain(x))
+    assert not torch.equal(found(x), layer(x))
+    assert found.kind == "unitscale.nn.Linear"
 
 
 def test_the_weight_of_gpt2s_layer_is_turned():

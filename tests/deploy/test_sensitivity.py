@@ -9,6 +9,7 @@ from torch import nn
 import unitscale as us
 from deploy.small import inputs
 from deploy.tiny import ids, logits, made
+from unitscale import deploy
 from unitscale.deploy.distance import mean_distance, picked
 from unitscale.deploy.quantized import quantized_layers
 
@@ -67,6 +68,27 @@ def test_the_worst_layers_are_put_back_until_the_target_is_met():
     assert type(model.outlier) is nn.Linear
     kept = us.deploy.quantization(model).kept
     assert kept["outlier"].startswith("put back to meet the target")
+
+
+def test_layers_that_servers_join_are_put_back_together():
+    model, batch = made("llama"), [{"input_ids": ids()}]
+    found = deploy.sensitivity(model, "fp8", batch, spare=("*lm_head", "*o_proj", "*down_proj"))
+    target = found.together * 0.9
+    options = {"spare": ("*lm_head", "*o_proj", "*down_proj"), "target": target, "most": 0.9}
+    deploy.quantize(model, "fp8", batch, **options)
+    quantized = {path.rpartition(".")[2] for path in quantized_layers(model)}
+    assert quantized in ({"gate_proj", "up_proj"}, {"q_proj", "k_proj", "v_proj"})
+
+
+def test_what_is_put_back_at_most_counts_layers():
+    from unitscale.deploy.fallback import accumulated
+
+    groups = {"q": ["k", "q"], "k": ["k", "q"]}
+    assert list(accumulated(["a", "k", "q", "b"], groups)) == [
+        ["a"],
+        ["a", "k", "q"],
+        ["a", "k", "q", "b"],
+    ]
 
 
 def test_nothing_is_put_back_where_the_target_is_met():

@@ -166,8 +166,13 @@ def subject_of(
     """
     folder = Path(name)
     if not folder.is_dir():
-        from unitscale.models.existing import find_factory
+        from unitscale.models.existing import find_factory, is_existing
 
+        if not is_existing(name):
+            raise ValueError(
+                f"{name!r} is neither a folder nor a model; expected a folder of transformers or of "
+                "`unitscale train`, MODULE:FACTORY or FILE.py:FACTORY"
+            )
         factory = find_factory(name)
         try:
             made = factory()
@@ -175,12 +180,36 @@ def subject_of(
             fail(f"{name} failed: {type(error).__name__}: {error}", code=FAILED)
         model, *rest = made if isinstance(made, tuple) else (made,)
         return model, given_batches(data, rest[0] if rest else None), None
-    if not (folder / "config.json").is_file() or (folder / "checkpoints").is_dir():
-        from unitscale.train.trained import trained_model
+    if is_of_transformers(folder):
+        return pretrained(folder, data, samples, length)
+    from unitscale.train.trained import trained_model
 
-        model, _ = trained_model(folder)
-        return model, None if data is None else byte_batches(data, samples, length), None
-    return pretrained(folder, data, samples, length)
+    batches = None if data is None else byte_batches(data, samples, length)
+    model, _ = trained_model(folder)
+    if batches is not None:
+        from unitscale.units import unscale
+        from unitscale.units.forward import session_of
+
+        if session_of(model) is not None:  # calibrated scales take the place of its units
+            unscale(model)
+        model = logits_of(model)
+    return model, batches, None
+
+
+def logits_of(model: Any) -> Any:
+    """The part of a run's model that gives logits: training wraps a loss around others' models."""
+    from unitscale.models.next_byte import NextByte
+
+    return model.model if isinstance(model, NextByte) else model
+
+
+def is_of_transformers(folder: Path) -> bool:
+    """Whether a folder has the configuration of a model of transformers; a run's is another."""
+    try:
+        content = json_module.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "model_type" in content
 
 
 def given_batches(data: str | None, inputs: Any) -> list[Any] | None:

@@ -80,7 +80,13 @@ def plan_of(
     for path, module in layers.items():
         weight = module.weight
         assert isinstance(weight, Tensor)
-        if weight.is_meta or not bool(torch.isfinite(weight).all()):
+        if type(weight).__name__ == "DTensor" or weight.is_meta:
+            where = "has no memory yet" if weight.is_meta else "is spread over processes"
+            raise ValueError(
+                f"quantize: the weight of {path!r} {where}; load a full checkpoint into one "
+                "process, and quantize there"
+            )
+        if not bool(torch.isfinite(weight).all()):
             raise ValueError(
                 f"quantize: the weight of {path!r} holds NaN or infinity; restore an earlier "
                 "checkpoint"

@@ -1,7 +1,7 @@
 """The layers to put back into full precision so that a model loses no more than is accepted."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -13,6 +13,8 @@ from unitscale.deploy.replacement import swapped
 from unitscale.deploy.scheme import Scheme
 from unitscale.deploy.sensitivity import losses
 from unitscale.deploy.switch import Part, rounding
+from unitscale.recipes import RECIPES
+from unitscale.units import fused_weights
 
 __all__ = ["Fallback", "check_target"]
 
@@ -71,20 +73,40 @@ class Fallback:
         if loss(()) <= self.target:
             return []
         rows = losses(model, layers, made, batches, reference, self.metric, self.output, progress)
-        order = [row.path for row in sorted(rows, key=lambda row: -row.loss)]
-        high = int(self.most * len(order))
-        reached = loss(order[:high])
+        ranked = [row.path for row in sorted(rows, key=lambda row: -row.loss)]
+        prefixes = list(accumulated(ranked, joined_layers(model)))
+        allowed = [back for back in prefixes if len(back) <= self.most * len(ranked)]
+        most = allowed[-1] if allowed else []
+        reached = loss(most)
         if reached > self.target:
             raise ValueError(
-                f"quantize: with {high} of {len(order)} layers in full precision the loss is still "
-                f"{reached:.3g}, above the target {self.target:g}; raise most= or the target, or "
-                "take another recipe"
+                f"quantize: with {len(most)} of {len(ranked)} layers in full precision the loss is "
+                f"still {reached:.3g}, above the target {self.target:g}; raise most= or the "
+                "target, or take another recipe"
             )
-        low = 0  # the target is not met with so many, and is with `high`
+        low, high = -1, len(allowed) - 1  # the target is not met by `low`, and is by `high`
         while high - low > 1:
             middle = (low + high) // 2
-            if loss(order[:middle]) <= self.target:
+            if loss(allowed[middle]) <= self.target:
                 high = middle
             else:
                 low = middle
-        return order[:high]
+        return allowed[high]
+
+
+def joined_layers(model: nn.Module) -> dict[str, list[str]]:
+    """By path, the layers that servers join into one: all of them are quantized, or none."""
+    found: dict[str, list[str]] = {}
+    for names in fused_weights(model, RECIPES["fp8-serve"].fused):
+        paths = sorted(name.removesuffix(".weight") for name in names)
+        found |= dict.fromkeys(paths, paths)
+    return found
+
+
+def accumulated(ranked: Sequence[str], groups: Mapping[str, list[str]]) -> Iterator[list[str]]:
+    """The first of the ranked layers, the first two, and so on; each with those joined to it."""
+    back: list[str] = []
+    for path in ranked:
+        if path not in back:
+            back += [name for name in groups.get(path, [path]) if name in ranked]
+            yield list(back)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+import unitscale.functional as U
+import unitscale.nn as unn
 from unitscale.deploy.scheme import Scheme
 from unitscale.formats import BlockFormat, Codec, Encoded
 
@@ -31,7 +33,7 @@ def is_conv1d_of_gpt2(module: nn.Module) -> bool:
 def why_not(module: nn.Module, scheme: Scheme) -> str | None:
     """Why a module with a weight keeps full precision; None if it can be quantized."""
     kind = type(module)
-    if kind is nn.Linear or is_conv1d_of_gpt2(module):
+    if kind in (nn.Linear, unn.Linear) or is_conv1d_of_gpt2(module):
         return None
     if kind not in CONVOLUTIONS:
         return f"{kind.__name__} is no nn.Linear and no convolution"
@@ -84,6 +86,9 @@ class QuantizedLayer(nn.Module):
         self.out_features, self.in_features = self.shape[0], math.prod(self.shape[1:])
         self.dtype = module.weight.dtype
         self.op: Callable[..., Tensor] = F.linear
+        if isinstance(module, unn.Linear):
+            self.kind = "unitscale.nn.Linear"
+            self.op = partial(U.linear, constraint=module.constraint)
         if convolve := CONVOLUTIONS.get(type(module)):
             names = ("stride", "padding", "dilation", "groups")
             self.op = partial(convolve, **{name: getattr(module, name) for name in names})

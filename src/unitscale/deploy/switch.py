@@ -70,16 +70,21 @@ class Forward:
 
     def __init__(self, model: nn.Module, parts: tuple[str, ...], scheme: Scheme) -> None:
         self.model, self.parts, self.scheme = model, parts, scheme
+        self.own = model.__dict__.get("forward")  # of this model alone, where someone gave it one
 
     @property
     def __signature__(self) -> inspect.Signature:
         """That of the forward: transformers reads it."""
+        if self.own is not None:
+            return inspect.signature(self.own)
         own = inspect.signature(type(self.model).forward)
         return own.replace(parameters=list(own.parameters.values())[1:])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call of the model."""
         with Rounding(self.parts, self.scheme):
+            if self.own is not None:
+                return self.own(*args, **kwargs)
             return type(self.model).forward(self.model, *args, **kwargs)
 
 
