@@ -126,18 +126,29 @@ def test_a_folder_that_is_full(factory, tmp_path, monkeypatch, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
+SETTINGS = {"existing": "llama", "model": {"width": 32, "depth": 1}, "eval_windows": 2}
+SIZES = {"steps": 1, "batch_size": 2, "sequence_length": 16}
+
+
 def test_the_model_of_a_run(tmp_path, monkeypatch, capsys):
-    """At its units without data; with data calibrated, and its layers put back to a target."""
-    settings = {"existing": "llama", "model": {"width": 32, "depth": 1}, "eval_windows": 2}
-    sizes = {"steps": 2, "batch_size": 2, "sequence_length": 16}
-    source = tmp_path / "run"
-    train(TrainConfig(recipe="fp8-serve", **settings, **sizes), text_corpus(tmp_path), source)
-    assert run(monkeypatch, source, "--recipe", "fp8", "--out", tmp_path / "units") == 0
-    text = tmp_path / "text.txt"
+    source, text = tmp_path / "run", tmp_path / "text.txt"
+    train(TrainConfig(recipe="fp32", **SETTINGS, **SIZES), text_corpus(tmp_path), source)
     text.write_text("hello world\nthis is it\n")
     data = ("--calibration-data", text, "--target", "0.1")
+    assert run(monkeypatch, source, "--recipe", "fp8", *data, "--out", tmp_path / "out") == 0
+    assert "fp8: 7 layers" in capsys.readouterr().out
+    assert stock(tmp_path / "out").config.vocab_size == 256
+
+
+@pytest.mark.slow
+def test_the_units_of_a_run(tmp_path, monkeypatch, capsys):
+    """Without data its scales are its units; with data they are calibrated."""
+    source, text = tmp_path / "run", tmp_path / "text.txt"
+    train(TrainConfig(recipe="fp8-serve", **SETTINGS, **SIZES), text_corpus(tmp_path), source)
+    text.write_text("hello world\nthis is it\n")
+    assert run(monkeypatch, source, "--recipe", "fp8", "--out", tmp_path / "units") == 0
+    data = ("--calibration-data", text)
     assert run(monkeypatch, source, "--recipe", "fp8", *data, "--out", tmp_path / "amax") == 0
-    assert capsys.readouterr().out.count("fp8: 7 layers") == 2
     units, amax = (deploy.load(tmp_path / name) for name in ("units", "amax"))
     path = "model.layers.0.mlp.down_proj"
     one, other = (model.get_submodule(path).input_scale for model in (units, amax))

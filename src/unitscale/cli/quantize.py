@@ -170,8 +170,8 @@ def subject_of(
 
         if not is_existing(name):
             raise ValueError(
-                f"{name!r} is neither a folder nor a model; expected a folder of transformers or of "
-                "`unitscale train`, MODULE:FACTORY or FILE.py:FACTORY"
+                f"{name!r} is neither a folder nor a model; expected a folder of transformers or "
+                "of `unitscale train`, MODULE:FACTORY or FILE.py:FACTORY"
             )
         factory = find_factory(name)
         try:
