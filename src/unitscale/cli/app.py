@@ -18,6 +18,7 @@ from unitscale.cli.formats import formats
 from unitscale.cli.grow import grow
 from unitscale.cli.laws import laws
 from unitscale.cli.plan_memory import plan_memory
+from unitscale.cli.quantize import quantize
 from unitscale.cli.recipes import recipes
 from unitscale.cli.report import report
 from unitscale.cli.sweep import sweep
@@ -41,6 +42,7 @@ app.command()(report)
 app.command()(figure)
 app.command()(export)
 app.command()(grow)
+app.command()(quantize)
 app.command()(formats)
 app.command()(recipes)
 app.command()(doctor)

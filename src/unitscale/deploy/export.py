@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,11 @@ from unitscale.deploy.description import (
     modelopt,
     own,
 )
-from unitscale.deploy.layer import Plan, plan_of, tensors_of
+from unitscale.deploy.layer import Plan, StoredLayer, plan_of, tensors_of
 from unitscale.deploy.pretrained import Exported, exported_part, unlike_stock
+from unitscale.deploy.quantized import quantized_layers
+from unitscale.deploy.stored import described, plan_of_quantized
+from unitscale.deploy.tokenizer import tokenizer_files
 from unitscale.units import recipe_of
 
 __all__ = ["Export", "export"]
@@ -37,15 +40,8 @@ CONFIG, BESIDE, OWN, TENSORS = (
     "unitscale.json",
     "model.safetensors",
 )
-TOKENIZER_FILES = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template.*",
-)
+MARK = "unitscale_recipe"
+"""In config.json of a quantized model: its recipe, whose scales are any numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +82,7 @@ def export(
     differences: Literal["refuse", "report"] = "refuse",
     max_shard_size: str | int = "5GB",
 ) -> Export:
-    """Write a scaled model as a folder that inference servers load: FP8 weights, static scales.
+    """Write a scaled or quantized model as a folder that servers load: FP8 weights and scales.
 
     A stock loader computes the logits of the model's evaluation, on a CPU to the bit, in FP32 and
     in BF16: the scales in the file are the units, which are powers of two. Nothing is calibrated.
@@ -95,7 +91,8 @@ def export(
 
     Args:
         model: scaled, best by "fp8-serve" from the start of training, and evaluated at least once
-            since. Of a wrapper the model of `transformers` in it is written.
+            since; or quantized, see `quantize`. Of a wrapper the model of `transformers` in it is
+            written.
         folder: new or empty.
         format: "compressed-tensors" for transformers, vLLM and SGLang; "modelopt" the same tensors
             as NVIDIA's tools name them; "safetensors" any module, for `load`.
@@ -116,19 +113,27 @@ def export(
     if differences not in ("refuse", "report"):
         raise ValueError(f"export: differences is {differences!r}; expected 'refuse' or 'report'")
     check_shard_size(max_shard_size)
-    recipe = recipe_of(model, "export")
+    is_quantized = bool(quantized_layers(model))
+    recipe = None if is_quantized else recipe_of(model, "export")
     exported = exported_part(model, any_module=format == "safetensors")
-    plan = plan_of(model, recipe, exported)
+    if recipe is None:
+        plan = plan_of_quantized(model, exported, format)
+    else:
+        plan = plan_of(model, recipe, exported)
     refuse_not_finite(exported)
     refuse_names(exported, plan, any_name=format == "safetensors")
-    plan.differences += differences_of_dtype(exported)
+    if recipe is not None or format != "safetensors":
+        plan.differences += differences_of_dtype(exported)
     if format != "safetensors":
-        plan.differences += unlike_stock(exported.module)
+        plan.differences += unlike_stock(
+            exported.module, {x.path for x in plan.layers if isinstance(x, StoredLayer)}
+        )
     if plan.differences and differences == "refuse":
         found = "; ".join(plan.differences)
         raise ValueError(
-            f"export: a server would not compute what this model does: {found}; train with "
-            "'fp8-serve', or take differences='report' to export it all the same"
+            f"export: a server would not compute what this model does: {found}; "
+            + "train with 'fp8-serve', or " * (not is_quantized)
+            + "take differences='report' to export it all the same"
         )
     save_tokenizer = tokenizer_files(tokenizer)
     with new_folder(target) as temporary:
@@ -170,6 +175,8 @@ def refuse_names(exported: Exported, plan: Plan, *, any_name: bool) -> None:
     """
     scales = plan_tensors(plan)
     for name, value in exported.module.state_dict().items():
+        if name in own_tensors(plan):
+            continue
         if not isinstance(value, Tensor):
             raise ValueError(
                 f"export: {name!r} in the model's state is a {type(value).__name__}; a file of "
@@ -181,6 +188,12 @@ def refuse_names(exported: Exported, plan: Plan, *, any_name: bool) -> None:
                 f"export: the model has {name!r} of its own, and a reader takes that name for the "
                 "scale of a layer; rename it"
             )
+
+
+def own_tensors(plan: Plan) -> set[str]:
+    """The names of what quantized layers hold in the model's own state."""
+    stored = (layer for layer in plan.layers if isinstance(layer, StoredLayer))
+    return {f"{layer.path}.{name}" for layer in stored for name in layer.module._buffers}
 
 
 def refuse_not_finite(exported: Exported) -> None:
@@ -220,6 +233,9 @@ def differences_of_dtype(exported: Exported) -> Iterator[str]:
 def write_own(exported: Exported, plan: Plan, folder: Path) -> None:
     """Any module: one file of tensors, and the units beside it."""
     module = exported.module
+    if plan.scheme is not None:
+        write_quantized(exported, plan, folder)
+        return
     tensors = stored_tensors(module, plan)
     seen: dict[int, str] = {}
     kept = {name: tensors[name] for name in plan_tensors(plan)}
@@ -231,6 +247,20 @@ def write_own(exported: Exported, plan: Plan, folder: Path) -> None:
     write_json(folder / OWN, own(plan, exported.dtype, __version__))
 
 
+def write_quantized(exported: Exported, plan: Plan, folder: Path) -> None:
+    """A quantized module: its own state, and beside it what its layers are."""
+    seen: dict[int, str] = {}
+    kept = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in exported.module.state_dict(keep_vars=True).items()
+        if seen.setdefault(id(value), name) == name
+    }
+    save_file(kept, folder / TENSORS, {"format": "pt"})
+    write_json(
+        folder / OWN, own(plan, exported.dtype, __version__) | {"quantized": described(plan)}
+    )
+
+
 def plan_tensors(plan: Plan) -> set[str]:
     """The names of the tensors that stand for the layers."""
     return {name for layer in plan.layers for name in tensors_of(layer)}
@@ -239,6 +269,8 @@ def plan_tensors(plan: Plan) -> set[str]:
 def stored_tensors(module: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """All tensors of a module, those of its layers as codes and scales."""
     tensors: dict[str, Tensor] = dict(module.state_dict())
+    for name in own_tensors(plan):
+        tensors.pop(name, None)
     for layer in plan.layers:
         tensors |= tensors_of(layer)
     return tensors
@@ -267,6 +299,8 @@ def write_pretrained(
     try:
         # Before a weight is written: without it a loader takes codes for weights.
         config.quantization_config = quantization
+        if plan.scheme is not None:
+            setattr(config, MARK, plan.scheme.name)
         module.save_pretrained(
             folder, state_dict=stored_tensors(module, plan), max_shard_size=max_shard_size
         )
@@ -291,35 +325,13 @@ def write_pretrained(
         )
 
 
-CHANGED = ("dtype", "architectures", "quantization_config")
+CHANGED = ("dtype", "architectures", "quantization_config", MARK)
 """What is set on the configuration of a model while it is saved."""
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write strict JSON."""
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def tokenizer_files(tokenizer: Any) -> Callable[[Path], object]:
-    """What writes the files of a tokenizer into a folder.
-
-    Raises:
-        ValueError: a folder without any. TypeError: neither a tokenizer nor a folder.
-    """
-    if tokenizer is None:
-        return lambda folder: None
-    if callable(save := getattr(tokenizer, "save_pretrained", None)):
-        return lambda folder: save(folder)
-    if not isinstance(tokenizer, str | Path):
-        raise TypeError(
-            f"export: tokenizer is a {type(tokenizer).__name__}; expected one of transformers, or "
-            "a folder with its files"
-        )
-    source = Path(tokenizer)
-    files = [file for pattern in TOKENIZER_FILES for file in sorted(source.glob(pattern))]
-    if not files:
-        raise ValueError(f"export: {source} has no files of a tokenizer, as tokenizer.json")
-    return lambda folder: [shutil.copy(file, folder) for file in files]
 
 
 def check_folder(folder: Path) -> None:

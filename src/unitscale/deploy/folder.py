@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from unitscale.deploy.code import INPUT_LOG2, WEIGHT_LOG2, unit_fault
-from unitscale.deploy.export import CONFIG, OWN, TENSORS
+from unitscale.deploy.export import CONFIG, MARK, OWN, TENSORS
+from unitscale.deploy.scheme import SCHEMES, Scheme
 
 __all__ = ["Folder", "exponent_of", "is_own", "read_file", "read_object"]
 
@@ -70,6 +71,12 @@ class Folder:
             )
             for path in self.layers
         }
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How a quantized model was quantized; None of one with units."""
+        name = self.config.get(MARK)
+        return None if name is None else SCHEMES.get(str(name))
 
     def values(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The tensors of the plain model: each layer's weight is what its codes are worth."""

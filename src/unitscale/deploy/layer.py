@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from unitscale.deploy.code import INPUT_LOG2, WEIGHT_LOG2, encode, unit_fault, values
 from unitscale.deploy.pretrained import Exported
+from unitscale.deploy.quantized import QuantizedLayer
+from unitscale.deploy.scheme import Scheme
 from unitscale.formats import E4M3FN
 from unitscale.recipes import RECIPES, Operand, Recipe, Unit
 from unitscale.units import LayerUnit, fused_weights, layer_units, summary
@@ -42,6 +44,19 @@ class Layer:
     input_log2: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredLayer:
+    """One quantized layer, which holds its codes already.
+
+    Args:
+        path: in the model that is exported.
+        module: the layer.
+    """
+
+    path: str
+    module: QuantizedLayer
+
+
 @dataclass(kw_only=True)
 class Plan:
     """What an export will hold.
@@ -50,11 +65,15 @@ class Plan:
         layers: what is stored in eight bits.
         ignored: paths of the linear layers that are not.
         differences: what a server computes otherwise than the model's evaluation, in words.
+        scheme: of a quantized model, how; of one with units None.
+        also: what else a quantized model rounds.
     """
 
-    layers: Sequence[Layer]
+    layers: Sequence[Layer | StoredLayer]
     ignored: Sequence[str]
     differences: list[str] = field(default_factory=list)
+    scheme: Scheme | None = None
+    also: tuple[str, ...] = ()
 
 
 def plan_of(model: nn.Module, recipe: Recipe, exported: Exported) -> Plan:
@@ -77,8 +96,7 @@ def plan_of(model: nn.Module, recipe: Recipe, exported: Exported) -> Plan:
         if row.weight and type(module) is nn.Linear:
             layer = layer_of(row, module, exported)
             check_unit(layer, taken.setdefault(layer.path, layer))
-    layers = list(taken.values())
-    layers, changed = joined(exported.module, layers)
+    layers, changed = joined(exported.module, list(taken.values()))
     if not layers:
         raise ValueError(
             "export: the recipe rounds no nn.Linear of this model, so that nothing would be stored "
@@ -307,11 +325,21 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, every[:3])) + more
 
 
-def tensors_of(layer: Layer) -> dict[str, Tensor]:
-    """The tensors that stand for a layer in a file: codes, and two scales that recover.
+def tensors_of(layer: Layer | StoredLayer) -> dict[str, Tensor]:
+    """The tensors that stand for a layer in a file: codes, and scales that recover.
 
     A scale of no dimension would fail to load.
     """
+    if isinstance(layer, StoredLayer):
+        module = layer.module
+        scale = module.weight_scale
+        found = {
+            "weight": module.weight_codes,
+            "weight_scale": scale if scale.dim() else scale[None],
+        }
+        if module.input_scale is not None:
+            found["input_scale"] = module.input_scale
+        return {f"{layer.path}.{name}": x for name, x in found.items()}
     return {
         f"{layer.path}.weight": encode(layer.module.weight, layer.weight_log2),
         f"{layer.path}.weight_scale": torch.tensor([2.0**layer.weight_log2], dtype=torch.float32),

@@ -12,6 +12,7 @@ from unitscale.deploy.code import CODE, INPUT_LOG2, WEIGHT_LOG2, is_sound, unit_
 from unitscale.deploy.description import VERSION
 from unitscale.deploy.export import OWN, TENSORS
 from unitscale.deploy.folder import Folder, exponent_of, is_own, read_file, read_object
+from unitscale.deploy.stored import quantized_as_described, restored
 from unitscale.deploy.verify import refuse_faults
 from unitscale.recipes import RECIPES
 from unitscale.units import give_units, unit_scale
@@ -41,6 +42,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise ValueError(f"load: {folder} names its own architecture; leave model= out")
     opened = Folder(path)
     refuse_faults(opened)
+    if opened.scheme is not None:
+        return quantized_as_described(opened.loaded(), opened.scheme, opened.tensors, opened.layers)
     return evaluating(opened.loaded(), opened.units())
 
 
@@ -52,8 +55,13 @@ def load_own(folder: Path, model: nn.Module | None) -> nn.Module:
             "pass a plain one of its architecture: load(folder, model)"
         )
     content = read_object(folder / OWN)
-    layers = own_layers(folder, content)
     values = dict(read_file(folder / TENSORS))
+    if "quantized" in content:
+        restored(model, content["quantized"], folder / OWN)
+        own = model.state_dict(keep_vars=True)
+        fill(model, folder, own, values)
+        return model.eval()
+    layers = own_layers(folder, content)
     own = model.state_dict(keep_vars=True)
     dtypes = {name: getattr(value, "dtype", None) for name, value in own.items()}
     for path, units in layers.items():
@@ -69,21 +77,22 @@ def load_own(folder: Path, model: nn.Module | None) -> nn.Module:
         if values[name].dtype != CODE:
             raise ValueError(f"load: {folder}: {name!r} is in {values[name].dtype}; expected codes")
         values[name] = (values[name].float() * 2.0 ** units[0]).to(dtypes[name])
-    for name, value in values.items():
-        if not is_sound(value, may_be_infinite=not isinstance(own.get(name), nn.Parameter)):
-            raise ValueError(f"load: {folder}: {name!r} holds NaN or infinity")
-    check_fits(folder, own, values)
     check_dtypes(folder, content.get("dtype"), layers, dtypes, values)
-    model.load_state_dict(values, strict=False)
+    fill(model, folder, own, values)
     return evaluating(model, {f"{path}.weight": units for path, units in layers.items()})
 
 
-def check_fits(folder: Path, own: dict[str, Any], values: dict[str, Tensor]) -> None:
-    """Refuse tensors that are not those of a model, by name and shape.
+def fill(model: nn.Module, folder: Path, own: dict[str, Any], values: dict[str, Tensor]) -> None:
+    """Give a model the tensors of a file, which has each once.
 
+    Args:
+        own: the model's own tensors by name.
     Raises:
-        ValueError: names some.
+        ValueError: they are of another model, by name or shape, or hold NaN; it names some.
     """
+    for name, value in values.items():
+        if not is_sound(value, may_be_infinite=not isinstance(own.get(name), nn.Parameter)):
+            raise ValueError(f"load: {folder}: {name!r} holds NaN or infinity")
     kept = {id(own[name]) for name in values if name in own}
     missing = [name for name, value in own.items() if id(value) not in kept]
     unknown = sorted(values.keys() - own.keys())
@@ -93,6 +102,7 @@ def check_fits(folder: Path, own: dict[str, Any], values: dict[str, Tensor]) -> 
             f"load: {folder} is of another model: missing {missing[:3]}, unknown {unknown[:3]}, of "
             f"another shape {wrong[:3]}"
         )
+    model.load_state_dict(values, strict=False)
 
 
 def check_dtypes(

@@ -1,7 +1,7 @@
 """The model of `transformers` in a model: servers load nothing else."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,11 +95,14 @@ def is_inside(model: nn.Module, path: str) -> bool:
     return any(is_pretrained(model.get_submodule(outer)) for outer in around)
 
 
-def unlike_stock(module: Any) -> Iterator[str]:
+def unlike_stock(module: Any, but: Collection[str] = ()) -> Iterator[str]:
     """In what a model is another than the one that a loader makes of its configuration, in words.
 
     A class of one's own, or tensors that were added to or taken from a model: a loader takes the
     class that the configuration names, drops what that has no place for, and draws what is missing.
+
+    Args:
+        but: paths of modules that hold their tensors otherwise, as quantized layers do.
     """
     import transformers
 
@@ -118,8 +121,14 @@ def unlike_stock(module: Any) -> Iterator[str]:
             stock = kind(copy.deepcopy(module.config))
     except Exception:  # one that cannot be made so is not compared
         return
-    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    expected = {name: tuple(value.shape) for name, value in stock.state_dict().items()}
+    own, expected = (
+        {
+            name: tuple(value.shape)
+            for name, value in model.state_dict().items()
+            if name.rpartition(".")[0] not in but
+        }
+        for model in (module, stock)
+    )
     if unlike := sorted(set(own.items()) ^ set(expected.items())):
         name = unlike[0][0]
         here, there = own.get(name, "not there"), expected.get(name, "not there")

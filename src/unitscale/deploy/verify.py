@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from unitscale.deploy.code import is_sound
-from unitscale.deploy.description import STATIC
+from unitscale.deploy.description import file_format, operands
 from unitscale.deploy.export import BESIDE, CONFIG
 from unitscale.deploy.folder import SCALES, Folder, exponent_of, is_own, read_object
+from unitscale.deploy.scheme import Scheme
 
 __all__ = ["refuse_faults", "verify"]
 
+OPERANDS = ("weights", "input_activations")
 METHODS = ("compressed-tensors", "modelopt")
 
 
@@ -59,7 +61,7 @@ def faults_of(folder: Folder) -> Iterator[str]:
         )
         return
     if method == "compressed-tensors":
-        yield from faults_of_description(config)
+        yield from faults_of_description(config, folder.scheme)
     else:
         yield from faults_beside(folder)
     if not folder.layers:
@@ -146,7 +148,7 @@ def unusable(ignored: Any) -> str | None:
     return None
 
 
-def faults_of_description(config: dict[str, Any]) -> Iterator[str]:
+def faults_of_description(config: dict[str, Any], scheme: Scheme | None) -> Iterator[str]:
     """What is wrong with the words of compressed-tensors."""
     status = config.get("quantization_status")
     if status != "compressed":
@@ -154,8 +156,8 @@ def faults_of_description(config: dict[str, Any]) -> Iterator[str]:
             f"quantization_status is {status!r}; expected 'compressed', or the codes are rounded "
             "again as if they were weights"
         )
-    if config.get("format") != "float-quantized":
-        yield f"format is {config.get('format')!r}; expected 'float-quantized'"
+    if config.get("format") != file_format(scheme):
+        yield f"format is {config.get('format')!r}; expected {file_format(scheme)!r}"
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         yield f"config_groups is {groups!r}; expected one group for all linear layers"
@@ -169,24 +171,31 @@ def faults_of_description(config: dict[str, Any]) -> Iterator[str]:
                 f"config_groups: the targets of {key} are {group.get('targets')!r}; expected "
                 "['Linear'], or layers with codes are loaded as they are"
             )
-        for name in ("weights", "input_activations"):
+        for name, expected in zip(OPERANDS, operands(scheme), strict=True):
             found = group.get(name)
+            if expected is None:
+                continue
             if not isinstance(found, dict):
                 yield f"{name} are {found!r}; expected an object"
                 continue
-            wrong = {key: found.get(key) for key in STATIC if found.get(key) != STATIC[key]}
+            wrong = {key: found.get(key) for key in expected if found.get(key) != expected[key]}
             if wrong:
-                yield f"{name} have {wrong}; expected { ({key: STATIC[key] for key in wrong}) }"
+                yield f"{name} have {wrong}; expected { ({key: expected[key] for key in wrong}) }"
 
 
 def faults_of_layer(folder: Folder, path: str) -> Iterator[str]:
     """What is wrong with the tensors of a layer."""
-    weight = folder.tensors.get(f"{path}.weight")
-    if weight is None or weight.dtype != torch.float8_e4m3fn:
+    weight, scheme = folder.tensors.get(f"{path}.weight"), folder.scheme
+    is_integer = scheme is not None and scheme.weight.element.is_uniform
+    dtype = torch.int8 if is_integer else torch.float8_e4m3fn
+    if weight is None or weight.dtype != dtype:
         kind = "missing" if weight is None else f"in {weight.dtype}"
-        yield f"{path}.weight is {kind}; expected float8_e4m3fn"
+        yield f"{path}.weight is {kind}; expected {str(dtype).removeprefix('torch.')}"
     elif bool(torch.isnan(weight.float()).any()):
         yield f"{path}.weight holds NaN"
+    if scheme is not None:
+        yield from faults_of_scales(folder, path, scheme)
+        return
     for name in ("weight_scale", "input_scale"):
         scale = folder.tensors.get(f"{path}.{name}")
         if scale is not None and (scale.dtype != torch.float32 or tuple(scale.shape) != (1,)):
@@ -199,6 +208,27 @@ def faults_of_layer(folder: Folder, path: str) -> Iterator[str]:
             exponent_of(f"{path}.{name}", scale)
         except ValueError as error:
             yield str(error)
+
+
+def faults_of_scales(folder: Folder, path: str, scheme: Scheme) -> Iterator[str]:
+    """What is wrong with the scales of a quantized layer, which are any positive numbers."""
+    weight = folder.tensors.get(f"{path}.weight")
+    is_whole = scheme.weight.groups.scale_shape((2, 2)) == ()
+    rows = 0 if weight is None else weight.size(0)
+    shapes: dict[str, tuple[int, ...]] = {"weight_scale": (1,) if is_whole else (rows, 1)}
+    if scheme.is_static:
+        shapes["input_scale"] = (1,)
+    for name, shape in shapes.items():
+        scale = folder.tensors.get(f"{path}.{name}")
+        if scale is None:
+            yield f"{path}.{name} is missing"
+        elif scale.dtype != torch.float32 or tuple(scale.shape) != shape:
+            yield (
+                f"{path}.{name} is {scale.dtype} of shape {tuple(scale.shape)}; expected float32 "
+                f"of shape {shape}"
+            )
+        elif not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            yield f"{path}.{name} has a scale that is not positive and finite"
 
 
 def matches(path: str, pattern: str) -> bool:
