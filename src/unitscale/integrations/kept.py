@@ -79,7 +79,8 @@ def give(model: nn.Module, kept: Any, caller: str) -> None:
     if entries.keys() != set(paths):
         raise ValueError(
             f"{caller}: the checkpoint holds units of {sorted(map(str, entries))}, and the "
-            f"scaled modules of this {type(model).__name__} are {paths}; resume with the model that was saved."
+            f"scaled modules of this {type(model).__name__} are {paths}; resume with the "
+            "model that was saved."
         )
     for path, module, _ in found:
         check(entries[path], module, caller)
