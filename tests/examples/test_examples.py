@@ -42,7 +42,11 @@ def test_plain_loop_leaves_an_ordinary_checkpoint() -> None:
     assert "reloaded equal: True" in output
 
 
-FRAMEWORKS = {"with_accelerate.py": "accelerate", "with_lightning.py": "lightning"}
+FRAMEWORKS = {
+    "with_lightning.py": "lightning",
+    "with_accelerate.py": "accelerate",
+    "trainer.py": "accelerate",
+}
 
 
 def test_scripts_of_frameworks() -> None:
@@ -56,14 +60,8 @@ def test_scripts_of_frameworks() -> None:
     assert len(lines) == len(scripts), output
     for line in lines:
         assert_learns(line)
-
-
-def test_trainer_resumes_with_the_units_of_its_checkpoint() -> None:
-    if find_spec("accelerate") is None:
-        pytest.skip("accelerate is not installed")
-    output = run("trainer.py")
-    assert_learns(output)
-    assert "resumed equal: True" in output
+    if "trainer.py" in scripts:
+        assert "resumed equal: True" in output
 
 
 def test_two_processes_have_the_losses_of_one() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from unitscale.units.forward import ATTRIBUTE
 from unitscale.units.replicas import agree, groups_of
 from unitscale.units.session import Session
+from unitscale.units.store import check_state
 
 __all__ = ["Kept", "find", "give", "keep", "share"]
 
@@ -77,8 +78,9 @@ def give(model: nn.Module, kept: Any, caller: str) -> None:
     paths = [path for path, _, _ in found]
     if entries.keys() != set(paths):
         raise ValueError(
-            f"{caller}: the checkpoint holds units of {sorted(entries)}, and the scaled modules of "
-            f"this {type(model).__name__} are {paths}; resume with the model that was saved."
+            f"{caller}: the checkpoint holds units of {sorted(map(str, entries))}, and the "
+            f"scaled modules of this {type(model).__name__} are {paths}; resume with the "
+            "model that was saved."
         )
     for path, module, _ in found:
         check(entries[path], module, caller)
@@ -94,13 +96,21 @@ def give(model: nn.Module, kept: Any, caller: str) -> None:
 
 
 def check(entry: Any, module: nn.Module, caller: str) -> None:
-    """Refuse the units of a module with other parameters."""
-    if not isinstance(entry, Mapping) or entry.keys() != {"parameters", "state"}:
+    """Refuse what are no units, and those of a module with other parameters."""
+    fits = isinstance(entry, Mapping) and entry.keys() == {"parameters", "state"}
+    if not fits or not isinstance(entry["parameters"], list):
         raise ValueError(
-            f"{caller}: the checkpoint's units are {str(entry)[:60]!r}; expected 'parameters' and "
-            "'state'."
+            f"{caller}: the checkpoint's units are {str(entry)[:60]!r}; expected a list of "
+            "'parameters' and a 'state'."
         )
-    wanted, got = {name for name, _ in module.named_parameters()}, set(entry["parameters"])
+    try:
+        check_state(entry["state"])
+    except ValueError as error:
+        raise ValueError(f"{caller}: {error}") from None
+    wanted, got = (
+        {name for name, _ in module.named_parameters()},
+        set(map(str, entry["parameters"])),
+    )
     if wanted != got:
         raise ValueError(
             f"{caller}: the checkpoint's units are of another {type(module).__name__}: missing "
