@@ -16,6 +16,24 @@ def test_a_wrong_duplication_factor_is_caught(factor):
     assert "function changed" in str(proof)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_few_bits_are_compared_in_float32(name, dtype):
+    small = tiny.MODELS[name]().to(dtype)
+    batch = tiny.batch_for(small)
+    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
+    doubled = us.growth.apply(small, us.growth.plan(small, width=24, noise=0.0))
+    proof = us.growth.verify(small, doubled, batch)
+    assert proof.difference <= 1e-5 * proof.largest  # halves are exact
+    grown = us.growth.apply(small, us.growth.plan(small, width=36))
+    assert us.growth.verify(small, grown, batch).preserved
+    with torch.no_grad():
+        for parameter in grown.parameters():
+            parameter.mul_(0.9)
+    assert not us.growth.verify(small, grown, batch).preserved
+    assert next(grown.parameters()).dtype == dtype
+
+
 def test_an_epsilon_that_did_not_shrink_is_caught():
     small = tiny.llama()
     grown = us.growth.apply(small, us.growth.plan(small, width=18))

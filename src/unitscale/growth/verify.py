@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from unitscale import units
 from unitscale.units.forward import session_of
@@ -65,18 +66,20 @@ def verify(
 
     Args:
         batch: what the models take: a mapping of arguments, a tuple of them, or one.
-        tolerance: relative to the largest output; None is `TOLERANCE` in float32, and as many
-            roundings of another dtype.
+        tolerance: relative to the largest output; None is `TOLERANCE`, or where weights are held in
+            fewer bits 4 of their epsilons, since a third of one is rounded. What is computed is
+            compared in float32 in any case.
 
     Raises:
         ValueError: outputs of different shapes, or not finite; a batch without an output.
     """
     if tolerance is None:
         dtype = next(small.parameters()).dtype
-        tolerance = TOLERANCE * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+        tolerance = max(TOLERANCE, 4 * torch.finfo(dtype).eps)
     with evaluating(small), evaluating(grown), torch.no_grad():
         with plain(small), plain(grown):
-            (loss, own), (grown_loss, other) = called(small, batch), called(grown, batch)
+            loss, own = called(small, batch, in_float32=True)
+            grown_loss, other = called(grown, batch, in_float32=True)
         difference = distance(own, other)
         in_recipe = None
         if session_of(small) is not None and session_of(grown) is not None:
@@ -111,12 +114,19 @@ def distance(own: Tensor, other: Tensor) -> float:
     return (own.double() - other.double()).abs().max().item()
 
 
-def called(model: nn.Module, batch: Any) -> tuple[float | None, Tensor]:
+def called(
+    model: nn.Module, batch: Any, *, in_float32: bool = False
+) -> tuple[float | None, Tensor]:
     """The loss of a call, if the model gives one, and its output."""
-    if isinstance(batch, Mapping):
-        found = model(**batch)
+    args = () if isinstance(batch, Mapping) else batch
+    args = tuple(args) if isinstance(args, tuple | list) else (args,)
+    kwargs = dict(batch) if isinstance(batch, Mapping) else {}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if in_float32 and any(is_short(value) for _, value in tensors):
+        args, kwargs = tuple(map(widened, args)), {k: widened(v) for k, v in kwargs.items()}
+        found = functional_call(model, {n: widened(value) for n, value in tensors}, args, kwargs)
     else:
-        found = model(*batch) if isinstance(batch, tuple | list) else model(batch)
+        found = model(*args, **kwargs)
     loss = getattr(found, "loss", None)
     output = getattr(found, "logits", found)
     if not isinstance(output, Tensor):
@@ -125,6 +135,16 @@ def called(model: nn.Module, batch: Any) -> tuple[float | None, Tensor]:
             "that has .logits"
         )
     return None if loss is None else loss.item(), output
+
+
+def is_short(value: Any) -> bool:
+    """Whether a value is a tensor of numbers of fewer bits than float32."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.itemsize < 4
+
+
+def widened(value: Any) -> Any:
+    """A value in float32, if it is short."""
+    return value.float() if is_short(value) else value
 
 
 @contextmanager
