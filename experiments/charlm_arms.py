@@ -227,8 +227,11 @@ def report(args: argparse.Namespace, losses: Losses) -> str:
         f"| model | {' | '.join(f'`{arm}`' for arm in ARMS)} |",
         "|---" * (len(ARMS) + 1) + "|",
     ]
-    for cell in CELLS:
+    cells = [cell for cell in CELLS if any(key[0] == cell for key in losses)]
+    for cell in cells:
         lines.append(f"| {cell} | {' | '.join(text(losses, cell, arm) for arm in ARMS)} |")
+    if missing := [str(cell) for cell in CELLS if cell not in cells]:
+        lines += ["", f"Not run yet: {'; '.join(missing)}."]
     lines += [
         "",
         f"Differences paired by seed; the margin is {MARGIN} nats.",
@@ -237,7 +240,7 @@ def report(args: argparse.Namespace, losses: Losses) -> str:
         "|---|---|---|---|",
     ]
     for claim, a, b, kind in CLAIMS:
-        for cell in CELLS:
+        for cell in cells:
             found = Difference.of(at_best(losses, cell, a), at_best(losses, cell, b))
             lines.append(f"| {claim} | {cell} | {found} | {verdict(found, kind)} |")
             claim = ""

@@ -17,6 +17,7 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from charlm_verdict import Difference, verdict
 from pool import Result, run_all, setting
@@ -208,7 +209,7 @@ def report(args: argparse.Namespace, found: dict[Point, float]) -> str:
         names.replace("| |", "| loss scale |", 1),
         rule,
     ]
-    for scale in sorted(args.scales):
+    for scale in sorted({p.scale for p in found if p.scale is not None and is_by_scale(args, p)}):
         cells = (str(over(found, r, scale, args.batch_size, args.steps)) for r in ARMS.values())
         lines.append(f"| 2^{scale} | {' | '.join(cells)} |")
     fp8 = over(found, "fp8", None, args.batch_size, args.steps)
@@ -222,20 +223,29 @@ def report(args: argparse.Namespace, found: dict[Point, float]) -> str:
     ]
     for log2 in TOKENS:
         size = 2**log2 // args.sequence_length, args.token_steps
+        if not losses(found, "fp32", None, *size):
+            continue
         cells = (str(over(found, r, None, *size)) for r in ARMS.values())
         lines.append(f"| 2^{log2} | {' | '.join(cells)} |")
     lines += ["", f"Large batches by accumulation, {args.direct_steps} steps.", ""]
     lines += ["| tokens | recipe | loss | over FP32 | worse? |", "|---" * 5 + "|"]
     for p in direct(args, 0):
         own = losses(found, p.recipe, p.scale, p.batch_size, p.steps)
+        if not own:
+            continue
         name = p.recipe if p.scale is None else f"{p.recipe}({p.scale})"
         cost = over(found, p.recipe, p.scale, p.batch_size, p.steps)
-        shown = ", ".join(f"{x:.3f}" for x in own.values()) or "–"
+        shown = ", ".join(f"{x:.3f}" for x in own.values())
         tokens = int(math.log2(p.batch_size * p.sequence_length))
         is_own = p.recipe == control(p.recipe)
         told = ["", ""] if is_own else [str(cost), verdict(cost, "worse")]
         lines.append(f"| 2^{tokens} | `{name}` | {shown} | {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
+
+
+def is_by_scale(args: argparse.Namespace, p: Point) -> bool:
+    """Whether a run is of the first table."""
+    return (p.batch_size, p.steps) == (args.batch_size, args.steps)
 
 
 def draw(args: argparse.Namespace, found: dict[Point, float], path: Path) -> None:
@@ -247,14 +257,14 @@ def draw(args: argparse.Namespace, found: dict[Point, float], path: Path) -> Non
     for name, recipe in ARMS.items():
         style = {"marker": "o", "label": name, "linestyle": "--" if "unit" in name else "-"}
         size = args.batch_size, args.steps
-        scales = sorted(args.scales)
-        left.plot(scales, [height(over(found, recipe, s, *size)) for s in scales], **style)
-        windows = [2**log2 // args.sequence_length for log2 in TOKENS]
-        costs = [height(over(found, recipe, None, count, args.token_steps)) for count in windows]
-        right.plot(TOKENS, costs, **style)
-        far = [2**log2 // args.sequence_length for log2 in DIRECT]
-        costs = [height(over(found, recipe, None, count, args.direct_steps)) for count in far]
-        right.plot(DIRECT, costs, **(style | {"label": None, "linestyle": ":", "marker": "s"}))
+        plot(left, {s: over(found, recipe, s, *size) for s in sorted(args.scales)}, style)
+        for log2s, steps, more in (
+            (TOKENS, args.token_steps, {}),
+            (DIRECT, args.direct_steps, {"linestyle": ":", "marker": "s", "mfc": "none"}),
+        ):
+            windows = {log2: 2**log2 // args.sequence_length for log2 in log2s}
+            costs = {x: over(found, recipe, None, count, steps) for x, count in windows.items()}
+            plot(right, costs, style | more)
     left.set(xlabel="log2 of the loss scale", ylabel="loss over FP32, nats a byte")
     right.set(xlabel="log2 of the tokens a step (squares: by accumulation)")
     left.set_yscale("symlog", linthresh=FAILED)
@@ -262,9 +272,10 @@ def draw(args: argparse.Namespace, found: dict[Point, float], path: Path) -> Non
     figure.savefig(path, dpi=120)
 
 
-def height(cost: Difference) -> float:
-    """Where a point is drawn: a diverged arm at the top, what has no runs nowhere."""
-    return min(cost.mean, 10.0)
+def plot(axes: Any, costs: dict[int, Difference], style: dict[str, Any]) -> None:
+    """One line: a diverged arm at the top, and nothing where there are no runs."""
+    done = {x: min(cost.mean, 10.0) for x, cost in costs.items() if not math.isnan(cost.mean)}
+    axes.plot(list(done), list(done.values()), **style)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ def test_the_table_of_arms_has_every_claim_for_every_model() -> None:
         "(subnormals flushed) | attention, pre, default, adamw | +1.000 ± 0.000 (n = 3) | holds"
         in text
     )
-    assert text.count("cannot tell") == len(arms.CLAIMS) * len(arms.CELLS) - 1
+    assert text.count("cannot tell") == len(arms.CLAIMS) - 1
+    assert f"Not run yet: {arms.CELLS[1]}; " in text
 
 
 def test_points_of_the_headroom_are_each_once_and_small_batches_are_not_cut() -> None:

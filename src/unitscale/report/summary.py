@@ -132,7 +132,7 @@ def control_of(run: Run) -> str | None:
     A recipe of another version is taken for one that rounds, in the parametrization of its run.
     """
     recipe = RECIPES.get(run["recipe"])
-    if recipe is not None and not (recipe.rounds or recipe.throughout):
+    if recipe is not None and not recipe.rounds:
         return None
     is_unit = run.get("unit_scaled", False) if recipe is None else recipe.unit_scaled
     return UNITS_CONTROL if is_unit else BASELINE
