@@ -26,6 +26,8 @@ ARMS = (
 )
 RATES = {"transformers": 2.0**-9, "written": 2.0**-2}
 """Peak rates of pre-training, each the best in FP32 of a small sweep: see docs/bert.md."""
+RATIO = 0.15
+"""Of branch to skip in the written model. In a model so narrow the plain sum starts at 0.05."""
 TABLE_RATE = 4.0
 """Of the written model's tables of embeddings, over u-muP's: a short run learns sooner with it."""
 FINETUNE_RATES = {"transformers": 2.0**-10, "written": 2.0**-3}
@@ -107,6 +109,7 @@ def build(model: str, size: Size, head: str | int, recipe: str, seed: int) -> nn
         hidden=4 * size.width,
         context=size.length,
         dropout=0.0,
+        ratio=RATIO,
         unit_scaled=True,
     )
     if head == "masked":
