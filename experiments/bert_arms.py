@@ -19,7 +19,7 @@ from unitscale.optim.rules import Kind
 
 RECIPES = ("fp32", "fp16", "fp8", "fp8-e4m3")
 OFTEN = "fp16-every-8th"
-"""FP16 with units measured at every 8th step: it overflows where they are measured at 64 and 128."""
+"""FP16 with units measured at every 8th step: between steps 64 and 128 it can overflow."""
 CONTROL = "fp8-none"
 """FP8 without units and without a loss scale: what the test must find worse."""
 ARMS = (
