@@ -11,6 +11,7 @@ from unitscale.memory.plan import kept_at, plan_memory, sizes_at
 from unitscale.memory.source import Source
 from unitscale.models.bert import Classifier, MaskedLM, SpanFinder, masked_lm
 from unitscale.models.bert_config import BERT_BASE, BERT_LARGE, PHASES, SIZES, BertConfig
+from unitscale.models.parts import SumResidual
 from unitscale.recipes import parse
 from validity import assert_valid_gradients
 
@@ -109,6 +110,22 @@ def test_gradients_are_the_true_ones_up_to_a_constant_for_each_parameter(head: s
     if head == "span":
         targets = targets.clamp(max=8)
     assert_valid_gradients(model, ids, targets, segments, mask)
+
+
+def test_the_default_ratio_is_that_of_plain_sums_at_the_start_of_bert_base(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+
+    def add(branch: Tensor, skip: Tensor, tau: float = 1.0) -> Tensor:
+        found.append(rms(branch) / rms(skip))
+        return skip + branch
+
+    monkeypatch.setattr(SumResidual, "add", staticmethod(add))
+    config = replace(BERT_BASE, depth=1, vocab_size=64, dropout=0.0)
+    MaskedLM(config).bert(torch.randint(64, (2, 64)))
+    assert len(found) == 2
+    assert 0.1 < min(found) < config.ratio < max(found) < 0.5
 
 
 def test_standard_and_unit_scaled_have_the_same_parameters() -> None:
