@@ -8,7 +8,7 @@ DEMO_STEPS ?= 200
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test lint bench gpu site release-check coverage clean
 
 demo: $(INSTALLED)
 	$(BIN)/unitscale compare --steps $(DEMO_STEPS) --width 64 --depth 2 --out demo --resume
@@ -33,8 +33,23 @@ bench: $(INSTALLED)
 gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu_table.py $(GPU)
 
+# The documentation, in build/site; it is read from the disk, and nothing is fetched.
+site: $(INSTALLED)
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The wheel and the sdist, built and installed in clean environments, without extras and with each.
+release-check: $(INSTALLED)
+	$(BIN)/pip install -q -c constraints.txt -e '.[release]'
+	$(BIN)/python .ci/release.py
+
+# Which lines no test runs. Compiled code is not seen, and it takes about twice the time.
+coverage: $(INSTALLED)
+	$(BIN)/pip install -q -c constraints.txt -e '.[measure]'
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --cov --cov-report=term
+
 clean:
-	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist demo .mypy_cache .pytest_cache .ruff_cache
 
 # torch first and alone: with torch present, no later step can pull another build of it.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -311,6 +311,9 @@ def plain_step(
 ) -> tuple[Tensor, Tensor]:
     """Torch's cell, its weights (and a simple cell's state) multiplied as ours are."""
     w_ih, w_hh = w_ih * (2 * HIDDEN) ** -0.5, w_hh * (2 * HIDDEN) ** -0.5
+    if op == "recurrent_highway":
+        update, candidate = F.linear(x, w_ih).add(F.linear(h, w_hh)).chunk(2, -1)
+        return torch.lerp(h, candidate.tanh(), (update - 1).sigmoid()), c
     if op == "lstm":
         return torch.lstm_cell(x, (h, c), w_ih, w_hh)
     h = getattr(torch, f"{op}_cell")(x, h, w_ih, w_hh)

@@ -366,10 +366,18 @@ def cases() -> Iterator[Case]:
     yield recurrent("rnn_relu", 1, output=0.94, input=1.17, w_ih=1.69, w_hh=1.89)
     yield recurrent("lstm", 4, input=1.16, w_ih=0.825, w_hh=0.977)
     yield recurrent("gru", 3, input=1.11, w_ih=0.9, w_hh=0.6)
+    yield recurrent("recurrent_highway", 2, input=1.13, w_ih=1.13, w_hh=1.68)
     yield cell("rnn_tanh_cell", 1, output=1.0, input=0.766, h=0.769, w_ih=1.083, w_hh=1.088)
     yield cell("rnn_relu_cell", 1, output=0.823, input=0.708, h=0.71, w_ih=1.0, w_hh=1.2)
     yield cell("lstm_cell", 4, output=0.34, input=0.156, h=0.394, w_ih=0.11, w_hh=0.7)
     yield cell("gru_cell", 3, output=0.622, input=0.335, h=0.591, w_ih=0.273, w_hh=0.578)
+    yield Case(
+        op="pad_and_shift",
+        shape="64x256x128",
+        operands={"input": normal(64, 256, 128), "pad": normal(128)},
+        plain=lambda x, pad: torch.cat((pad.expand(64, 1, 128), x), 1)[:, :256],
+        constraints=(),
+    )
     yield Case(
         op="rnn_output",
         shape="1024x128, of an LSTM",

@@ -1,34 +1,12 @@
 """The Trainer of transformers: pass it the scaled model, and a callback that keeps its units."""
 
 import tempfile
-from pathlib import Path
 
 from tiny import Windows, llama
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 import unitscale as us
-
-
-class KeepUnits(TrainerCallback):
-    """Save the units into every checkpoint, and load them when training resumes from it.
-
-    Without them a resumed run measures again at its first step: correct, but with other roundings.
-    """
-
-    def on_save(self, args, state, control, *, model, **other):
-        """A checkpoint was just written."""
-        us.share_units(model)  # of several processes each has measured its own batch
-        if state.is_world_process_zero:
-            us.save_units(model, self.path(args, state))
-
-    def on_train_begin(self, args, state, control, *, model, **other):
-        """The Trainer is about to start, with the state of a checkpoint if it resumes."""
-        if state.global_step:  # the checkpoint's: training resumes
-            us.units.load_units(model, self.path(args, state))
-
-    def path(self, args, state):
-        """Where the Trainer has the checkpoint of this step."""
-        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "units.json"
+from unitscale.integrations import KeepUnits
 
 
 def train(folder, resume_from=None):

@@ -1,15 +1,17 @@
-"""Accelerate: scale the model, then let Accelerate prepare it."""
+"""Accelerate: one line scales the model and has Accelerate prepare it, and keep its units."""
 
 import torch
 from accelerate import Accelerator
 from tiny import llama, loader
 
-import unitscale as us
+from unitscale.integrations import prepare
 
 accelerator = Accelerator(cpu=True)
-model = us.unit_scale(llama(), "fp8", inner="eager")
+model = llama()
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-model, optimizer, batches = accelerator.prepare(model, optimizer, loader(steps=20))
+model, optimizer, batches = prepare(
+    accelerator, model, optimizer, loader(steps=20), recipe="fp8", inner="eager"
+)
 
 losses = []
 for batch in batches:

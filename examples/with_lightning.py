@@ -1,19 +1,19 @@
-"""Lightning: scale the model inside the LightningModule."""
+"""Lightning: a precision plugin scales the model, and keeps its units in every checkpoint."""
 
 import lightning
 import torch
 from tiny import llama, loader
 from torch import Tensor
 
-import unitscale as us
+from unitscale.integrations import LightningPrecision
 
 
 class LanguageModel(lightning.LightningModule):
-    """A training step around a scaled model."""
+    """A training step around a plain model."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = us.unit_scale(llama(), "fp8", inner="eager")
+        self.model = llama()
         self.losses: list[float] = []
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
@@ -29,6 +29,7 @@ class LanguageModel(lightning.LightningModule):
 
 module = LanguageModel()
 trainer = lightning.Trainer(
+    plugins=LightningPrecision("fp8", inner="eager"),
     max_epochs=1,
     accelerator="cpu",
     logger=False,

@@ -24,15 +24,25 @@ Result = dict[str, Any]
 
 
 def run_all(
-    points: Iterable[Point], run: Callable[[Point], Result], cache: Path, *, workers: int
+    points: Iterable[Point],
+    run: Callable[[Point], Result],
+    cache: Path,
+    *,
+    workers: int,
+    only_done: bool = False,
 ) -> dict[Point, Result]:
-    """The result of `run` on every point, from the cache where it is there."""
+    """The result of `run` on every point, from the cache where it is there.
+
+    With `only_done` nothing is run, and points that are not in the cache are left out.
+    """
     points = list(points)
     kind = type(points[0])
     results = {}
     for line in cache.read_text().splitlines() if cache.exists() else ():
         record = json.loads(line)
         results[kind(**record["point"])] = record["result"]
+    if only_done:
+        return {point: results[point] for point in points if point in results}
     missing = [point for point in points if point not in results]
     print(f"{len(points) - len(missing)} of {len(points)} runs are in {cache}", flush=True)
     cache.parent.mkdir(parents=True, exist_ok=True)

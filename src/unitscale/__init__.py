@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         formats,
         functional,
         gemm,
+        growth,
+        integrations,
         laws,
         models,
         nn,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
         train,
         units,
     )
+    from .nn import Parameter
     from .recipes import parse as recipe
     from .scaling import scale_bwd, scale_fwd, scaled
     from .units import (
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from .units import rows as unit_rows
 
 __all__ = [
+    "Parameter",
     "__version__",
     "apply_recipe",
     "coverage",
@@ -60,6 +64,8 @@ __all__ = [
     "full_precision",
     "functional",
     "gemm",
+    "growth",
+    "integrations",
     "laws",
     "load_units",
     "models",
@@ -88,6 +94,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Parameter": "nn",
     "apply_recipe": "units",
     "coverage": "units",
     "full_precision": "units",

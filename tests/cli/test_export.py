@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 
 from train.tiny import text_corpus
 from unitscale.cli import main
-from unitscale.train import TrainConfig, train
-from unitscale.train.trained import trained_model
+from unitscale.train import Spread, TrainConfig, train
+from unitscale.train.checkpoint import load_checkpoint
+from unitscale.train.initial import initial_state
+from unitscale.train.run_folder import claimed
+from unitscale.train.sharded import save_sharded
+from unitscale.train.trained import run_of, trained_model
+from unitscale.train.units import apply_numerics
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -25,7 +31,13 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 def trained(folder: Path, recipe: str, **changes: object) -> Path:
     """A run of three steps of a tiny Llama."""
-    settings = {
+    train(configured(recipe, **changes), text_corpus(folder), folder / "run")
+    return folder / "run"
+
+
+def configured(recipe: str, **changes: object) -> TrainConfig:
+    """Its configuration."""
+    settings: dict[str, object] = {
         "existing": "llama",
         "model": {"width": 32, "depth": 1},
         "steps": 3,
@@ -33,9 +45,7 @@ def trained(folder: Path, recipe: str, **changes: object) -> Path:
         "sequence_length": 16,
         "eval_windows": 2,
     }
-    config = TrainConfig(recipe=recipe, **(settings | changes))  # type: ignore[arg-type]
-    train(config, text_corpus(folder), folder / "run")
-    return folder / "run"
+    return TrainConfig(recipe=recipe, **(settings | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +95,7 @@ def test_what_cannot_be_exported_is_one_line(
     unfinished = tmp_path / "unfinished"
     shutil.copytree(served, unfinished)
     (unfinished / "checkpoint.safetensors").unlink()
-    refused(1, "has no checkpoint.safetensors yet", unfinished)
+    refused(1, "has no checkpoint yet; train some steps first", unfinished)
     (unfinished / "checkpoint.safetensors").write_bytes(b"0")
     refused(1, "is not a checkpoint of this run", unfinished)
     (unfinished / "config.json").write_text('{"version": 1}')
@@ -93,19 +103,50 @@ def test_what_cannot_be_exported_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "words"),
+    ("recipe", "changes", "words"),
     [
-        ("fp32", "has no units; call us.unit_scale"),
-        ("mxfp8", "recipe 'mxfp8' was applied without units"),
+        ("fp32", {}, "was trained with recipe 'fp32', which gives a model no units"),
+        ("mxfp8", {}, "was trained with recipe 'mxfp8', which gives a model no units"),
+        ("fp8", {"existing": None}, "is a run of the built-in byte-level model, whose scales are"),
+        ("fp32", {"existing": None}, "which no server has: train one with --model llama --recipe"),
     ],
 )
-def test_a_run_of_another_recipe_is_refused(
+def test_a_run_without_units_to_export_is_refused(
     recipe: str,
+    changes: dict[str, object],
     words: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = trained(tmp_path, recipe, steps=1)
+    folder = tmp_path / "run"
+    with claimed(folder, configured(recipe, **changes), text_corpus(tmp_path), resume=False):
+        (folder / "log.jsonl").touch()  # it has begun
     assert run(monkeypatch, folder, "--out", tmp_path / "out") == 2
-    assert words in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_the_checkpoint_of_several_ranks_is_exported_too(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread = tmp_path / "spread"
+    shutil.copytree(served, spread)
+    config, name = run_of(spread)
+    state = initial_state(config)
+    state.run = name
+    load_checkpoint(state, spread / "checkpoint.safetensors")
+    apply_numerics(config, state.model, state.units)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        save_sharded(state, spread, Spread())
+    finally:
+        dist.destroy_process_group()
+    assert not (spread / "checkpoint.safetensors").exists()
+    for source, out in ((served, "one"), (spread, "several")):
+        assert run(monkeypatch, source, "--out", tmp_path / out) == 0
+    one, several = (
+        (tmp_path / out / "model.safetensors").read_bytes() for out in ("one", "several")
+    )
+    assert one == several

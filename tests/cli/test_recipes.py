@@ -9,7 +9,7 @@ import pytest
 
 from unitscale.cli import main
 from unitscale.cli.compare import compare
-from unitscale.recipes import RECIPES, RIVALS
+from unitscale.recipes import RECIPES, RIVALS, TRUE_FP16
 
 
 def run(
@@ -51,7 +51,9 @@ def test_table_has_a_line_for_every_recipe(
     rows = [line for line in lines if line.strip()][2:]  # after the head and its line
     assert [row.split()[0] for row in rows[: len(RECIPES)]] == list(RECIPES)
     groups = " ".join(rows[len(RECIPES) :])
-    assert groups.startswith("groups, wherever several recipes are taken: all; and rivals")
+    assert groups.startswith("for character models, every tensor")
+    assert all(f" {name}" in groups for name in TRUE_FP16)
+    assert "groups, wherever several recipes are taken: all; and rivals" in groups
     assert groups.endswith(", ".join(RIVALS))
 
 
@@ -104,3 +106,37 @@ def test_what_is_said_to_have_units_has_them(place: str) -> None:
     (said,) = re.findall(r"Recipes with units \(([^)]*)\)", text)
     names = [name.strip("`") for name in said.replace("\n", " ").replace(",", " ").split()]
     assert names == [recipe.name for recipe in RECIPES.values() if recipe.unit_scaled]
+
+
+def test_one_format_for_every_tensor_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row,) = json.loads(run(capsys, monkeypatch, "fp16-true-ftz(11)", "--json"))
+    assert (row["rounds"], row["forward"], row["backward"]) == ("every tensor", "FP16", "FP16")
+    assert row["scale"] == "of the loss: 2048"
+    shown = run(capsys, monkeypatch, "fp16-true-ftz-units")
+    assert "every tensor of a training run: FP16 nearest, subnormals flushed" in shown
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["plan-memory", "--model", "llama", "--recipe", "fp16-true"],
+        ["doctor", "--recipe", "fp16-true"],
+        ["analyse", "mine:factory", "--what-if", "fp8,fp16-true"],
+    ],
+)
+def test_commands_on_products_alone_refuse_one_format_for_every_tensor(
+    line: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["unitscale", *line])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "recipe 'fp16-true' rounds every tensor" in said
+    assert line[0] in said

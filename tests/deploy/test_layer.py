@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -212,6 +213,43 @@ def test_conv1d_that_is_not_rounded_stays_as_it_is(tmp_path: Path) -> None:
     again = deploy.load(tmp_path / "out", Turned())
     with torch.no_grad():
         assert torch.equal(again(inputs()), model(inputs()))
+
+
+class Helped(Gated):
+    """One layer that training alone calls, and one that nothing does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.helper, self.idle = nn.Linear(16, 16), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y + self.helper(x) if self.training else y
+
+
+def trained_and_evaluated(**options: Any) -> nn.Module:
+    model = us.unit_scale(Helped(), "fp8-serve", **options)
+    model(inputs()).sum().backward()
+    with torch.no_grad():
+        model.eval()(inputs())
+    return model
+
+
+def test_layers_that_evaluation_never_called_are_named(tmp_path: Path) -> None:
+    model = trained_and_evaluated()
+    words = "evaluation never called 'helper', 'idle', so how it rounds them is not known"
+    with pytest.raises(ValueError, match=words):
+        deploy.export(model, tmp_path / "out", "safetensors")
+    assert list(tmp_path.iterdir()) == []
+    done = deploy.export(model, tmp_path / "out", "safetensors", differences="report")
+    assert (done.ignored, len(done.differences)) == (("helper", "idle"), 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*keeps no product of this call:UserWarning")
+def test_layers_that_are_to_be_skipped_are_exported_as_they_are(tmp_path: Path) -> None:
+    model = trained_and_evaluated(skip=["helper", "idl*"])
+    done = deploy.export(model, tmp_path / "out", "safetensors")
+    assert (done.ignored, done.differences) == (("helper", "idle"), ())
 
 
 class Changing(Gated):

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import unitscale as us
@@ -94,6 +95,9 @@ def test_a_wrong_model_or_none_is_refused(tmp_path: Path, llama: Served) -> None
         ({"layers": {}}, "names no layers"),
         ({"layers": {"up_proj": {"weight_log2": 1.5, "input_log2": 0}}}, "'up_proj' has the units"),
         ({"layers": {"up_proj": {"weight_log2": 1}}}, "'up_proj' has the units"),
+        ({"layers": {"up_proj": {"weight_log2": 8, "input_log2": 0}}}, "from -15 to 7"),
+        ({"layers": {"up_proj": {"weight_log2": 0, "input_log2": 120}}}, "from -117 to 119"),
+        ({"layers": {"up_proj": {"weight_log2": 7, "input_log2": 0}}}, r"json says 2\^7"),
     ],
 )
 def test_damaged_units_are_refused(change: dict, message: str, tmp_path: Path) -> None:
@@ -107,3 +111,39 @@ def test_damaged_units_are_refused(change: dict, message: str, tmp_path: Path) -
 def test_our_export_of_a_module_that_is_none_of_transformers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no model of transformers inside; servers load one"):
         deploy.export(evaluated(Gated()), tmp_path / "out")
+
+
+def test_a_model_in_another_dtype_is_refused(tmp_path: Path) -> None:
+    model = us.unit_scale(Gated().eval().bfloat16(), "fp8-serve")
+    with torch.no_grad():
+        ours = model(inputs().bfloat16())
+    deploy.export(model, tmp_path / "out", "safetensors")
+    words = r"is in float32, and was exported in bfloat16; .*model\.to\(torch\.bfloat16\)"
+    plain = Gated()
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    with pytest.raises(ValueError, match=words):
+        deploy.load(tmp_path / "out", plain)
+    assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(
+            deploy.load(tmp_path / "out", plain.bfloat16())(inputs().bfloat16()), ours
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("down_proj.bias", lambda x: x * torch.nan, r"'down_proj\.bias' holds NaN or infinity"),
+        ("down_proj.bias", lambda x: x / 0, r"'down_proj\.bias' holds NaN or infinity"),
+        ("down_proj.weight", lambda x: x.float(), "is in torch.float32; expected codes"),
+    ],
+)
+def test_tensors_that_were_changed_are_refused(
+    name: str, change: Any, message: str, tmp_path: Path
+) -> None:
+    deploy.export(evaluated(Gated()), tmp_path / "out", "safetensors")
+    file = tmp_path / "out/model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {name: change(tensors[name])}, file)
+    with pytest.raises(ValueError, match=message):
+        deploy.load(tmp_path / "out", Gated())

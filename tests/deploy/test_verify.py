@@ -100,6 +100,43 @@ def head_removed(config: Any, tensors: Tensors) -> None:
     del tensors["lm_head.weight"]
 
 
+def norm_of_nan(config: Any, tensors: Tensors) -> None:
+    tensors["model.norm.weight"][3] = torch.nan
+
+
+def head_of_infinity(config: Any, tensors: Tensors) -> None:
+    tensors["lm_head.weight"][0, 0] = torch.inf
+
+
+def embedding_in_half(config: Any, tensors: Tensors) -> None:
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].half()
+
+
+def dtype_changed(config: Any, tensors: Tensors) -> None:
+    config["dtype"] = "bfloat16"
+
+
+def norm_in_codes(config: Any, tensors: Tensors) -> None:
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
+
+
+def norm_of_another_shape(config: Any, tensors: Tensors) -> None:
+    tensors["model.norm.weight"] = torch.ones(31)
+
+
+def head_tied_and_stored(config: Any, tensors: Tensors) -> None:
+    config["tie_word_embeddings"] = True
+
+
+def scale_is(value: float, name: str = "input_scale") -> Callable[[Any, Tensors], None]:
+    """A fault: a scale of one layer has another value."""
+
+    def change(config: Any, tensors: Tensors) -> None:
+        tensors[f"{DOWN}.{name}"] = torch.tensor([value])
+
+    return change
+
+
 FAULTS: dict[str, Callable[[Any, Tensors], None]] = {
     "quantization_status is None; expected 'compressed'": status_removed,
     f"{DOWN}.input_scale is missing": input_scale_removed,
@@ -120,7 +157,85 @@ FAULTS: dict[str, Callable[[Any, Tensors], None]] = {
     "tensors are missing: model.norm.weight (1 in all)": norm_removed,
     "tensors are missing: lm_head.weight (1 in all)": head_removed,
     "has no quantization_config, so it is no FP8 export": unquantized,
+    "model.norm.weight holds NaN or infinity": norm_of_nan,
+    "lm_head.weight holds NaN or infinity": head_of_infinity,
+    "model.embed_tokens.weight is in torch.float16; expected torch.float32": embedding_in_half,
+    "model.norm.weight is in torch.float32; expected torch.bfloat16, as config.json": dtype_changed,
+    "model.norm.weight is in torch.float8_e4m3fn; expected torch.float32": norm_in_codes,
+    "model.norm.weight has the shape (31,); expected (32,)": norm_of_another_shape,
+    "'lm_head' has a weight of its own, and tie_word_embeddings is true": head_tied_and_stored,
+    f"{DOWN}.input_scale is 2^127; expected 2^-117 to 2^119": scale_is(2.0**127),
+    f"{DOWN}.input_scale is 2^-140; expected 2^-117 to 2^119": scale_is(2.0**-140),
+    f"{DOWN}.weight_scale is 2^8; expected 2^-15 to 2^7": scale_is(256.0, "weight_scale"),
+    f"{DOWN}.input_scale is [-2.0]; expected one power of two": scale_is(-2.0),
+    f"{DOWN}.input_scale is [0.0]; expected one power of two": scale_is(0.0),
+    f"{DOWN}.input_scale is [nan]; expected one power of two": scale_is(float("nan")),
 }
+
+
+NONSENSE: list[tuple[str, Any, str]] = [
+    ("architectures", "LlamaForCausalLM", "has no architecture None"),
+    ("architectures", ["Trainer"], "has no architecture 'Trainer'"),
+    ("architectures", [3], "has no architecture 3"),
+    ("model_type", "bert", "model_type is 'bert'; expected 'llama'"),
+    ("hidden_size", "wide", "cannot read the configuration: StrictDataclassFieldValidationError"),
+    ("hidden_size", 10**9, "has the shape"),
+    ("num_attention_heads", 0, "cannot read the configuration: ZeroDivisionError"),
+    ("num_attention_heads", -1, "cannot make a LlamaForCausalLM of it: RuntimeError"),
+    ("num_hidden_layers", 10**9, "num_hidden_layers is 1000000000, and the files have"),
+    ("hidden_act", "none", "cannot make a LlamaForCausalLM of it: KeyError"),
+    ("rms_norm_eps", float("nan"), "NaN is no number of JSON"),
+    ("dtype", "int64", "dtype is 'int64'; expected one of float32, bfloat16"),
+    ("dtype", {}, "dtype is {}; expected one of float32, bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), NONSENSE)
+def test_a_configuration_of_nonsense_is_one_line(
+    name: str, value: Any, message: str, llama: Served, tmp_path: Path
+) -> None:
+    folder = changed(llama, tmp_path / "out", lambda config, tensors: config.update({name: value}))
+    for read in (deploy.verify, deploy.load):
+        with pytest.raises(ValueError, match=r"config\.json|model") as error:
+            read(folder)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "has no weight_map"),
+        ({"weight_map": {"a": 3}}, "'a' is in 3; expected a file beside it"),
+        ({"weight_map": {"a": "../model.safetensors"}}, "expected a file beside it"),
+        ({"weight_map": {"a": "lost.safetensors"}}, "lost.safetensors cannot be read"),
+    ],
+)
+def test_a_wrong_index_is_refused(
+    content: Any, message: str, llama: Served, tmp_path: Path
+) -> None:
+    folder = changed(llama, tmp_path / "out", lambda config, tensors: None)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        deploy.verify(folder)
+
+
+def as_modelopt(config: Any, tensors: Tensors) -> None:
+    config["quantization_config"]["quant_method"] = "modelopt"
+    config["quantization_config"]["quant_algo"] = "FP8"
+
+
+def test_the_file_beside_is_read_too(llama: Served, tmp_path: Path) -> None:
+    folder = changed(llama, tmp_path / "out", as_modelopt)
+    with pytest.raises(ValueError, match=r"hf_quant_config\.json cannot be read"):
+        deploy.verify(folder)
+    beside = {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": beside}))
+    deploy.verify(folder)
+    beside["exclude_modules"] = []
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": beside}))
+    with pytest.raises(ValueError, match=r"exclude_modules is \[\]; expected \['lm_head'\]"):
+        deploy.verify(folder)
 
 
 def changed(llama: Served, folder: Path, change: Callable[[Any, Tensors], None]) -> Path:

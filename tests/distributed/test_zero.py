@@ -1,6 +1,8 @@
 """Whole tensors of states spread over ranks: who owns what, and the same run in every bit."""
 
+import copy
 import io
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -199,7 +201,48 @@ def refused(rank: int, folder: Path) -> None:
         zero.optimizer.step()
 
 
+class Failing(torch.optim.Optimizer):
+    """SGD whose step raises after its first parameter, as long as it is told to."""
+
+    fails = False
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                if self.fails:
+                    raise RuntimeError("a step that raises")
+                parameter.sub_(parameter.grad, alpha=self.param_groups[0]["lr"])
+
+
+def a_step_that_raises(rank: int, folder: Path) -> None:
+    for format in (None, E4M3FN):
+        model, oracle = Small(), Small()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            partition_states(optimizer := Failing(model.parameters()), weights=format)
+            partition_states(reference := Failing(oracle.parameters()), weights=format)
+        backward(model, 0)
+        backward(oracle, 0)
+        before = [parameter.grad for parameter in model.parameters()]
+        optimizer.fails = True
+        with pytest.raises(RuntimeError, match="a step that raises"):
+            optimizer.step()
+        grads = [parameter.grad for parameter in model.parameters()]
+        assert all(a is b for a, b in zip(grads, before, strict=True))
+        assert_same(model, oracle)  # rounded weights too are those that all ranks computed with
+        optimizer.fails = False
+        for _ in range(2):
+            optimizer.step()
+            reference.step()
+            assert_same(model, oracle)
+
+
 def everything(rank: int, folder: Path) -> None:
+    a_step_that_raises(rank, folder)
     as_without(rank, folder)
     in_8_bits(rank, folder)
     refused(rank, folder)
@@ -223,6 +266,37 @@ def test_one_rank_owns_all(capsys: pytest.CaptureFixture[str]) -> None:
         partition_states(zero.optimizer)
     with pytest.raises(TypeError, match=r"optimizer is a Small; expected a torch.optim.Optimizer"):
         partition_states(model)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize(
+    "copied_by", [copy.copy, copy.deepcopy, pickle.dumps, lambda x: torch.save(x, io.BytesIO())]
+)
+def test_no_copy_is_made_of_what_is_partitioned(copied_by: Callable[[Any], Any]) -> None:
+    optimizer = torch.optim.SGD(Small().parameters(), 0.1)
+    copied_by(optimizer)
+    zero = partition_states(optimizer)
+    for what in (optimizer, zero):
+        with pytest.raises(TypeError, match=r"is not copied or pickled, or the copy would step"):
+            copied_by(what)
+    assert optimizer.state_dict()["param_groups"]
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("is_first", [False, True])
+def test_schedulers_step_before_and_after(is_first: bool) -> None:
+    def schedule() -> Any:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+
+    model = Small()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scheduler = schedule() if is_first else None
+    zero = partition_states(optimizer)
+    scheduler = scheduler or schedule()
+    backward(model, 0)
+    optimizer.step()
+    scheduler.step()  # warns if it has not seen the step
+    assert (zero.report().steps, optimizer.param_groups[0]["lr"]) == (1, 0.05)
 
 
 @pytest.mark.usefixtures("one_rank")

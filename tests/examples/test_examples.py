@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from marks import slow
-
 pytest.importorskip("transformers")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -44,25 +42,26 @@ def test_plain_loop_leaves_an_ordinary_checkpoint() -> None:
     assert "reloaded equal: True" in output
 
 
-@pytest.mark.parametrize(
-    ("script", "needs"),
-    [
-        pytest.param("with_accelerate.py", "accelerate", marks=pytest.mark.slow),
-        slow("with_lightning.py", "lightning"),
-    ],
-)
-def test_script_of_a_framework(script: str, needs: str) -> None:
-    if find_spec(needs) is None:
-        pytest.skip(f"{needs} is not installed")
-    assert_learns(run(script))
+FRAMEWORKS = {
+    "with_lightning.py": "lightning",
+    "with_accelerate.py": "accelerate",
+    "trainer.py": "accelerate",
+}
 
 
-def test_trainer_resumes_with_the_units_of_its_checkpoint() -> None:
-    if find_spec("accelerate") is None:
-        pytest.skip("accelerate is not installed")
-    output = run("trainer.py")
-    assert_learns(output)
-    assert "resumed equal: True" in output
+def test_scripts_of_frameworks() -> None:
+    """One process for all: what they import takes longer than what they do."""
+    scripts = [script for script, needs in FRAMEWORKS.items() if find_spec(needs)]
+    if not scripts:
+        pytest.skip(f"none of {', '.join(FRAMEWORKS.values())} is installed")
+    code = "import runpy, sys; [runpy.run_path(path, run_name='__main__') for path in sys.argv[1:]]"
+    output = run("-c", code, *scripts)
+    lines = [line for line in output.splitlines() if line.startswith("loss ")]
+    assert len(lines) == len(scripts), output
+    for line in lines:
+        assert_learns(line)
+    if "trainer.py" in scripts:
+        assert "resumed equal: True" in output
 
 
 def test_two_processes_have_the_losses_of_one() -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from unitscale import formats
-from unitscale.formats import FORMATS, FloatFormat
+from unitscale.formats import FORMATS, INT8, FloatFormat
 
 CARRIERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# 8 bits and fewer, all of which ml_dtypes has.
+# 8 bits and fewer, all of which but INT8 ml_dtypes has.
 SMALL = [fmt for fmt in FORMATS.values() if fmt.bits <= 8]
 TABULATED = [fmt for fmt in FORMATS.values() if fmt.bits <= 16]
 
@@ -86,12 +86,19 @@ def table(x: np.ndarray, fmt: FloatFormat, *, rounding: str, saturate: bool) -> 
 
 
 def by_ml_dtypes(x: np.ndarray, fmt: FloatFormat, *, saturate: bool) -> np.ndarray:
-    """ml_dtypes' cast and back. It has no saturating one but for 6 and 4 bits, so clamp first."""
+    """ml_dtypes' cast and back. It has no saturating one but for 6 and 4 bits, so clamp first.
+
+    Of INT8, which it has not, numpy's rounding to whole numbers.
+    """
     if saturate:
         low = fmt.min_subnormal if not fmt.has_zero else -fmt.max
         x = np.where(
             np.isnan(x) | ((x < 0) & (not fmt.is_signed)), np.nan, np.clip(x, low, fmt.max)
         )
+    if fmt is INT8:
+        with np.errstate(invalid="ignore"):  # of NaNs that signal
+            whole = np.rint(x) + 0.0  # no -0
+        return np.where(np.abs(whole) > 127, np.nan, whole)
     with np.errstate(all="ignore"):
         y = x.astype(ML_DTYPES[fmt.name]).astype(np.float64)
     return y if fmt.has_nan else np.where(np.isnan(x), np.nan, y)  # NaN became -0

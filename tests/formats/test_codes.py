@@ -12,6 +12,7 @@ from unitscale.formats import (
     E8M0FNU,
     FORMATS,
     FP16,
+    INT8,
     decode,
     encode,
     round_to,
@@ -54,7 +55,7 @@ def test_every_code_survives_the_round_trip(fmt, dtype):
 
 
 @pytest.mark.parametrize("source", [torch.bfloat16, torch.float16], ids=str)
-@each_small
+@pytest.mark.parametrize("fmt", [fmt for fmt in SMALL if fmt.name in ML_DTYPES], ids=str)
 def test_every_input_gets_ml_dtypes_code(fmt, source):
     x = patterns(source).float()
     x = x[x.isnan() | (x.abs() <= fmt.max)]
@@ -69,6 +70,14 @@ def test_every_input_gets_ml_dtypes_code(fmt, source):
         assert np.isnan(np.array(fmt.values())[codes[is_nan]]).all()
     else:
         assert (codes[is_nan] == 1 << (fmt.bits - 1)).all()
+
+
+def test_a_code_of_int8_is_sign_and_magnitude():
+    whole = torch.arange(-127, 128)
+    codes = encode(whole.float(), INT8).int()
+    assert torch.equal(codes & 0x7F, whole.abs())
+    assert torch.equal((codes & 0x80) != 0, whole < 0)
+    assert encode(torch.tensor([float("nan")]), INT8).item() == 0x80
 
 
 @each_small

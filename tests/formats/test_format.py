@@ -40,6 +40,7 @@ CONSTANTS = {
     "E3M2FN": (28, 2.0**-2, 2.0**-4, 2.0**-2, False, False, True),
     "E2M3FN": (7.5, 1.0, 2.0**-3, 2.0**-3, False, False, True),
     "E2M1FN": (6, 1.0, 0.5, 0.5, False, False, True),
+    "INT8": (127, 64, 1, 2.0**-6, False, True, False),
     "E8M0FNU": (2.0**127, 2.0**-127, 2.0**-127, 1.0, False, True, False),
 }
 
@@ -60,12 +61,26 @@ def test_every_format_has_constants():
     assert set(CONSTANTS) == set(FORMATS)
 
 
-@pytest.mark.parametrize("fmt", TABULATED, ids=str)
+@pytest.mark.parametrize("fmt", [fmt for fmt in TABULATED if fmt.name in ML_DTYPES], ids=str)
 def test_every_code_decodes_as_in_ml_dtypes(fmt):
     codes = np.arange(1 << fmt.bits).astype(np.uint8 if fmt.bits <= 8 else np.uint16)
     with np.errstate(invalid="ignore"):  # numpy warns of NaNs in bfloat16
         expected = codes.view(ML_DTYPES[fmt.name]).astype(np.float64)
     assert count_differences(np.array(fmt.values()), expected) == 0
+
+
+def test_the_codes_of_int8_are_the_whole_numbers_to_127():
+    values = FORMATS["INT8"].values()
+    assert values[:128] == [float(i) for i in range(128)]
+    assert values[129:] == [-float(i) for i in range(1, 128)]
+    assert math.isnan(values[128])
+    assert [fmt.name for fmt in FORMATS.values() if fmt.is_uniform] == ["INT8"]
+
+
+def test_the_largest_shared_value_of_an_integer_is_whole():
+    """15.5 has as few bits as INT8 holds, and is no integer."""
+    assert FORMATS["E3M4"].max == 15.5
+    assert FORMATS["E3M4"].max_within(FORMATS["INT8"]) == 15
 
 
 @pytest.mark.parametrize("fmt", SMALL, ids=str)

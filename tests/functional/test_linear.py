@@ -76,6 +76,8 @@ def test_every_constraint_ties_output_and_input_of_linear(constraint: str) -> No
         "gmean": (ideal["output"] * ideal["grad"]) ** 0.5,
         "hmean": 2 / (1 / ideal["output"] + 1 / ideal["grad"]),
         "amean": (ideal["output"] + ideal["grad"]) / 2,
+        "fan_amean": 40**-0.5,
+        "min": ideal["grad"],
         "to_output_scale": ideal["output"],
         "to_grad_input_scale": ideal["grad"],
     }

@@ -16,8 +16,8 @@ def blocks(text, language):
 
 
 def missing_targets(text, makefile):
-    targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
-    return [name for name in re.findall(r"\bmake ([a-z]\w*)", text) if name not in targets]
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    return [name for name in re.findall(r"\bmake ([a-z][\w-]*)", text) if name not in targets]
 
 
 def unknown_flags(text, flags):

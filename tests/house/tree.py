@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "src" / "unitscale"
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("laws", "growth", "compress", "adapt"),
+    ("laws", "growth", "compress", "adapt", "integrations"),
     ("sweep", "memory"),
     ("train",),
     ("models", "data"),

@@ -183,3 +183,22 @@ def test_plan_far_beyond_the_rows_warns(law):
     with pytest.warns(ExtrapolationWarning, match="more than 10 times beyond the rows"):
         found = law.plan(flops=1e20)
     assert any("beyond the rows" in note for note in found.notes)
+
+
+def test_answers_repeat_what_the_fit_could_not_tell():
+    """Three precisions, one of which the rows do not tell apart from the reference."""
+    law = fit(recipe_rows(factors={"fp32": 1.0, "fp8": 1.0, "mxfp4": 0.4}), draws=20)
+    told = [note for note in law.notes if note.startswith("fp8 is not told apart from fp32")]
+    assert len(told) == 1
+    plan = law.plan(flops=1e11)
+    assert set(law.notes) <= set(plan.notes)
+    assert told[0] in str(plan)
+    assert told[0] in law.predict(size=5e4, tokens=2e5, recipe="fp8").notes
+    with pytest.warns(ExtrapolationWarning, match="times beyond the rows"):
+        far = law.plan(flops=1e20)
+    assert set(law.notes) < set(far.notes)
+
+
+def test_a_law_that_is_sure_has_nothing_to_repeat(law):
+    assert law.notes == ()
+    assert law.plan(flops=1e11).notes == ()

@@ -34,6 +34,13 @@ def test_law_comes_back_equal(which, law, tmp_path):
         ({"values": "many"}, "is damaged"),
         ({"draws": [[1.0]]}, "a draw has not the 5 numbers"),
         ({"draws": [[None] * 5]}, "a draw is None"),
+        ({"draws": [[1e9] * 5]}, "of a draw ln A is 1e\\+09; expected -20 to 60"),
+        ({"residuals": []}, "0 residuals of 32 rows; expected one of each"),
+        ({"residuals": [1e4] * 32}, "a residual is 10000.0; expected at most 60"),
+        ({"residuals": [10**400]}, "expected a finite number"),
+        ({"widths": {"fp32": 0}}, "the width of 'fp32' is 0.0; expected bits"),
+        ({"notes": "one"}, "demo or notes are no text"),
+        ({"version": "1"}, "is of version '1'; expected 1"),
         ({"residuals": ["x"]}, "a residual is 'x'"),
         ({"form": {"tied": True, "tensors": ["q"]}}, "tensors are"),
         ({"form": {"shape": 1}}, "is damaged"),
@@ -73,6 +80,37 @@ def test_negative_constant_is_refused(tmp_path, law):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"A is -1\.0; expected a number above 0"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "words"),
+    [
+        ("values", "A", 1e300, r"ln A is 690\.8; expected -20 to 60"),
+        ("values", "E", 0, "E is 0.0; expected a number above 0"),
+        ("values", "alpha", -3.0, r"alpha is -3; expected 0\.01 to 4"),
+        ("values", "alpha", "0.5", "alpha is '0.5'; expected a finite number"),
+        ("values", "alpha", float("nan"), "alpha is nan; expected a finite number"),
+        ("damage", "by_tokens", 1e9, r"gamma_D of the damage is 1000000000\.0, beyond"),
+        ("damage", "by_bits", 1e-300, "gamma_post of the damage is 1e-300, beyond"),
+        ("scope", "rows", "32", "rows is '32'; expected a whole number"),
+        ("scope", "sizes", [0, 1], r"a range is \[0, 1\]"),
+        ("scope", "post_bits", [3, 1e9], "a range is"),
+        ("form", "recipes", "fp8", "recipes are 'fp8'; expected a list of different names"),
+        ("form", "recipes", ["fp8", "fp8"], "expected a list of different names"),
+        ("form", "reference", None, "reference is None"),
+        ("form", "tied", 1, "tied is 1"),
+        ("held_out", "mean", "small", "mean is 'small'"),
+    ],
+)
+def test_a_part_that_no_fit_ends_with_is_refused(part, name, value, words, law, tmp_path):
+    path = tmp_path / "law.json"
+    law.save(path)
+    content = json.loads(path.read_text())
+    content[part][name] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=words) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_saving_into_nowhere_leaves_nothing(law, tmp_path):

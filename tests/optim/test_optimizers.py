@@ -202,9 +202,9 @@ def test_change_of_the_output_in_one_step_does_not_depend_on_width(ours):
     assert changes == pytest.approx([expected] * 3, rel=3 * 0.09 + 3 * 64**-0.5 / 2)
 
 
-def test_bare_parameters_are_refused_and_groups_are_taken():
+def test_parameters_without_a_kind_are_refused_and_groups_are_taken():
     model = two_layers()
-    with pytest.raises(TypeError, match=r"bare parameters.*pass the model.*torch\.optim"):
+    with pytest.raises(ValueError, match=r"'parameter 0' of shape .*pass the model.*torch\.optim"):
         optim.AdamW(model.parameters(), 1.0)
     groups = optim.param_groups(model, 1.0)
     assert optim.AdamW(groups, 1.0).param_groups[0]["kind"] == "hidden"

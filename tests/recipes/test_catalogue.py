@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from unitscale.recipes import RECIPES, RIVALS, STATIC_LOSS_SCALE, Recipe, cscale, parse, uniform
+from unitscale.recipes import (
+    RECIPES,
+    RIVALS,
+    STATIC_LOSS_SCALE,
+    TRUE_FP16,
+    Recipe,
+    cscale,
+    parse,
+    uniform,
+)
 
 E4, E5, E4Z, E5Z = "E4M3FN", "E5M2", "E4M3FNUZ", "E5M2FNUZ"
 AMAX, BELOW = "current rceil", "current rceil margin=3"
@@ -166,7 +175,7 @@ def test_parse_refuses_an_unknown_name_and_suggests_the_nearest(wrong, near):
         parse(wrong)
     message = str(error.value)
     assert all(name in message for name in CONTRACT)
-    assert message.endswith(f"Did you mean {near!r}?" if near else f"{list(CONTRACT)[-1]}.")
+    assert message.endswith(f"Did you mean {near!r}?" if near else f"{list(TRUE_FP16)[-1]}.")
 
 
 @pytest.mark.parametrize("name", CONTRACT)

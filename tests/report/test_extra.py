@@ -114,8 +114,9 @@ def test_extras_are_those_of_the_distribution() -> None:
     for package, extra in EXTRAS.items():
         assert package in {line.partition("[")[0] for line in extras[extra]}
     (everything,) = extras["all"]
-    engines = {"ray", "submitit"}  # large, and for people who run them already
-    own = extras.keys() - {"all", "dev"} - engines
+    hosts = {"ray", "submitit", "lightning"}  # large, and for people who run them already
+    developers = {"dev", "docs", "release", "measure"}
+    own = extras.keys() - {"all", "lifecycle"} - hosts - developers
     assert set(everything.partition("[")[2].strip("]").split(",")) == own
     named = {re.split(r"\W", line)[0] for extra in own for line in extras[extra]}
     assert named == set(OPTIONAL)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from unitscale.train.interrupt import deferred_interrupt
+from unitscale.train.interrupt import PASSED_ON_S, deferred_interrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -30,6 +30,23 @@ def python_handler() -> Iterator[None]:
 def test_second_signal_acts_at_once() -> None:
     with deferred_interrupt():
         signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_torchrun_passes_on_is_the_same_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    now = [100.0]
+    monkeypatch.setattr("unitscale.train.interrupt.time.monotonic", lambda: now[0])
+    with deferred_interrupt() as stop:
+        signal.raise_signal(signal.SIGINT)
+        now[0] += PASSED_ON_S - 0.1
+        signal.raise_signal(signal.SIGINT)  # nothing: the loop has been asked
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_made
+        now[0] += 0.2
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

@@ -128,7 +128,7 @@ def asked_recipes(what_if: list[str], skip_for: str | None) -> "list[Recipe]":
     Raises:
         ValueError: an unknown recipe, or one that is named twice.
     """
-    from unitscale.train.named import GROUPS, expanded, find_recipe
+    from unitscale.train.named import GROUPS, expanded, find_recipe, refuse_throughout
 
     names = [name.strip() for text in what_if for name in text.split(",")]
     single = [name for name in names if name not in GROUPS]
@@ -141,6 +141,7 @@ def asked_recipes(what_if: list[str], skip_for: str | None) -> "list[Recipe]":
             asked.setdefault(name, find_recipe(name))
     if skip_for is not None:
         asked.setdefault(skip_for, find_recipe(skip_for))
+    refuse_throughout(asked.values(), "analyse")
     found: dict[str, Recipe] = {}
     for recipe in asked.values():
         if found.setdefault(recipe.name, recipe) != recipe:

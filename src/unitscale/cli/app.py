@@ -15,8 +15,10 @@ from unitscale.cli.exit import FAILED, WRONG_ARGUMENTS, fail
 from unitscale.cli.export import export
 from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
+from unitscale.cli.grow import grow
 from unitscale.cli.laws import laws
 from unitscale.cli.plan_memory import plan_memory
+from unitscale.cli.quantize import quantize
 from unitscale.cli.recipes import recipes
 from unitscale.cli.report import report
 from unitscale.cli.sweep import sweep
@@ -39,6 +41,8 @@ app.command()(analyse)
 app.command()(report)
 app.command()(figure)
 app.command()(export)
+app.command()(grow)
+app.command()(quantize)
 app.command()(formats)
 app.command()(recipes)
 app.command()(doctor)

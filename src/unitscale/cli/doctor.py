@@ -96,9 +96,10 @@ def doctor(
     with checking_arguments():
         refuse_ignored("--shapes or --model", device_name=device_name)
         refuse_ignored("--model", set=settings, tokens=tokens)
-        from unitscale.train.named import expanded, find_recipe
+        from unitscale.train.named import expanded, find_recipe, refuse_throughout
 
         chosen = [find_recipe(name) for name in expanded(recipes or [])]
+        refuse_throughout(chosen, "doctor")
     found = examined(chosen)
     if json:
         print(json_module.dumps(found, indent=2))

@@ -3,13 +3,16 @@
 import json as json_module
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from unitscale.cli import option
 from unitscale.cli.exit import checking_arguments, running
 from unitscale.cli.output import show
+
+if TYPE_CHECKING:
+    from unitscale.train import TrainConfig
 
 
 def export(
@@ -56,9 +59,10 @@ def export(
     with checking_arguments():
         check_format(format)
         check_folder(out)
-        from unitscale.train.trained import trained_model
+        from unitscale.train.trained import run_of, trained_model
 
     with running(), checking_arguments():
+        check_run(run_dir, run_of(run_dir)[0])
         model, step = trained_model(run_dir)
         done = deploy.export(
             model,
@@ -72,3 +76,22 @@ def export(
         print(json_module.dumps(row, indent=2))
         return
     show(f"step {step} of {run_dir}", str(done))
+
+
+def check_run(folder: Path, config: "TrainConfig") -> None:
+    """Refuse a run whose model has no units that a server could take, before it is loaded.
+
+    Raises:
+        ValueError: says which run to make instead.
+    """
+    instead = "train one with --model llama --recipe fp8-serve, and export that"
+    if config.existing is None:
+        raise ValueError(
+            f"export: {folder} is a run of the built-in byte-level model, whose scales are factors "
+            f"in its own code, and which no server has: {instead}"
+        )
+    if not config.gives_units:
+        raise ValueError(
+            f"export: {folder} was trained with recipe {config.recipe_name!r}, which gives a model "
+            f"no units, so that there are no scales to export: {instead}"
+        )

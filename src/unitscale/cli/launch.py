@@ -29,13 +29,36 @@ MOST_SECONDS = 86_400
 
 
 def world_size() -> int:
-    """How many ranks torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many ranks torchrun has started; 1 without it.
+
+    Raises:
+        ValueError: as `number_in`.
+    """
+    return number_in("WORLD_SIZE", least=1) if "WORLD_SIZE" in os.environ else 1
 
 
 def rank() -> int:
-    """The number of this one."""
-    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
+    """The number of this one.
+
+    Raises:
+        ValueError: as `number_in`.
+    """
+    return number_in("RANK", least=0) if world_size() > 1 else 0
+
+
+def number_in(name: str, *, least: int) -> int:
+    """A number of the environment, which a scheduler may have set otherwise than torchrun does.
+
+    Raises:
+        ValueError: it is missing, or is no such number.
+    """
+    text = os.environ.get(name, "")
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(
+            f"the environment has {name}={text!r}; expected a number from {least} on, as torchrun "
+            "sets it: start the ranks with torchrun, or unset it"
+        )
+    return int(text)
 
 
 @contextmanager
@@ -80,11 +103,39 @@ def joined(parallel: str | None, accumulate: int, *, device: str, wait: int) -> 
         warnings.simplefilter("ignore")  # rank 0 has the same
     import torch.distributed as dist
 
-    dist.init_process_group(backend_of(device), timeout=timedelta(seconds=wait))
     with ending_at_once():
+        meet(backend_of(device), wait, spread)
         yield spread
     gc.collect()  # what holds a group has to be gone before it
     dist.destroy_process_group()
+
+
+def meet(backend: str, wait: int, spread: "Spread") -> None:
+    """Make the process group of all ranks.
+
+    Raises:
+        RankError: the others, or the address where they meet, are not there: a port that is taken,
+            a rank that never came.
+        ValueError: the environment does not say where they meet.
+    """
+    import torch.distributed as dist
+
+    from unitscale.train import RankError
+
+    try:
+        dist.init_process_group(
+            backend,
+            rank=spread.rank,
+            world_size=spread.ranks,
+            timeout=timedelta(seconds=wait),
+        )
+    except RuntimeError as error:  # what torch raises for its network and its store are such
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RankError(
+            f"the {spread.ranks} ranks did not meet at {address} within {wait} s ({reason[:200]}); "
+            "is the port taken, or a rank missing? torchrun --master-port takes another"
+        ) from error
 
 
 @contextmanager

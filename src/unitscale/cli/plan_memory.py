@@ -75,10 +75,11 @@ def plan_memory(
     """
     from unitscale.cli.compare import parse_recipes
     from unitscale.memory.states import STATES, state_bytes
-    from unitscale.train.named import find_recipe
+    from unitscale.train.named import find_recipe, refuse_throughout
 
     with checking_arguments():
         recipes = [find_recipe(name) for name in parse_recipes([recipe])]
+        refuse_throughout(recipes, "plan-memory")
         names = list(STATES) if states == "all" else [name.strip() for name in states.split(",")]
         check_counts(ranks, micro_batch, sequence_length, sharding, dtype)
         if states == "all":

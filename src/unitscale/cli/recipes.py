@@ -62,7 +62,12 @@ def recipes(
     if not names:
         text = "groups, wherever several recipes are taken: all; and rivals, one of each kind that "
         text += f"people train with: {', '.join(GROUPS['rivals'])}"
-        show(*wrap(text, WIDTH_OF_A_FILE, break_on_hyphens=False))
+        from unitscale.recipes import TRUE_FP16
+
+        every = "for character models, every tensor of a training run in one format: "
+        every += f"{', '.join(TRUE_FP16)}; fp16-true(11) has the loss times 2^11"
+        for said in (every, text):
+            show(*wrap(said, WIDTH_OF_A_FILE, break_on_hyphens=False))
 
 
 def line(row: dict[str, Any]) -> dict[str, str]:
@@ -73,7 +78,9 @@ def line(row: dict[str, Any]) -> dict[str, str]:
     scale = SHORT.get(row["scale"], row["scale"].removeprefix("of the "))
     if row["shared_by"] not in ("", "tensor"):
         scale += f", {row['shared_by'].replace(', ', '/')}"
-    products = {"every product": "all", "nothing": "-"}.get(row["rounds"], row["rounds"])
+    products = {"every product": "all", "every tensor": "tensors", "nothing": "-"}.get(
+        row["rounds"], row["rounds"]
+    )
     return {
         "recipe": row["recipe"],
         "values": (row["forward"] or "-").removeprefix("MX_"),
@@ -87,6 +94,10 @@ def line(row: dict[str, Any]) -> dict[str, str]:
 def describe(recipe: "Recipe") -> dict[str, Any]:
     """One row of the table; in JSON with the three products."""
     value, gradient, result = recipe.value, recipe.gradient, recipe.main.results
+    if recipe.throughout is not None:
+        from unitscale.recipes import Operand
+
+        value = gradient = Operand(recipe.throughout.format, value.scale)
     return {
         "recipe": recipe.name,
         "forward": value.format.name if value.format else None,
@@ -96,6 +107,8 @@ def describe(recipe: "Recipe") -> dict[str, Any]:
         "shared_by": shared_by(recipe),
         "rounds": ", ".join(rule.op for rule in recipe.rules).replace("*", "every product")
         if recipe.rounds
+        else "every tensor"
+        if recipe.throughout
         else "nothing",
         "saved": None if recipe.saved is None else str(recipe.saved),
         "used_by": recipe.users,

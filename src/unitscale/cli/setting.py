@@ -3,8 +3,9 @@
 FIELDS = {
     "warmup_fraction": ("0.05", "share of the steps over which the learning rate rises from zero"),
     "final_lr_fraction": ("0.1", "share of the peak learning rate where the cosine ends"),
-    "weight_decay": ("0.0", "of AdamW"),
-    "betas": ("[0.9, 0.99]", "of AdamW"),
+    "optimizer": ("adamw", "or sgd, with momentum; it needs --lr"),
+    "weight_decay": ("0.0", "of the optimizer"),
+    "betas": ("[0.9, 0.99]", "of AdamW; of sgd the first is its momentum"),
     "clip_norm": ("none", "largest norm of the gradient of all parameters"),
     "eval_windows": ("256", "fixed validation windows"),
     "eval_every": ("none", "steps between validations; without it the last step is validated"),
@@ -22,6 +23,11 @@ MODEL_FIELDS = {
     "activation": ("gelu", "of the MLP and the convolution: gelu, relu or silu"),
     "bias": ("false", "biases on linear layers and convolutions"),
     "dropout": ("0.0", "on the output of each branch"),
+    "ffn_act_mult": ("1.0", "u-μP, unit-scaled models: multiplier in the MLP's activation"),
+    "attn_softmax_mult": ("1.0", "u-μP, unit-scaled models: of the attention's logits"),
+    "residual_mult": ("1.0", "u-μP, unit-scaled models: of all branches over the embedding"),
+    "residual_attn_ratio": ("1.0", "u-μP, unit-scaled models: of attention's branches over MLPs'"),
+    "loss_softmax_mult": ("1.0", "u-μP, unit-scaled models: of the logits in the loss"),
 }
 """Options of the built-in model, set as `model.NAME`."""
 

@@ -1,10 +1,12 @@
 """`unitscale train`: one run, resumable."""
 
 import json as json_module
+import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -127,24 +129,31 @@ def train(
                     spread=spread,
                 )
             reported(spread, lambda: write_report(out))
-            if not spread.is_alone and progress.last.get("not_finite_on"):
-                ranks = ", ".join(map(str, progress.last["not_finite_on"]))
-                fail(
-                    f"the loss of step {progress.last['step']} is not finite on rank {ranks}, and "
-                    "the run ends there as diverged",
-                    code=FAILED,
-                )
-            if not spread.leads:
-                return
-            if json:
+            if spread.leads and json:
                 print(json_module.dumps(asdict(result), indent=2))
-                return
-            from unitscale.report import comparison_table
+            elif spread.leads:
+                from unitscale.report import comparison_table
 
-            results = {
-                "data": corpus.name,
-                "model": config.model_name,
-                "steps": config.steps,
-                "runs": [asdict(result)],
-            }
-            show(comparison_table(results), *left_out(results))
+                results = {
+                    "data": corpus.name,
+                    "model": config.model_name,
+                    "steps": config.steps,
+                    "runs": [asdict(result)],
+                }
+                show(comparison_table(results), *left_out(results))
+            if result.diverged:
+                # torchrun ends all ranks when one has failed: rank 0 first says what there is.
+                reported(spread, sys.stdout.flush)
+                fail(diverged(result.steps_done, progress.last), code=FAILED)
+
+
+def diverged(steps: int, last: Mapping[str, Any]) -> str:
+    """The line of a run that diverged, the same on any number of ranks but for their numbers.
+
+    Args:
+        last: the last record of the run; empty if it had ended before.
+    """
+    line = f"the run diverged, and ends at step {steps}"
+    if last.get("not_finite_on"):
+        line += f": the loss is not finite on rank {', '.join(map(str, last['not_finite_on']))}"
+    return f"{line}; its report has the curve, and `analyse` says where its numerics break"

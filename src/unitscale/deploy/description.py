@@ -12,7 +12,10 @@ quant_args.py (0.20); NVIDIA/TensorRT-Model-Optimizer, modelopt/torch/export/con
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from unitscale.deploy.layer import Plan
+import torch
+
+from unitscale.deploy.layer import Layer, Plan
+from unitscale.deploy.scheme import Scheme
 
 __all__ = ["FORMATS", "Format", "check_format", "compressed_tensors", "modelopt", "own"]
 
@@ -42,15 +45,35 @@ def check_format(name: str) -> None:
         raise ValueError(f"export: format is {name!r}; expected one of {', '.join(FORMATS)}")
 
 
-def groups() -> dict[str, Any]:
+def operands(scheme: Scheme | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What is said of weights and inputs, of which weights alone may be rounded.
+
+    Args:
+        scheme: of a quantized model; None is static units.
+    """
+    if scheme is None:
+        return dict(STATIC), dict(STATIC)
+    kind = "int" if scheme.weight.element.is_uniform else "float"
+    is_whole = scheme.weight.groups.scale_shape((2, 2)) == ()
+    weights = STATIC | {"type": kind, "strategy": "tensor" if is_whole else "channel"}
+    if scheme.input is None:
+        return weights, None
+    if scheme.is_static:
+        return weights, STATIC | {"type": kind}
+    return weights, STATIC | {"type": kind, "strategy": "token", "dynamic": True}
+
+
+def file_format(scheme: Scheme | None) -> str:
+    """What compressed-tensors calls files of such weights."""
+    is_integer = scheme is not None and scheme.weight.element.is_uniform
+    return "int-quantized" if is_integer else "float-quantized"
+
+
+def groups(scheme: Scheme | None) -> dict[str, Any]:
     """All linear layers that are not ignored, inputs and weights."""
-    return {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": dict(STATIC),
-            "input_activations": dict(STATIC),
-        }
-    }
+    weights, inputs = operands(scheme)
+    group = {"targets": ["Linear"], "weights": weights}
+    return {"group_0": group if inputs is None else group | {"input_activations": inputs}}
 
 
 def ignored_by_servers(ignored: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -67,10 +90,10 @@ def compressed_tensors(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
     """`quantization_config` of config.json. Without its status the loader would round codes."""
     return {
         "quant_method": "compressed-tensors",
-        "format": "float-quantized",
+        "format": file_format(plan.scheme),
         "quantization_status": "compressed",
         "ignore": ignored_by_servers(plan.ignored, names),
-        "config_groups": groups(),
+        "config_groups": groups(plan.scheme),
     }
 
 
@@ -88,7 +111,7 @@ def modelopt(
         "quant_algo": "FP8",
         "producer": producer,
         "ignore": patterns,
-        "config_groups": groups(),
+        "config_groups": groups(plan.scheme),
     }
     beside = {
         "producer": producer,
@@ -101,14 +124,16 @@ def modelopt(
     return config, beside
 
 
-def own(plan: Plan, version: str) -> dict[str, Any]:
-    """unitscale.json: the units of every layer as exponents."""
+def own(plan: Plan, dtype: torch.dtype, version: str) -> dict[str, Any]:
+    """unitscale.json: the units of every layer as exponents, and the dtype of the model."""
     return {
         "version": VERSION,
         "unitscale": version,
+        "dtype": str(dtype).removeprefix("torch."),
         "element": "E4M3FN",
         "layers": {
             layer.path: {"weight_log2": layer.weight_log2, "input_log2": layer.input_log2}
             for layer in plan.layers
+            if isinstance(layer, Layer)
         },
     }

@@ -2,19 +2,22 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unitscale import __version__
+from unitscale.deploy.code import is_sound
 from unitscale.deploy.description import (
     Format,
     check_format,
@@ -22,8 +25,11 @@ from unitscale.deploy.description import (
     modelopt,
     own,
 )
-from unitscale.deploy.layer import Plan, plan_of, tensors_of
-from unitscale.deploy.pretrained import Exported, exported_part
+from unitscale.deploy.layer import Plan, StoredLayer, plan_of, tensors_of
+from unitscale.deploy.pretrained import Exported, exported_part, unlike_stock
+from unitscale.deploy.quantized import quantized_layers
+from unitscale.deploy.stored import described, plan_of_quantized
+from unitscale.deploy.tokenizer import tokenizer_files
 from unitscale.units import recipe_of
 
 __all__ = ["Export", "export"]
@@ -34,15 +40,8 @@ CONFIG, BESIDE, OWN, TENSORS = (
     "unitscale.json",
     "model.safetensors",
 )
-TOKENIZER_FILES = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template.*",
-)
+MARK = "unitscale_recipe"
+"""In config.json of a quantized model: its recipe, whose scales are any numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def export(
     differences: Literal["refuse", "report"] = "refuse",
     max_shard_size: str | int = "5GB",
 ) -> Export:
-    """Write a scaled model as a folder that inference servers load: FP8 weights, static scales.
+    """Write a scaled or quantized model as a folder that servers load: FP8 weights and scales.
 
     A stock loader computes the logits of the model's evaluation, on a CPU to the bit, in FP32 and
     in BF16: the scales in the file are the units, which are powers of two. Nothing is calibrated.
@@ -92,7 +91,8 @@ def export(
 
     Args:
         model: scaled, best by "fp8-serve" from the start of training, and evaluated at least once
-            since. Of a wrapper the model of `transformers` in it is written.
+            since; or quantized, see `quantize`. Of a wrapper the model of `transformers` in it is
+            written.
         folder: new or empty.
         format: "compressed-tensors" for transformers, vLLM and SGLang; "modelopt" the same tensors
             as NVIDIA's tools name them; "safetensors" any module, for `load`.
@@ -112,21 +112,33 @@ def export(
     check_folder(target)
     if differences not in ("refuse", "report"):
         raise ValueError(f"export: differences is {differences!r}; expected 'refuse' or 'report'")
-    recipe = recipe_of(model, "export")
+    check_shard_size(max_shard_size)
+    is_quantized = bool(quantized_layers(model))
+    recipe = None if is_quantized else recipe_of(model, "export")
     exported = exported_part(model, any_module=format == "safetensors")
-    plan = plan_of(model, recipe, exported)
+    if recipe is None:
+        plan = plan_of_quantized(model, exported, format)
+    else:
+        plan = plan_of(model, recipe, exported)
     refuse_not_finite(exported)
-    plan.differences += differences_of_dtype(exported)
+    refuse_names(exported, plan, any_name=format == "safetensors")
+    if recipe is not None or format != "safetensors":
+        plan.differences += differences_of_dtype(exported)
+    if format != "safetensors":
+        plan.differences += unlike_stock(
+            exported.module, {x.path for x in plan.layers if isinstance(x, StoredLayer)}
+        )
     if plan.differences and differences == "refuse":
         found = "; ".join(plan.differences)
         raise ValueError(
-            f"export: a server would not compute what this model does: {found}; train with "
-            "'fp8-serve', or take differences='report' to export it all the same"
+            f"export: a server would not compute what this model does: {found}; "
+            + "train with 'fp8-serve', or " * (not is_quantized)
+            + "take differences='report' to export it all the same"
         )
     save_tokenizer = tokenizer_files(tokenizer)
     with new_folder(target) as temporary:
         if format == "safetensors":
-            write_own(exported.module, plan, temporary)
+            write_own(exported, plan, temporary)
         else:
             write_pretrained(exported.module, plan, format, temporary, max_shard_size)
         save_tokenizer(temporary)
@@ -140,14 +152,59 @@ def export(
     )
 
 
+def check_shard_size(size: str | int) -> None:
+    """Refuse what is no size of a file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    is_text = isinstance(size, str) and re.fullmatch(r"[1-9][0-9]*[KMGT]i?B", size, re.IGNORECASE)
+    if not is_text and not (type(size) is int and size > 0):
+        raise ValueError(
+            f"export: max_shard_size is {size!r}; expected bytes, or a text such as '5GB'"
+        )
+
+
+def refuse_names(exported: Exported, plan: Plan, *, any_name: bool) -> None:
+    """Refuse what a file of tensors cannot hold: other values, and names that are those of scales.
+
+    Args:
+        any_name: whether only the scales of this very model count, or all that look like one.
+    Raises:
+        ValueError: names the first.
+    """
+    scales = plan_tensors(plan)
+    for name, value in exported.module.state_dict().items():
+        if name in own_tensors(plan):
+            continue
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"export: {name!r} in the model's state is a {type(value).__name__}; a file of "
+                "tensors holds tensors alone: have get_extra_state() return one"
+            )
+        is_scale = name.rpartition(".")[2] in ("weight_scale", "input_scale")
+        if is_scale and (name in scales or not any_name):
+            raise ValueError(
+                f"export: the model has {name!r} of its own, and a reader takes that name for the "
+                "scale of a layer; rename it"
+            )
+
+
+def own_tensors(plan: Plan) -> set[str]:
+    """The names of what quantized layers hold in the model's own state."""
+    stored = (layer for layer in plan.layers if isinstance(layer, StoredLayer))
+    return {f"{layer.path}.{name}" for layer in stored for name in layer.module._buffers}
+
+
 def refuse_not_finite(exported: Exported) -> None:
-    """Refuse parameters that hold NaN or infinity, those that are not rounded too.
+    """Refuse tensors that hold NaN or infinity, those that are not rounded too.
 
     Raises:
         ValueError: names the first.
     """
-    for name, value in exported.module.named_parameters():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    for name, value in exported.module.state_dict(keep_vars=True).items():
+        is_buffer = not isinstance(value, nn.Parameter)
+        if isinstance(value, Tensor) and not is_sound(value, may_be_infinite=is_buffer):
             raise ValueError(
                 f"export: {name!r} holds NaN or infinity; restore an earlier checkpoint"
             )
@@ -173,19 +230,35 @@ def differences_of_dtype(exported: Exported) -> Iterator[str]:
             return
 
 
-def write_own(module: nn.Module, plan: Plan, folder: Path) -> None:
+def write_own(exported: Exported, plan: Plan, folder: Path) -> None:
     """Any module: one file of tensors, and the units beside it."""
+    module = exported.module
+    if plan.scheme is not None:
+        write_quantized(exported, plan, folder)
+        return
     tensors = stored_tensors(module, plan)
     seen: dict[int, str] = {}
-    kept = {}
+    kept = {name: tensors[name] for name in plan_tensors(plan)}
     for name, value in module.state_dict(keep_vars=True).items():
-        if seen.setdefault(id(value), name) == name or name in plan_tensors(plan):
-            kept[name] = tensors.pop(name)  # of tied weights the first name is kept
-    scales = {name for name in tensors if name.endswith(("weight_scale", "input_scale"))}
-    kept |= {name: tensors[name] for name in scales & plan_tensors(plan)}
+        if seen.setdefault(id(value), name) == name:
+            kept[name] = tensors[name]  # of tied weights the first name is kept
     kept = {name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}
     save_file(kept, folder / TENSORS, {"format": "pt"})
-    write_json(folder / OWN, own(plan, __version__))
+    write_json(folder / OWN, own(plan, exported.dtype, __version__))
+
+
+def write_quantized(exported: Exported, plan: Plan, folder: Path) -> None:
+    """A quantized module: its own state, and beside it what its layers are."""
+    seen: dict[int, str] = {}
+    kept = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in exported.module.state_dict(keep_vars=True).items()
+        if seen.setdefault(id(value), name) == name
+    }
+    save_file(kept, folder / TENSORS, {"format": "pt"})
+    write_json(
+        folder / OWN, own(plan, exported.dtype, __version__) | {"quantized": described(plan)}
+    )
 
 
 def plan_tensors(plan: Plan) -> set[str]:
@@ -196,6 +269,8 @@ def plan_tensors(plan: Plan) -> set[str]:
 def stored_tensors(module: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """All tensors of a module, those of its layers as codes and scales."""
     tensors: dict[str, Tensor] = dict(module.state_dict())
+    for name in own_tensors(plan):
+        tensors.pop(name, None)
     for layer in plan.layers:
         tensors |= tensors_of(layer)
     return tensors
@@ -212,26 +287,46 @@ def write_pretrained(
     from transformers.utils import logging
 
     config = module.config
-    before = {name: getattr(config, name, None) for name in ("dtype", "architectures")}
+    before = {name: config.__dict__[name] for name in CHANGED if name in config.__dict__}
+    names = [name for name, _ in module.named_parameters()]
+    beside = None
+    if format == "modelopt":
+        quantization, beside = modelopt(plan, names, __version__)
+    else:
+        quantization = compressed_tensors(plan, names)
     shows_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
+        # Before a weight is written: without it a loader takes codes for weights.
+        config.quantization_config = quantization
+        if plan.scheme is not None:
+            setattr(config, MARK, plan.scheme.name)
         module.save_pretrained(
             folder, state_dict=stored_tensors(module, plan), max_shard_size=max_shard_size
         )
+    except (ValueError, TypeError) as error:  # of a configuration, or of one of generation
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"export: the save_pretrained of {type(module).__name__} fails: {reason[:300]}"
+        ) from error
     finally:
-        for name, value in before.items():
-            setattr(config, name, value)
+        for name in CHANGED:
+            config.__dict__.pop(name, None)
+        config.__dict__.update(before)
         if shows_progress:
             logging.enable_progress_bar()
-    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    names = [name for name, _ in module.named_parameters()]
-    if format == "modelopt":
-        content["quantization_config"], beside = modelopt(plan, names, __version__)
+    if beside is not None:
         write_json(folder / BESIDE, beside)
-    else:
-        content["quantization_config"] = compressed_tensors(plan, names)
-    write_json(folder / CONFIG, content)
+    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if content.get("quantization_config") != quantization:
+        raise ValueError(
+            f"export: the save_pretrained of {type(module).__name__} wrote no quantization_config; "
+            "format='safetensors' writes any module"
+        )
+
+
+CHANGED = ("dtype", "architectures", "quantization_config", MARK)
+"""What is set on the configuration of a model while it is saved."""
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -239,38 +334,22 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def tokenizer_files(tokenizer: Any) -> Callable[[Path], object]:
-    """What writes the files of a tokenizer into a folder.
-
-    Raises:
-        ValueError: a folder without any. TypeError: neither a tokenizer nor a folder.
-    """
-    if tokenizer is None:
-        return lambda folder: None
-    if callable(save := getattr(tokenizer, "save_pretrained", None)):
-        return lambda folder: save(folder)
-    if not isinstance(tokenizer, str | Path):
-        raise TypeError(
-            f"export: tokenizer is a {type(tokenizer).__name__}; expected one of transformers, or "
-            "a folder with its files"
-        )
-    source = Path(tokenizer)
-    files = [file for pattern in TOKENIZER_FILES for file in sorted(source.glob(pattern))]
-    if not files:
-        raise ValueError(f"export: {source} has no files of a tokenizer, as tokenizer.json")
-    return lambda folder: [shutil.copy(file, folder) for file in files]
-
-
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that holds something.
+    """Refuse a folder that holds something, or that cannot be made.
 
     Raises:
-        ValueError: it is a file, or is not empty.
+        ValueError: it, or one that it is to be in, is a file; it is not empty. PermissionError: its
+            place cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"export: {folder} is a file; expected a new folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"export: {folder} is not empty; choose a new folder")
+    place = next(outer for outer in folder.resolve().parents if outer.exists())
+    if not place.is_dir():
+        raise ValueError(f"export: {folder} is to be inside of {place}, which is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"export: {place} cannot be written; choose another folder")
 
 
 @contextmanager
@@ -281,9 +360,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         ValueError: `folder` is a file, or is not empty. OSError: it cannot be written.
     """
     check_folder(folder)
-    folder = folder.absolute()
+    folder = folder.resolve()  # a link stays, and what it points to is written
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -292,8 +371,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
                     os.fsync(opened.fileno())  # else a crash could leave names with no content
         temporary.chmod(0o777 & ~umask())  # a temporary folder is for its owner alone
         temporary.replace(folder)  # over an empty folder, if there is one
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # a disk that is full is no OSError there
+            raise OSError(f"export: {folder} cannot be written: {error}") from None
         raise
 
 

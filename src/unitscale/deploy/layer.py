@@ -6,22 +6,23 @@ Everything is checked here, before a file is written.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from unitscale.deploy.code import encode, values
+from unitscale.deploy.code import INPUT_LOG2, WEIGHT_LOG2, encode, unit_fault, values
 from unitscale.deploy.pretrained import Exported
+from unitscale.deploy.quantized import QuantizedLayer
+from unitscale.deploy.scheme import Scheme
 from unitscale.formats import E4M3FN
 from unitscale.recipes import RECIPES, Operand, Recipe, Unit
 from unitscale.units import LayerUnit, fused_weights, layer_units, summary
+from unitscale.units.layer_unit import evaluated_parameters
 
 __all__ = ["Layer", "Plan", "plan_of"]
 
 SERVED = Operand(E4M3FN, Unit())
-SMALLEST_WEIGHT_LOG2, LARGEST_WEIGHT_LOG2 = -15, 7
-"""Servers that join weights bring them to one scale in float16, which is exact between these."""
-
 TRAIN_SERVE = "train with 'fp8-serve', which rounds what servers round"
 
 
@@ -43,6 +44,19 @@ class Layer:
     input_log2: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredLayer:
+    """One quantized layer, which holds its codes already.
+
+    Args:
+        path: in the model that is exported.
+        module: the layer.
+    """
+
+    path: str
+    module: QuantizedLayer
+
+
 @dataclass(kw_only=True)
 class Plan:
     """What an export will hold.
@@ -51,11 +65,15 @@ class Plan:
         layers: what is stored in eight bits.
         ignored: paths of the linear layers that are not.
         differences: what a server computes otherwise than the model's evaluation, in words.
+        scheme: of a quantized model, how; of one with units None.
+        also: what else a quantized model rounds.
     """
 
-    layers: Sequence[Layer]
+    layers: Sequence[Layer | StoredLayer]
     ignored: Sequence[str]
     differences: list[str] = field(default_factory=list)
+    scheme: Scheme | None = None
+    also: tuple[str, ...] = ()
 
 
 def plan_of(model: nn.Module, recipe: Recipe, exported: Exported) -> Plan:
@@ -78,8 +96,7 @@ def plan_of(model: nn.Module, recipe: Recipe, exported: Exported) -> Plan:
         if row.weight and type(module) is nn.Linear:
             layer = layer_of(row, module, exported)
             check_unit(layer, taken.setdefault(layer.path, layer))
-    layers = list(taken.values())
-    layers, changed = joined(exported.module, layers)
+    layers, changed = joined(exported.module, list(taken.values()))
     if not layers:
         raise ValueError(
             "export: the recipe rounds no nn.Linear of this model, so that nothing would be stored "
@@ -94,6 +111,7 @@ def plan_of(model: nn.Module, recipe: Recipe, exported: Exported) -> Plan:
         for path, module in exported.module.named_modules()
         if isinstance(module, nn.Linear) and path not in paths
     ]
+    differences += uncalled(model, recipe, exported, ignored)
     return Plan(layers=layers, ignored=ignored, differences=[*differences, *changed])
 
 
@@ -130,6 +148,36 @@ def evaluated(model: nn.Module) -> list[LayerUnit]:
             "evaluate once more after training, with remeasure= other than 'never'"
         )
     return found
+
+
+def uncalled(
+    model: nn.Module, recipe: Recipe, exported: Exported, ignored: Sequence[str]
+) -> Iterator[str]:
+    """The layers that nobody asked to keep in full precision, and that evaluation never called.
+
+    Args:
+        ignored: the layers that are not rounded, by their paths in the exported part.
+    """
+    seen = evaluated_parameters(model)
+    known = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in seen}
+    found = [
+        path
+        for path in ignored
+        if id(exported.module.get_submodule(path).weight) not in known
+        and not is_skipped(recipe, exported.outside(path))
+    ]
+    if found:
+        yield (
+            f"evaluation never called {listed(found)}, so how it rounds them is not known; "
+            "evaluate a batch that reaches them, or name them in skip= to keep full precision"
+        )
+
+
+def is_skipped(recipe: Recipe, path: str) -> bool:
+    """Whether a recipe keeps a module, or one around it, in full precision."""
+    names = path.split(".")
+    around = [".".join(names[: count + 1]) for count in range(len(names))]
+    return any(fnmatchcase(outer, pattern) for outer in around for pattern in recipe.skip)
 
 
 def other_products(
@@ -235,12 +283,15 @@ def check_weight(layer: Layer) -> None:
             f"largest at its unit 2^{layer.weight_log2}; it has grown since it was measured: call "
             "us.recalibrate(model), then train a step"
         )
-    if not SMALLEST_WEIGHT_LOG2 <= layer.weight_log2 <= LARGEST_WEIGHT_LOG2:
-        raise ValueError(
-            f"export: the weight of {layer.path!r} has the unit 2^{layer.weight_log2}; servers "
-            f"that join weights compute in float16, and need 2^{SMALLEST_WEIGHT_LOG2} to "
-            f"2^{LARGEST_WEIGHT_LOG2}: skip={[layer.path]!r} keeps it in full precision"
-        )
+    for what, log2, limits, why in (
+        ("weight", layer.weight_log2, WEIGHT_LOG2, ", as servers that join weights use float16"),
+        ("input", layer.input_log2, INPUT_LOG2, ""),
+    ):
+        if fault := unit_fault(log2, limits):
+            raise ValueError(
+                f"export: the {what} of {layer.path!r} has the unit {fault}{why}: "
+                f"skip={[layer.path]!r} keeps it in full precision"
+            )
     assert not bool(torch.isnan(encode(weight, layer.weight_log2).float()).any())
 
 
@@ -274,11 +325,21 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, every[:3])) + more
 
 
-def tensors_of(layer: Layer) -> dict[str, Tensor]:
-    """The tensors that stand for a layer in a file: codes, and two scales that recover.
+def tensors_of(layer: Layer | StoredLayer) -> dict[str, Tensor]:
+    """The tensors that stand for a layer in a file: codes, and scales that recover.
 
     A scale of no dimension would fail to load.
     """
+    if isinstance(layer, StoredLayer):
+        module = layer.module
+        scale = module.weight_scale
+        found = {
+            "weight": module.weight_codes,
+            "weight_scale": scale if scale.dim() else scale[None],
+        }
+        if module.input_scale is not None:
+            found["input_scale"] = module.input_scale
+        return {f"{layer.path}.{name}": x for name, x in found.items()}
     return {
         f"{layer.path}.weight": encode(layer.module.weight, layer.weight_log2),
         f"{layer.path}.weight_scale": torch.tensor([2.0**layer.weight_log2], dtype=torch.float32),

@@ -3,13 +3,16 @@
 from dataclasses import replace
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from unitscale.deploy.code import CODE, INPUT_LOG2, WEIGHT_LOG2, is_sound, unit_fault
 from unitscale.deploy.description import VERSION
 from unitscale.deploy.export import OWN, TENSORS
-from unitscale.deploy.folder import Folder, is_own, read_file, read_object
+from unitscale.deploy.folder import Folder, exponent_of, is_own, read_file, read_object
+from unitscale.deploy.stored import quantized_as_described, restored
 from unitscale.deploy.verify import refuse_faults
 from unitscale.recipes import RECIPES
 from unitscale.units import give_units, unit_scale
@@ -39,6 +42,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise ValueError(f"load: {folder} names its own architecture; leave model= out")
     opened = Folder(path)
     refuse_faults(opened)
+    if opened.scheme is not None:
+        return quantized_as_described(opened.loaded(), opened.scheme, opened.tensors, opened.layers)
     return evaluating(opened.loaded(), opened.units())
 
 
@@ -49,35 +54,89 @@ def load_own(folder: Path, model: nn.Module | None) -> nn.Module:
             f"load: {folder} is of format 'safetensors', which does not say what the model is; "
             "pass a plain one of its architecture: load(folder, model)"
         )
-    layers = own_layers(folder)
-    tensors = dict(read_file(folder / TENSORS))
-    values = {n: x for n, x in tensors.items() if not n.endswith((".weight_scale", ".input_scale"))}
+    content = read_object(folder / OWN)
+    values = dict(read_file(folder / TENSORS))
+    if "quantized" in content:
+        restored(model, content["quantized"], folder / OWN)
+        own = model.state_dict(keep_vars=True)
+        fill(model, folder, own, values)
+        return model.eval()
+    layers = own_layers(folder, content)
     own = model.state_dict(keep_vars=True)
-    for path, (weight_log2, _) in layers.items():
+    dtypes = {name: getattr(value, "dtype", None) for name, value in own.items()}
+    for path, units in layers.items():
         name = f"{path}.weight"
         if name not in values or name not in own:
             raise ValueError(f"load: {folder} has no {name!r}, or the model has none")
-        values[name] = (values[name].float() * 2.0**weight_log2).to(own[name].dtype)
+        for scale, log2 in zip((f"{path}.{s}" for s in SCALE_NAMES), units, strict=True):
+            found = values.pop(scale, None)
+            if found is not None and exponent_of(f"{folder / TENSORS}: {scale}", found) != log2:
+                raise ValueError(
+                    f"{folder}: {scale!r} is {found.tolist()}, and {OWN} says 2^{log2}"
+                )
+        if values[name].dtype != CODE:
+            raise ValueError(f"load: {folder}: {name!r} is in {values[name].dtype}; expected codes")
+        values[name] = (values[name].float() * 2.0 ** units[0]).to(dtypes[name])
+    check_dtypes(folder, content.get("dtype"), layers, dtypes, values)
+    fill(model, folder, own, values)
+    return evaluating(model, {f"{path}.weight": units for path, units in layers.items()})
+
+
+def fill(model: nn.Module, folder: Path, own: dict[str, Any], values: dict[str, Tensor]) -> None:
+    """Give a model the tensors of a file, which has each once.
+
+    Args:
+        own: the model's own tensors by name.
+    Raises:
+        ValueError: they are of another model, by name or shape, or hold NaN; it names some.
+    """
+    for name, value in values.items():
+        if not is_sound(value, may_be_infinite=not isinstance(own.get(name), nn.Parameter)):
+            raise ValueError(f"load: {folder}: {name!r} holds NaN or infinity")
     kept = {id(own[name]) for name in values if name in own}
     missing = [name for name, value in own.items() if id(value) not in kept]
     unknown = sorted(values.keys() - own.keys())
-    wrong = [n for n in values if n in own and values[n].shape != own[n].shape]
+    wrong = [n for n in values if n in own and values[n].shape != getattr(own[n], "shape", None)]
     if missing or unknown or wrong:
         raise ValueError(
             f"load: {folder} is of another model: missing {missing[:3]}, unknown {unknown[:3]}, of "
             f"another shape {wrong[:3]}"
         )
     model.load_state_dict(values, strict=False)
-    return evaluating(model, {f"{path}.weight": units for path, units in layers.items()})
 
 
-def own_layers(folder: Path) -> dict[str, tuple[int, int]]:
+def check_dtypes(
+    folder: Path,
+    dtype: Any,
+    layers: dict[str, Any],
+    dtypes: dict[str, Any],
+    values: dict[str, Tensor],
+) -> None:
+    """Refuse a model in another dtype, which would compute something else.
+
+    Args:
+        dtype: of the model that was exported, by name, of which its codes say nothing.
+    Raises:
+        ValueError: names the first tensor that differs.
+    """
+    for name, value in values.items():
+        stored = str(value.dtype).removeprefix("torch.")
+        if name.removesuffix(".weight") in layers:
+            stored = dtype
+        here = str(dtypes[name]).removeprefix("torch.")
+        if stored is not None and stored != here:
+            raise ValueError(
+                f"load: {name!r} is in {here}, and was exported in {stored}; make the model in the "
+                f"dtype of the export, as model.to(torch.{stored})"
+            )
+
+
+def own_layers(folder: Path, content: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """The units of the layers in unitscale.json.
 
     Raises:
         ValueError: it is damaged, or of another version.
     """
-    content = read_object(folder / OWN)
     if content.get("version") != VERSION:
         raise ValueError(
             f"{folder / OWN} is of version {content.get('version')!r}; expected {VERSION}"
@@ -86,11 +145,17 @@ def own_layers(folder: Path) -> dict[str, tuple[int, int]]:
     layers = content.get("layers")
     for path, units in layers.items() if isinstance(layers, dict) else ():
         pair = [units.get(key) if isinstance(units, dict) else None for key in UNITS]
-        weight, x = (u if type(u) is int and abs(u) <= LARGEST else None for u in pair)
-        if weight is None or x is None:
+        weight, x = (u if type(u) is int else None for u in pair)
+        faults = (
+            ()
+            if weight is None or x is None
+            else (unit_fault(weight, WEIGHT_LOG2), unit_fault(x, INPUT_LOG2))
+        )
+        if weight is None or x is None or any(faults):
             raise ValueError(
                 f"{folder / OWN}: {path!r} has the units {units!r}; expected whole numbers "
-                f"{UNITS[0]} and {UNITS[1]} from -{LARGEST} to {LARGEST}"
+                f"{UNITS[0]} from {WEIGHT_LOG2[0]} to {WEIGHT_LOG2[1]} and {UNITS[1]} from "
+                f"{INPUT_LOG2[0]} to {INPUT_LOG2[1]}"
             )
         found[path] = (weight, x)
     if not found:
@@ -99,7 +164,7 @@ def own_layers(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 UNITS = ("weight_log2", "input_log2")
-LARGEST = 126
+SCALE_NAMES = ("weight_scale", "input_scale")
 
 
 def evaluating(model: nn.Module, units: dict[str, tuple[int, int]]) -> nn.Module:

@@ -1,11 +1,14 @@
 """The model of `transformers` in a model: servers load nothing else."""
 
+import copy
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["Exported", "exported_part", "is_pretrained"]
+__all__ = ["Exported", "exported_part", "is_pretrained", "unlike_stock"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class Exported:
                 "transformers; servers would not have it"
             )
         return path.removeprefix(start)
+
+    def outside(self, path: str) -> str:
+        """The inverse of `within`: the path in the whole model of one in this part."""
+        return ".".join(name for name in (self.path, path) if name)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -86,3 +93,46 @@ def is_inside(model: nn.Module, path: str) -> bool:
     names = path.split(".") if path else []
     around = (".".join(names[:count]) for count in range(len(names)))
     return any(is_pretrained(model.get_submodule(outer)) for outer in around)
+
+
+def unlike_stock(module: Any, but: Collection[str] = ()) -> Iterator[str]:
+    """In what a model is another than the one that a loader makes of its configuration, in words.
+
+    A class of one's own, or tensors that were added to or taken from a model: a loader takes the
+    class that the configuration names, drops what that has no place for, and draws what is missing.
+
+    Args:
+        but: paths of modules that hold their tensors otherwise, as quantized layers do.
+    """
+    import transformers
+
+    kind = type(module)
+    has_code = bool(
+        getattr(module.config, "auto_map", None)
+    )  # written beside, for loaders that ask
+    if getattr(transformers, kind.__name__, None) is not kind and not has_code:
+        yield (
+            f"{kind.__name__} is no class of transformers, so that loaders take another one; "
+            "register_for_auto_class() has its code written beside"
+        )
+        return
+    try:
+        with torch.device("meta"):
+            stock = kind(copy.deepcopy(module.config))
+    except Exception:  # one that cannot be made so is not compared
+        return
+    own, expected = (
+        {
+            name: tuple(value.shape)
+            for name, value in model.state_dict().items()
+            if name.rpartition(".")[0] not in but
+        }
+        for model in (module, stock)
+    )
+    if unlike := sorted(set(own.items()) ^ set(expected.items())):
+        name = unlike[0][0]
+        here, there = own.get(name, "not there"), expected.get(name, "not there")
+        yield (
+            f"{name!r} is {here} in this model, and {there} in the one that loaders make of its "
+            "configuration"
+        )

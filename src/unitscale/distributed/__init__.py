@@ -7,6 +7,7 @@ See `docs/distributed.md`.
 
 from unitscale.distributed.fsdp import ShardReport, fp8_all_gather, fp8_reduce_scatter
 from unitscale.distributed.hook import fp8_hook
+from unitscale.distributed.ownership import PartitionReport, partition
 from unitscale.distributed.scale import (
     AutomaticScale,
     CurrentScale,
@@ -15,12 +16,7 @@ from unitscale.distributed.scale import (
     UnitScale,
 )
 from unitscale.distributed.wire import GradientWire, WireReport
-from unitscale.distributed.zero import (
-    PartitionedStates,
-    PartitionReport,
-    partition,
-    partition_states,
-)
+from unitscale.distributed.zero import PartitionedStates, partition_states
 
 __all__ = [
     "AutomaticScale",

@@ -12,9 +12,8 @@ Source: arXiv 2310.18313 (FP8-LM), section 3.3; MS-AMP 0.4.0.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
@@ -24,64 +23,23 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from unitscale.distributed.agreement import agree
+from unitscale.distributed.guard import guard
+from unitscale.distributed.ownership import PartitionReport, partition
 from unitscale.formats import E4M3FN, E5M2, Codec, Encoded, FloatFormat, torch_dtype
 from unitscale.formats.scale_rule import power_of_two_code, power_of_two_value
 
-__all__ = ["PartitionReport", "PartitionedStates", "partition", "partition_states"]
+__all__ = ["PartitionedStates", "partition_states"]
 
 
 PARTITIONED: WeakSet[torch.optim.Optimizer] = WeakSet()
 """Optimizers with hooks of `PartitionedStates`; a second pair would send all weights twice."""
 
 
-def partition(numels: Sequence[int], ranks: int) -> list[int]:
-    """The owner of each tensor: greedy, the largest first, to the rank with the fewest elements.
-
-    No rank has more than the mean plus the largest tensor.
-
-    Args:
-        numels: elements of each tensor. Of two that are equal, that with the lower index modulo
-            `ranks` comes first, as in MS-AMP.
-    Raises:
-        ValueError: `ranks` is no positive int.
-    """
-    if type(ranks) is not int or ranks < 1:
-        raise ValueError(f"partition: ranks is {ranks!r}; expected an int of 1 or more")
-    loads, owners = [0] * ranks, [0] * len(numels)
-    for index in sorted(range(len(numels)), key=lambda i: (-numels[i], i % ranks)):
-        owner = loads.index(min(loads))
-        owners[index] = owner
-        loads[owner] += numels[index]
-    return owners
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartitionReport:
-    """What this rank owns and has sent.
-
-    loads: elements that each rank owns.
-    steps: after which weights were exchanged.
-    bytes_sent: by this rank as an owner, to one other rank.
-    """
-
-    rank: int
-    loads: tuple[int, ...]
-    parameters: int
-    steps: int
-    bytes_sent: int
-
-    @property
-    def imbalance(self) -> float:
-        """The largest load over the mean; 1 is perfect."""
-        return max(self.loads) * len(self.loads) / max(1, sum(self.loads))
-
-    def __str__(self) -> str:
-        return (
-            f"rank {self.rank} of {len(self.loads)} has the states of {self.parameters} tensors, "
-            f"{self.loads[self.rank]:,} of {sum(self.loads):,} elements (largest load "
-            f"{self.imbalance:.2f} of the mean); {self.bytes_sent:,} bytes sent in "
-            f"{self.steps} steps"
-        )
+NO_COPY = (
+    "partition_states: an optimizer with partitioned states is not copied or pickled, or the copy "
+    "would step without the other ranks; save gathered_state_dict(), load it into a new optimizer, "
+    "and call partition_states on that"
+)
 
 
 class PartitionedStates:
@@ -112,12 +70,17 @@ class PartitionedStates:
         self.hidden: list[tuple[Tensor, Tensor]] = []
         self.exact: dict[Tensor, Tensor] = {}
         self.steps = self.bytes_sent = 0
+        self.is_stepping = False
         optimizer.register_step_pre_hook(self.before_step)
         optimizer.register_step_post_hook(self.after_step)
+        guard(optimizer, self.after_error, NO_COPY)
         optimizer.register_load_state_dict_post_hook(self.after_load)
         self.drop_foreign()
         if self.codec is not None:
             self.exchange()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(NO_COPY)
 
     @property
     def loads(self) -> tuple[int, ...]:
@@ -193,7 +156,7 @@ class PartitionedStates:
                 "partitioned; add all groups first, then call partition_states once."
             )
         self.restore()
-        self.hidden = []
+        self.hidden, self.is_stepping = [], True
         for parameter, owner in zip(self.parameters, self.owners, strict=True):
             if owner != self.rank and parameter.grad is not None:
                 self.hidden.append((parameter, parameter.grad))
@@ -209,11 +172,28 @@ class PartitionedStates:
     @torch.no_grad()
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """A hook: gradients come back, and every rank gets the new weights."""
-        for parameter, grad in self.hidden:
-            parameter.grad = grad
-        self.hidden = []
+        self.give_back()
         self.steps += 1
         self.exchange()
+
+    @torch.no_grad()
+    def after_error(self) -> None:
+        """A step has raised: gradients come back, and this rank's weights are rounded again.
+
+        Nothing is exchanged, for other ranks may not have raised.
+        """
+        if not self.is_stepping:
+            return
+        self.give_back()
+        for parameter in self.exact:
+            self.exact[parameter] = parameter.clone()
+            parameter.copy_(self.unpacked(self.packed(parameter, True), parameter, True))
+
+    def give_back(self) -> None:
+        """Put the gradients of tensors that others own back where they were."""
+        for parameter, grad in self.hidden:
+            parameter.grad = grad
+        self.hidden, self.is_stepping = [], False
 
     @torch.no_grad()
     def exchange(self, *, exact: bool = False) -> None:
@@ -314,7 +294,7 @@ def partition_states(
     the run without it, to the bit, at about 1 / N of the states' bytes a rank, if the optimizer
     steps each parameter by itself: one that looks at all gradients together (a norm of them, say)
     sees those of its own rank alone. All ranks have to call it once, after the last group was
-    added. A copy of the optimizer is not partitioned.
+    added. The optimizer is not copied or pickled after that: this raises.
 
     Args:
         optimizer: torch's, `us.optim`'s with `states=`, or another that makes states for parameters

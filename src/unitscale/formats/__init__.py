@@ -33,6 +33,7 @@ from unitscale.formats.catalogue import (
     FP16,
     FP32,
     FP64,
+    INT8,
     TF32,
     parse,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "FP16",
     "FP32",
     "FP64",
+    "INT8",
     "MX_E2M1FN",
     "MX_E2M3FN",
     "MX_E3M2FN",

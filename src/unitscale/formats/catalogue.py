@@ -9,6 +9,7 @@ _IEEE = "IEEE 754-2019, Table 3.5"
 _OFP8 = "OCP OFP8 v1.0; arXiv 2209.05433"
 _FNUZ = "arXiv 2206.02915; StableHLO RFC 20230321-fp8_fnuz"
 _B11 = "StableHLO RFC 20230309-e4m3b11"
+_INTEGER = "symmetric integers, arXiv 2004.09602, section 3.2; -128 is left out"
 _MX = "OCP Microscaling Formats v1.0"
 
 
@@ -41,6 +42,7 @@ E4M3B11FNUZ = _row("E4M3B11FNUZ", 4, 3, 11, Specials.NEGATIVE_ZERO_NAN, _B11)
 E3M2FN = _row("E3M2FN", 3, 2, 3, Specials.NONE, _MX)
 E2M3FN = _row("E2M3FN", 2, 3, 1, Specials.NONE, _MX)
 E2M1FN = _row("E2M1FN", 2, 1, 1, Specials.NONE, _MX)
+INT8 = _row("INT8", 1, 6, -5, Specials.NEGATIVE_ZERO_NAN, _INTEGER)
 # fmt: on
 E8M0FNU = FloatFormat(
     name="E8M0FNU",
@@ -69,6 +71,7 @@ FORMATS: dict[str, FloatFormat] = {
     "E3M2FN": E3M2FN,
     "E2M3FN": E2M3FN,
     "E2M1FN": E2M1FN,
+    "INT8": INT8,
     "E8M0FNU": E8M0FNU,
 }
 

@@ -28,7 +28,8 @@ class FloatFormat:
 
     NaN, Inf and -0 are what `specials` says: IEEE formats have all three, ALL_ONES_NAN has NaN and
     -0, NEGATIVE_ZERO_NAN has NaN only, NONE has -0 only. An unsigned format has no -0.
-    Every finite value is exact in a Python float.
+    Every finite value is exact in a Python float. With one exponent bit the values are evenly
+    spaced: INT8 is whole numbers from -127 to 127, each as sign and magnitude.
 
     Args:
         name: ml_dtypes' grammar for 8 bits and below: F finite (no Inf), N NaN is one code,
@@ -49,9 +50,12 @@ class FloatFormat:
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if not 2 <= self.exponent_bits <= 11:
+        # One exponent bit gives whole multiples of one step: subnormals, then a binade as fine. It
+        # is all there is to such a format, so none of its exponents can be set aside for Inf.
+        least = 1 if self.specials in (Specials.NEGATIVE_ZERO_NAN, Specials.NONE) else 2
+        if not least <= self.exponent_bits <= 11:
             raise ValueError(
-                f"{self.name}: exponent_bits is {self.exponent_bits}; expected 2 to 11"
+                f"{self.name}: exponent_bits is {self.exponent_bits}; expected {least} to 11"
             )
         if not 0 <= self.mantissa_bits <= 52:
             raise ValueError(
@@ -77,6 +81,11 @@ class FloatFormat:
     def bits(self) -> int:
         """Width of a code: sign, exponent and mantissa."""
         return self.is_signed + self.exponent_bits + self.mantissa_bits
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all values are whole multiples of one step, as integers are."""
+        return self.exponent_bits == 1
 
     @property
     def has_inf(self) -> bool:
@@ -176,7 +185,9 @@ class FloatFormat:
         smaller = min(self.max, other.max)
         shift = min(self.mantissa_bits, other.mantissa_bits) + 1
         mantissa, exponent = math.frexp(smaller)
-        return math.ldexp(math.floor(math.ldexp(mantissa, shift)), exponent - shift)
+        found = math.ldexp(math.floor(math.ldexp(mantissa, shift)), exponent - shift)
+        step = max(self.min_subnormal, other.min_subnormal)  # both hold multiples of theirs alone
+        return found - math.fmod(found, step)
 
     def _magnitude(self, code: int) -> float:
         exponent, mantissa = divmod(code, 1 << self.mantissa_bits)

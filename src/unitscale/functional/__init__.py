@@ -65,6 +65,7 @@ from unitscale.functional.gated import (
     relu_glu,
     silu_glu,
 )
+from unitscale.functional.highway import recurrent_highway
 from unitscale.functional.linear import (
     bmm,
     einsum,
@@ -124,6 +125,7 @@ from unitscale.functional.residual import (
     residual_apply,
     residual_split,
 )
+from unitscale.functional.shift import pad_and_shift
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -186,7 +188,9 @@ __all__ = [
     "mse_loss",
     "mul",
     "nll_loss",
+    "pad_and_shift",
     "prelu",
+    "recurrent_highway",
     "relu",
     "relu6",
     "relu_glu",

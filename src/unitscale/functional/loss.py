@@ -15,6 +15,7 @@ factor is computed from them, on the device and without the input. A loss of Inf
 Half-precision input is computed in float32, and a loss returned in float32.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -43,8 +44,9 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    mult: float = 1.0,
 ) -> Tensor:
-    """`F.cross_entropy`, with the gradient of the logits multiplied by about `sqrt(classes)`.
+    """`F.cross_entropy(mult * input, ...)`, gradient multiplied by about `sqrt(classes)`.
 
     Args:
         input: logits [C], [N, C] or [N, C, d1, ...].
@@ -52,16 +54,17 @@ def cross_entropy(
         weight: [C]. The factor then divides by the rms of the weights of the targets.
         ignore_index: ids that count for nothing; see the module for what a mean does with them.
         reduction: "mean", "sum" or "none".
+        mult: multiplies the logits (u-muP's loss multiplier); their gradient stays at unit scale.
     Raises:
         TypeError: logits that are not floating-point.
-        ValueError: shapes that do not fit, or an unknown reduction.
+        ValueError: shapes that do not fit, an unknown reduction, or `mult` is not positive.
     Source: Blake, Orr, Luschi 2023, compendium of ops: `C / sqrt(C - 1)` per token.
     """
     check_floating("cross_entropy", input=input)
     axis = check_classes("cross_entropy", input, target, weight)
     classes = input.shape[axis]
     divisor = mean_divisor("cross_entropy", reduction, num_rows(input, classes))
-    input = full_precision(input)
+    input = sharpened("cross_entropy", full_precision(input), mult)
     weight = None if weight is None else weight.to(input.dtype)
     soft = target.is_floating_point()
     loss = F.cross_entropy(
@@ -106,16 +109,18 @@ def binary_cross_entropy_with_logits(
     *,
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
+    mult: float = 1.0,
 ) -> Tensor:
     """`F.binary_cross_entropy_with_logits`, gradient at unit scale whatever the share of positives.
 
-    `weight` and `pos_weight` enter the factor through the rms of the gradient at logit 0.
+    `weight` and `pos_weight` enter the factor through the rms of the gradient at logit 0; `mult`
+    multiplies the logits, whose gradient stays at unit scale.
     """
     op = "binary_cross_entropy_with_logits"
     check_floating(op, input=input, target=target, weight=weight, pos_weight=pos_weight)
     check_same_shape(op, input, target)
     divisor = mean_divisor(op, reduction, input.numel())
-    input = full_precision(input)
+    input = sharpened(op, full_precision(input), mult)
     target = target.to(input.dtype)
     weight, pos_weight = (None if x is None else x.to(input.dtype) for x in (weight, pos_weight))
     loss = F.binary_cross_entropy_with_logits(
@@ -180,6 +185,17 @@ def kl_div(
     input, target = full_precision(input), full_precision(target)
     loss = F.kl_div(input, target, reduction=reduction, log_target=log_target)
     return scale_gradient(loss, divisor / rms(target.exp() if log_target else target))
+
+
+def sharpened(op: str, logits: Tensor, mult: float) -> Tensor:
+    """`mult * logits` with the gradient of the logits: a loss is a cut-edge, so its factor is free.
+
+    Raises:
+        ValueError: `mult` is not a positive number.
+    """
+    if not 0 < mult < math.inf:
+        raise ValueError(f"{op}: mult is {mult!r}, expected a positive number; 1 changes nothing.")
+    return scaled(logits, mult, 1.0)
 
 
 def elementwise_loss(

@@ -361,7 +361,7 @@ def check_recurrent(
 ) -> None:
     """Shapes of input, states and parameters."""
     check_floating(op, input=input, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
-    _, gates, num_states = CELLS[cell]
+    gates, num_states = (2, 1) if cell == "rhn" else CELLS[cell][1:]
     if input.dim() != dim:
         expected = "[batch, time, features]" if dim == 3 else "[batch, features]"
         raise ValueError(f"{op}: input has shape {shape(input)}, expected {expected}.")

@@ -1,5 +1,6 @@
 """What a law answers: a loss or a number of tokens, each with an interval and notes."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +54,11 @@ class Critical:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        low, high = self.low, self.high
-        span = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
-        return "\n".join([f"{self.tokens:.3g} tokens{span}", *self.notes])
+        is_none = math.isinf(self.tokens)
+        text = "no number of tokens: more never hurt" if is_none else f"{self.tokens:.3g} tokens"
+        if self.low is not None and self.high is not None:
+            text += f" ({span_text(self.low, self.high, '.3g')})"
+        return "\n".join([text, *self.notes])
 
 
 def quantiles(values: Array) -> tuple[float, float]:
@@ -68,4 +71,17 @@ def quantiles(values: Array) -> tuple[float, float]:
 def interval_text(value: float, low: float | None, high: float | None) -> str:
     """A number with its interval."""
     text = f"{value:.4f}" if value < MOST_SHOWN else f"{value:.4g}"
-    return text + ("" if low is None or high is None else f" ({low:.4f} to {high:.4f})")
+    shown = ".4f" if value < MOST_SHOWN else ".4g"
+    return text + ("" if low is None or high is None else f" ({span_text(low, high, shown)})")
+
+
+NO_WIDTH = "an interval of no width: all resampled fits give it"
+
+
+def span_text(low: float, high: float, shown: str) -> str:
+    """The ends of an interval; one that is a point in the digits shown is called that.
+
+    It says that the rows have no scatter, or that there was one fit, not that the value is sure.
+    """
+    first, last = f"{low:{shown}}", f"{high:{shown}}"
+    return NO_WIDTH if first == last else f"{first} to {last}"

@@ -30,6 +30,12 @@ MOST_TRIES = 3
 NEAR = 1e-6
 """A parameter of a fit that is so near to a limit is at it."""
 
+ENOUGH_DRAWS = 20
+"""Of which the middle 90 % leave one out at each end."""
+
+POINT = 1e-6
+"""An interval whose ends differ by this share of them is none: seeds alone scatter by 1e-3."""
+
 WIDE = 3.0
 """An interval whose ends differ by this factor does not pin a parameter down."""
 
@@ -312,6 +318,11 @@ def unsure(law: Law) -> tuple[str, ...]:
     """A note for each part that the rows do not pin down, and each recipe whose cost they do not
     show."""
     notes = []
+    if 0 < len(law.draws) < ENOUGH_DRAWS:
+        notes.append(
+            f"intervals are of {len(law.draws)} resampled fits; fewer than {ENOUGH_DRAWS} make "
+            "them too narrow"
+        )
     if law.draws:
         for words, name, power, most in (
             ("size", "A", "alpha", law.scope.sizes[1]),
@@ -334,6 +345,11 @@ def unsure(law: Law) -> tuple[str, ...]:
             notes.append(f"{name} is at an end of the values that are looked at: do not trust it")
     for name in ("E", "alpha", "beta"):
         span = law.interval(name) if name in law.form.names else None
+        if span is not None and span[1] <= span[0] * (1 + POINT):
+            notes.append(
+                f"the interval of {name} has no width: the rows lie on the formula without any "
+                "scatter, which measured losses do not, or every resampled fit was the same"
+            )
         if span is not None and span[1] > WIDE * span[0]:
             notes.append(f"{name} is not pinned down: {span[0]:.3g} to {span[1]:.3g}")
     for recipe in law.form.recipes:

@@ -261,7 +261,7 @@ class Law:
         ]
         low, high = quantiles(np.array(found[1:])) if found[1:] else (None, None)
         beyond = found[0] / self.scope.tokens[1]
-        if beyond > FAR:
+        if FAR < beyond < math.inf:
             notes += (f"that is {beyond:.3g} times the most tokens of its rows",)
         for note in notes:
             warnings.warn(note, ExtrapolationWarning, stacklevel=2)
@@ -374,8 +374,8 @@ class Law:
         return tuple(notes)
 
     def marks(self) -> tuple[str, ...]:
-        """What stands beside every answer."""
-        return () if self.demo is None else (self.demo,)
+        """What stands beside every answer: that it is a demo, and what the fit could not tell."""
+        return (*(() if self.demo is None else (self.demo,)), *self.notes)
 
     def __str__(self) -> str:
         from unitscale.laws.text import law_text

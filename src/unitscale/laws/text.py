@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from unitscale.laws.answer import LEVEL, interval_text
+from unitscale.laws.answer import LEVEL, interval_text, span_text
 from unitscale.laws.budget import FLAT
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def parameter_text(law: "Law", name: str) -> str:
     """The value of a parameter and its interval."""
     text = f"{law.values[name]:.4g}"
     if (span := law.interval(name)) is not None:
-        text += f"   {LEVEL:.0%}: {span[0]:.4g} to {span[1]:.4g}"
+        text += f"   {LEVEL:.0%}: {span_text(*span, '.4g')}"
     return text
 
 
@@ -60,7 +60,7 @@ def factor_text(law: "Law", *, recipe: str | None = None, bits: float | None = N
     if recipe == law.form.reference and recipe is not None:
         return f"{text}   by definition"
     if (span := law.factor_interval(recipe=recipe, bits=bits)) is not None:
-        text += f"   {LEVEL:.0%}: {span[0]:.3f} to {span[1]:.3f}"
+        text += f"   {LEVEL:.0%}: {span_text(*span, '.3f')}"
     if recipe is not None and law.form.tensors:
         bits = law.equivalent_bits(recipe)
         text += f"   as {bits:.1f} bits" if bits is not None else "   as no rounding"
@@ -82,9 +82,10 @@ def plan_text(plan: "Plan") -> str:
         f"{interval_text(plan.loss, plan.low, plan.high)}"
     ]
     if plan.sizes is not None:
-        lines.append(f"best N in {LEVEL:.0%} of resampled fits: {span_text(plan.sizes)}")
+        lines.append(f"best N in {LEVEL:.0%} of resampled fits: {span_text(*plan.sizes, '.3g')}")
     if plan.flat_sizes is not None:
-        lines.append(f"N within {FLAT:.1%} of this loss: {span_text(plan.flat_sizes)}")
+        low, high = plan.flat_sizes
+        lines.append(f"N within {FLAT:.1%} of this loss: {low:.3g} to {high:.3g}")
     lines.append(f"precisions within {FLAT:.1%} of this loss: {flat_text(plan, is_bits=is_bits)}")
     if plan.sure is not None and len(plan.choices) > 1:
         lines.append(f"{name} is the best in {plan.sure:.0%} of resampled fits")
@@ -99,11 +100,6 @@ def plan_text(plan: "Plan") -> str:
         ]
         lines += ["", *aligned(rows)]
     return "\n".join(lines + ([""] if plan.notes else []) + list(plan.notes))
-
-
-def span_text(span: tuple[float, float]) -> str:
-    """The two ends of a range."""
-    return f"{span[0]:.3g} to {span[1]:.3g}"
 
 
 def flat_text(plan: "Plan", *, is_bits: bool) -> str:

@@ -63,11 +63,24 @@ class CharLM(nn.Module):
         logits = self.readout(self.norm(x))
         if targets is None:
             return logits
-        return self.ops.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        mult = self.config.loss_softmax_mult
+        options = {} if mult == 1 else {"mult": mult}  # which the standard model does not have
+        return self.ops.cross_entropy(logits.flatten(0, 1), targets.flatten(), **options)
 
 
 def scheme(config: CharLMConfig) -> unn.residual.Scheme:
-    """The residual scheme that a configuration names."""
+    """The residual scheme that a configuration names, with its multipliers."""
+    if config.residual_mult == config.residual_attn_ratio == 1:
+        return plain_scheme(config)
+    return unn.Multipliers(
+        scheme=plain_scheme(config),
+        residual_mult=config.residual_mult,
+        residual_attn_ratio=config.residual_attn_ratio,
+    )
+
+
+def plain_scheme(config: CharLMConfig) -> unn.residual.Scheme:
+    """The scheme that `residual` and `tau` name."""
     if config.residual == "default":
         return unn.Ratio(ratio=DEFAULT_RATIO)
     if config.residual == "running-mean":

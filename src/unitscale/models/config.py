@@ -10,6 +10,10 @@ CHOICES = {
 }
 TAU = {"fixed": 0.5, "ratio": 1.0}  # where tau is None; the others have no tau
 DEFAULT_RATIO = 0.5  # the plain sums of the standard model start at 0.17 to 0.48
+MULTIPLIERS = (
+    *("ffn_act_mult", "attn_softmax_mult", "residual_mult", "residual_attn_ratio"),
+    "loss_softmax_mult",
+)
 CONV_KERNEL = 7
 CONV_GROUPS = 8
 
@@ -38,6 +42,10 @@ class CharLMConfig:
         bias: biases on linear layers and convolutions.
         dropout: on each branch's output.
         unit_scaled: the unit-scaled parametrization instead of the standard one.
+        ffn_act_mult, attn_softmax_mult, residual_mult, residual_attn_ratio, loss_softmax_mult:
+            u-muP's multipliers, of the unit-scaled model alone: of the MLP's activation, the
+            attention's logits, all branches (`unn.Multipliers`), those of the sequence layers over
+            those of the MLPs, and the logits in the loss. At 1 they change no bit.
     Raises:
         TypeError, ValueError: a field is not of its type or outside its range.
     """
@@ -56,6 +64,11 @@ class CharLMConfig:
     bias: bool = False
     dropout: float = 0.0
     unit_scaled: bool = False
+    ffn_act_mult: float = 1.0
+    attn_softmax_mult: float = 1.0
+    residual_mult: float = 1.0
+    residual_attn_ratio: float = 1.0
+    loss_softmax_mult: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "depth", "heads", "context", "expansion"):
@@ -85,6 +98,26 @@ class CharLMConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"CharLMConfig: dropout={self.dropout} is not in [0, 1).")
         self.check_tau()
+        self.check_multipliers()
+
+    def check_multipliers(self) -> None:
+        """Raise TypeError or ValueError unless each is a positive number that has an effect."""
+        for name in MULTIPLIERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"CharLMConfig: {name}={value!r} must be a number.")
+            if not 0 < value < float("inf"):
+                raise ValueError(f"CharLMConfig: {name}={value} is not a positive number.")
+            if value != 1 and not self.unit_scaled:
+                raise ValueError(
+                    f"CharLMConfig: {name}={value} has no meaning in the standard model; leave it "
+                    "out, or use a recipe of the unit-scaled one."
+                )
+        if self.attn_softmax_mult != 1 and self.layer != "attention":
+            raise ValueError(
+                f"CharLMConfig: attn_softmax_mult={self.attn_softmax_mult} has no meaning for "
+                f"layer={self.layer!r}; leave it out."
+            )
 
     def check_tau(self) -> None:
         """Raise ValueError unless `tau` suits `residual`."""

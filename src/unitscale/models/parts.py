@@ -67,25 +67,28 @@ def unscaled(x: Tensor, fwd: float = 1.0, bwd: float = 1.0) -> Tensor:
     return x
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, num_attended: float) -> Tensor:
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, num_attended: float, mult: float = 1.0
+) -> Tensor:
     """F.scaled_dot_product_attention; a softmax is an average, whatever number it is over."""
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 def scaled_causal_attention(
-    query: Tensor, key: Tensor, value: Tensor, num_attended: float
+    query: Tensor, key: Tensor, value: Tensor, num_attended: float, mult: float = 1.0
 ) -> Tensor:
     """U.scaled_dot_product_attention with the factor of an average over `num_attended`.
 
     The logits are divided by the root of the head's size, as in the 2023 paper and in the standard
-    model: at unit scale the logits are too, and so are the gradients of query and key.
+    model: at unit scale the logits are too, and so are the gradients of query and key. `mult`
+    multiplies them.
     """
     return U.scaled_dot_product_attention(
         query,
         key,
         value,
         is_causal=True,
-        scale=query.shape[-1] ** -0.5,
+        scale=mult * query.shape[-1] ** -0.5,
         num_attended=num_attended,
     )
 
@@ -112,7 +115,7 @@ class Ops:
     activation: dict[str, Callable[..., nn.Module]]
     residual: type[unn.Residual]
     sum_residual: type[unn.Residual]
-    causal_attention: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    causal_attention: Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
     cross_entropy: Callable[..., Tensor]
     scaled: Callable[[Tensor, float, float], Tensor]
 

@@ -16,14 +16,14 @@ class Attention(nn.Module):
     def __init__(self, config: CharLMConfig, ops: Ops) -> None:
         super().__init__()
         self.ops, self.heads = ops, config.heads
-        self.num_attended = num_attended(config)
+        self.num_attended, self.mult = num_attended(config), config.attn_softmax_mult
         self.qkv = ops.linear(config.width, 3 * config.width, bias=config.bias)
         self.out = ops.linear(config.width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [batch, time, width]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
-        x = self.ops.causal_attention(rotate(q), rotate(k), v, self.num_attended)
+        x = self.ops.causal_attention(rotate(q), rotate(k), v, self.num_attended, self.mult)
         return self.out(x.transpose(1, 2).flatten(2))
 
 
@@ -115,7 +115,9 @@ class MLP(nn.Module):
         super().__init__()
         hidden = config.expansion * config.width
         self.up = ops.mirrored(config.width, hidden, bias=config.bias)
-        self.activation = ops.activation[config.activation]()
+        mult = config.ffn_act_mult
+        options = {} if mult == 1 else {"mult": mult}  # which the standard model does not have
+        self.activation = ops.activation[config.activation](**options)
         self.down = ops.mirrored(hidden, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:

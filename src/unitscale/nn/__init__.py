@@ -28,7 +28,7 @@ from .activation import (
     Threshold,
 )
 from .attention import MultiheadAttention
-from .convolution import Conv1d, Conv2d, Conv3d
+from .convolution import CausalConv1d, Conv1d, Conv2d, Conv3d
 from .dropout import Dropout
 from .linear import Embedding, Linear, LinearReadout
 from .loss import (
@@ -41,6 +41,7 @@ from .loss import (
     SmoothL1Loss,
 )
 from .normalization import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm
+from .parameter import Parameter
 from .pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -52,8 +53,9 @@ from .pooling import (
     MaxPool2d,
     MaxPool3d,
 )
-from .recurrent import GRU, LSTM, RNN
-from .residual import Alternating, Fixed, Ratio, Residual, RunningMean, Stack
+from .recurrent import GRU, LSTM, RNN, RecurrentHighway
+from .residual import Alternating, Fixed, Multipliers, Ratio, Residual, RunningMean, Stack
+from .shift import PadAndShift
 from .transformer import MLP, TransformerDecoder, TransformerLayer
 
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
+    "CausalConv1d",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -102,11 +105,15 @@ __all__ = [
     "MaxPool3d",
     "Mish",
     "MultiheadAttention",
+    "Multipliers",
     "PReLU",
+    "PadAndShift",
+    "Parameter",
     "RMSNorm",
     "Ratio",
     "ReLU",
     "ReLU6",
+    "RecurrentHighway",
     "Residual",
     "RunningMean",
     "SiLU",

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 import unitscale.functional as U
 
+from .constrained import check_mult
 from .linear import Linear
 
 
@@ -19,11 +20,14 @@ class MultiheadAttention(nn.Module):
         num_kv_heads: key and value heads, a divisor of `num_heads` (grouped-query attention).
         num_attended: how many keys a query sees, as in U.scaled_dot_product_attention; give it
             where lengths vary and the function should not.
+        mult: u-muP's softmax multiplier: logits are `mult * q @ k / head_dim`.
         constraint: of the projections and of the attention. None gives a wrong gradient wherever
             query, key and value come from one tensor.
     Raises:
-        ValueError: the sizes do not divide.
+        ValueError: the sizes do not divide; `mult` is not a positive number.
     """
+
+    mult = 1.0  # of a module that was pickled before there was one
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class MultiheadAttention(nn.Module):
         vdim: int | None = None,
         batch_first: bool = False,
         num_attended: float | None = None,
+        mult: float = 1.0,
         constraint: str | None = "to_output_scale",
     ) -> None:
         super().__init__()
@@ -50,10 +55,11 @@ class MultiheadAttention(nn.Module):
                     f"MultiheadAttention: {name}={whole} is not a multiple of {part}; "
                     "embed_dim must divide by num_heads, and num_heads by num_kv_heads."
                 )
+        check_mult("MultiheadAttention", mult=mult)
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim = embed_dim // num_heads
         self.dropout, self.batch_first, self.constraint = dropout, batch_first, constraint
-        self.num_attended = num_attended
+        self.num_attended, self.mult = num_attended, mult
         kv_dim = num_kv_heads * self.head_dim
         self.q_proj = Linear(embed_dim, embed_dim, bias, constraint=constraint)
         self.k_proj = Linear(kdim or embed_dim, kv_dim, bias, constraint=constraint)
@@ -86,6 +92,7 @@ class MultiheadAttention(nn.Module):
             dropout_p=self.dropout,
             is_causal=is_causal,
             enable_gqa=self.num_kv_heads != self.num_heads,
+            mult=self.mult,
             num_attended=self.num_attended,
             training=self.training,
             constraint=self.constraint,

@@ -1,5 +1,6 @@
 """What the counterparts of torch's modules share: constraint, initialization, parameter kinds."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -48,14 +49,48 @@ class Constrained(nn.Module):
         return ", ".join(filter(None, parts))
 
 
+class Multiplied(Constrained):
+    """`Constrained`, and `mult`: what the input of the function is multiplied by.
+
+    u-muP's multiplier of an activation or a softmax. The factors are those of `f(mult * x)`, so
+    that output and gradient keep unit scale; at 1 nothing is multiplied.
+
+    Raises:
+        ValueError: `mult` is not a positive number.
+    """
+
+    mult = 1.0  # of a module that was pickled before there was one
+
+    def __init__(self, *args: Any, mult: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_mult(type(self).__name__, mult=mult)
+        self.mult = mult
+
+    def extra_repr(self) -> str:
+        """With the multiplier where it is not 1."""
+        parts = [super().extra_repr(), "" if self.mult == 1 else f"mult={self.mult}"]
+        return ", ".join(filter(None, parts))
+
+
+def check_mult(owner: str, **multipliers: float) -> None:
+    """Raise ValueError, with the name of the multiplier, unless each is a positive number."""
+    for name, mult in multipliers.items():
+        is_number = isinstance(mult, int | float) and not isinstance(mult, bool)
+        if not (is_number and 0 < mult < math.inf):
+            raise ValueError(
+                f"{owner}: {name} is {mult!r}; expected a positive number, and 1 changes nothing."
+            )
+
+
 def counterpart(
     module: type[nn.Module], function: Callable[..., Tensor], *attributes: str
 ) -> type[nn.Module]:
     """The unit-scaled counterpart of a torch module that has no parameters and calls a function.
 
     `function` gets the input, the named attributes of the module and its constraint; the class
-    keeps the constructor of `module` and adds `constraint`.
+    keeps the constructor of `module` and adds `constraint`, and `mult` if the attributes name it.
     """
+    mixin = Multiplied if "mult" in attributes else Constrained
 
     def forward(self: Any, x: Tensor) -> Tensor:
         arguments = {name: getattr(self, name) for name in attributes}
@@ -63,4 +98,4 @@ def counterpart(
 
     # Pickle finds the class where users do.
     home = __name__.rpartition(".")[0]
-    return type(module.__name__, (Constrained, module), {"forward": forward, "__module__": home})
+    return type(module.__name__, (mixin, module), {"forward": forward, "__module__": home})

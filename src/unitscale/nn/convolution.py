@@ -1,4 +1,4 @@
-"""Convolutions over one, two and three dimensions."""
+"""Convolutions over one, two and three dimensions, and over the past."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -56,6 +56,31 @@ class Conv1d(Convolution, nn.Conv1d):
     """torch.nn.Conv1d's arguments and `constraint`."""
 
     function = staticmethod(U.conv1d)
+
+
+class CausalConv1d(Conv1d):
+    """A convolution whose output at t sees inputs up to t: the layer of the paper's conv models.
+
+    torch.nn.Conv1d's arguments without `padding`: zeros are put before the sequence, so that the
+    length stays (divided by `stride`). The first `kernel - 1` positions see fewer terms, and are
+    below unit scale.
+
+    Raises:
+        ValueError: `padding` or another `padding_mode` is given.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.padding != (0,) or self.padding_mode != "zeros":
+            raise ValueError(
+                f"CausalConv1d: padding={self.padding}, padding_mode={self.padding_mode!r}; a "
+                "causal convolution pads by itself; leave both out, or use Conv1d."
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [batch, in_channels, time]."""
+        past = self.dilation[0] * (self.kernel_size[0] - 1)
+        return super().forward(F.pad(x, (past, 0)))
 
 
 class Conv2d(Convolution, nn.Conv2d):

@@ -1,12 +1,27 @@
 """Losses: torch's value, and a gradient of unit scale per element or per token."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 import unitscale.functional as U
 
+from .constrained import check_mult
 
-class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """torch.nn.CrossEntropyLoss's arguments."""
+
+class MultipliedLogits(nn.Module):
+    """What losses of logits share: `mult`, u-muP's multiplier of the logits, a positive number."""
+
+    mult = 1.0  # of a module that was pickled before there was one
+
+    def __init__(self, *args: Any, mult: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_mult(type(self).__name__, mult=mult)
+        self.mult = mult
+
+
+class CrossEntropyLoss(MultipliedLogits, nn.CrossEntropyLoss):
+    """torch.nn.CrossEntropyLoss's arguments and `mult`."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy in nats; input: logits."""
@@ -17,16 +32,22 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
+            mult=self.mult,
         )
 
 
-class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
-    """torch.nn.BCEWithLogitsLoss's arguments."""
+class BCEWithLogitsLoss(MultipliedLogits, nn.BCEWithLogitsLoss):
+    """torch.nn.BCEWithLogitsLoss's arguments and `mult`."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Binary cross-entropy in nats; input: logits."""
         return U.binary_cross_entropy_with_logits(
-            input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight
+            input,
+            target,
+            self.weight,
+            reduction=self.reduction,
+            pos_weight=self.pos_weight,
+            mult=self.mult,
         )
 
 

@@ -1,5 +1,6 @@
-"""RNN, LSTM and GRU: torch's modules, as loops whose products a recipe can see."""
+"""RNN, LSTM and GRU, torch's modules, and recurrent highway: loops whose products a recipe sees."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import unitscale.functional as U
+from unitscale.scaling import scale_bwd
 
 from .dropout import Dropout
 
@@ -60,6 +62,10 @@ class Recurrent(nn.Module):
                     self.register_parameter(f"{name}_{suffix}", parameter)
         self.reset_parameters()
 
+    def options(self) -> dict[str, Any]:
+        """What the op is called with besides tensors."""
+        return {"constraint": self.constraint}
+
     def suffixes(self, level: int) -> list[str]:
         """torch's names of a layer's directions."""
         return [f"l{level}", f"l{level}_reverse"] if self.bidirectional else [f"l{level}"]
@@ -97,7 +103,7 @@ class Recurrent(nn.Module):
                     x.flip(1) if suffix.endswith("reverse") else x,
                     None if hx is None else pick(hx, len(states)),
                     *(getattr(self, f"{name}_{suffix}") for name in names),
-                    constraint=self.constraint,
+                    **self.options(),
                 )
                 outputs.append(output.flip(1) if suffix.endswith("reverse") else output)
                 states.append(state)
@@ -136,6 +142,47 @@ class GRU(Recurrent):
 
     gates = 3
     layer = staticmethod(U.gru)
+
+
+class RecurrentHighway(Recurrent):
+    """The recurrent highway layer of the paper's character models, U.recurrent_highway.
+
+    The arguments are torch.nn.GRU's, `constraint`, and two of the cell's own. Parameters have the
+    names of torch's; their rows are those of the update gate, then those of the candidate.
+
+    Args:
+        rebias: taken from the update gate; above 0 the state changes slowly at the start.
+        trainable_state: the first state is a parameter of each layer and direction, 0 at first, and
+            not zeros. Its gradient is at unit scale for any batch, and its kind is "bias".
+    Raises:
+        ValueError: `rebias` is not a finite number.
+    """
+
+    gates = 2
+    layer = staticmethod(U.recurrent_highway)
+
+    def __init__(
+        self, *args: Any, rebias: float = 1.0, trainable_state: bool = False, **options: Any
+    ) -> None:
+        if not math.isfinite(rebias):
+            raise ValueError(f"RecurrentHighway: rebias is {rebias}; expected a finite number.")
+        super().__init__(*args, **options)
+        self.rebias = float(rebias)
+        self.state: nn.Parameter | None = None
+        if trainable_state:
+            count, weight = self.num_layers * (1 + self.bidirectional), next(self.parameters())
+            self.state = nn.Parameter(weight.new_zeros(count, 1, self.hidden_size))
+
+    def options(self) -> dict[str, Any]:
+        """With the bias of the gate."""
+        return super().options() | {"rebias": self.rebias}
+
+    def forward(self, x: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+        """As `Recurrent`'s; without `hx` a trainable state is the first."""
+        if hx is None and self.state is not None:
+            batch = x.shape[0 if self.batch_first else 1]
+            hx = scale_bwd(self.state, max(batch, 1) ** -0.5).expand(-1, batch, -1)
+        return super().forward(x, hx)
 
 
 def pick(hx: Any, index: int) -> Any:

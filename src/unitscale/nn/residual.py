@@ -8,13 +8,16 @@ that gradients inside the branch have unit scale too (the delayed factor of the 
 
 import inspect
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
 
 import unitscale.functional as U
+
+from .constrained import check_mult
 
 PLACEMENTS = ("pre", "post", "none", "res-post")
 
@@ -94,6 +97,42 @@ class Alternating:
         return own / math.sqrt(depth / 2 + n_attn * attn**2 + n_mlp * mlp**2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Multipliers:
+    """u-muP's two multipliers of the branches, over any scheme; both 1 give the scheme itself.
+
+    A stream held at unit scale is `x + c_0 f_0 + c_1 f_1 + ...` over its own root mean square, with
+    `c_i = tau_i * sqrt(1 + c_0^2 + ... + c_(i-1)^2)` for the scheme's tau_i. The MLP branches' c
+    (odd index) is multiplied by `m = residual_mult * sqrt(2 / (1 + residual_attn_ratio^2))`, the
+    attention branches' (even index) by `residual_attn_ratio * m`. So the mean square of an MLP and
+    an attention branch together changes by `residual_mult^2`, whatever the ratio is.
+    `Multipliers(scheme=Alternating(), ...)` is u-muP's own. Source: u-muP, appendix G.
+    """
+
+    scheme: Scheme
+    residual_mult: float = 1.0
+    residual_attn_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_mult(
+            "Multipliers",
+            residual_mult=self.residual_mult,
+            residual_attn_ratio=self.residual_attn_ratio,
+        )
+
+    def tau(self, index: int, depth: int) -> float:
+        """The ratio of branch `index` in the multiplied sum."""
+        if self.residual_mult == self.residual_attn_ratio == 1:
+            return self.scheme.tau(index, depth)
+        mlp = self.residual_mult * math.sqrt(2 / (1 + self.residual_attn_ratio**2))
+        square = 1.0  # mean square of the scheme's stream over that of the multiplied one
+        for i in range(index + 1):
+            tau = self.scheme.tau(i, depth)
+            ratio = tau * mlp * (1 if i % 2 else self.residual_attn_ratio) * math.sqrt(square)
+            square *= (1 + tau**2) / (1 + ratio**2)
+        return ratio
+
+
 class Residual(nn.Module):
     """A branch around which the input is carried: `y = a * x + b * body(x)`.
 
@@ -130,7 +169,13 @@ class Residual(nn.Module):
         self.body = body
         self.norm = nn.Identity() if norm is None else norm
         self.placement = placement
-        self.tau = scheme.tau(index, depth)
+        self.scheme = scheme
+        self.place(index, depth)
+
+    def place(self, index: int, depth: int) -> None:
+        """Make this branch `index` of `depth`, which sets its ratio."""
+        self.index, self.depth = index, depth
+        self.tau = self.scheme.tau(index, depth)
 
     def forward(self, x: Tensor) -> Tensor:
         """x and the result have the shape of the stream."""
@@ -151,6 +196,12 @@ class Residual(nn.Module):
 class Stack(nn.Sequential):
     """Layers in turn, around which u-muP's learning rates count the residual branches.
 
+    Rates of what is inside are divided by `sqrt(L)`, L being the number of branches that are added
+    to the stream (`optim.rules`). They are counted whenever they are asked for, so layers may come
+    and go; `reindex` then gives the branches their ratios anew. A stack in a stack is a part of
+    one stream: the outer one counts all. A stack in a branch has a stream of its own, and the
+    numbers of the two multiply. A layer that is in the stack twice adds twice.
+
     Args:
         layers: as for `nn.Sequential`.
         branches: how many residual branches there are, where `Residual`s do not say: a layer that
@@ -169,29 +220,71 @@ class Stack(nn.Sequential):
 
     @property
     def residual_branches(self) -> int:
-        """Number of residual branches below, at least 1."""
-        if self.branches is not None:
-            return self.branches
-        return max(1, sum(isinstance(module, Residual) for module in self.modules()))
+        """Number of residual branches of the stream, at least 1."""
+        return max(1, sum(count for _, count in stream(self)))
 
     @property
     def depth(self) -> int:
         """The same, by the name of the papers."""
         return self.residual_branches
 
+    def reindex(self) -> Self:
+        """Give every `Residual` of the stream its number and its ratio, after layers changed.
+
+        Raises:
+            ValueError: one `Residual` is in the stream twice, and its two ratios differ.
+        """
+        depth, index = self.residual_branches, 0
+        places: dict[Residual, int] = {}
+        for module, count in stream(self):
+            if isinstance(module, Residual):
+                first = places.setdefault(module, index)
+                if module.scheme.tau(first, depth) != module.scheme.tau(index, depth):
+                    raise ValueError(
+                        f"Stack: one Residual is branch {first} and branch {index}, whose ratios "
+                        f"differ under {module.scheme}; use a scheme with one ratio for all."
+                    )
+            index += count
+        for module, index in places.items():
+            module.place(index, depth)
+        return self
+
     def uncounted(self) -> list[str]:
         """Names of the layers whose residual branches are not counted, if they have any.
 
-        Those that call a residual function themselves; and all, if no layer holds a `Residual`.
+        Those that call a residual function themselves; and all, if nothing is counted.
         """
         if self.branches is not None:
             return []
-        has_residual = any(isinstance(module, Residual) for module in self.modules())
+        is_counted = any(True for _ in stream(self))
         return [
             name
             for name, layer in self.named_children()
-            if not has_residual or any(map(sums_by_hand, layer.modules()))
+            if not is_counted or any(map(sums_by_hand, uncounted_modules(layer)))
         ]
+
+
+def stream(module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
+    """What adds to the stream that goes through a module, in order, and how many branches it is.
+
+    Not what is inside of a branch; a module that is there twice, twice.
+    """
+    if isinstance(module, Residual):
+        yield module, 1
+    elif isinstance(module, Stack) and module.branches is not None:
+        yield module, module.branches
+    else:
+        for child in module._modules.values():
+            if child is not None:
+                yield from stream(child)
+
+
+def uncounted_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """A module and all below it, but for stacks that were told their number."""
+    if not (isinstance(module, Stack) and module.branches is not None):
+        yield module
+        for child in module.children():
+            yield from uncounted_modules(child)
 
 
 BY_HAND = {"residual_add", "residual_apply", "residual_split"}

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 import unitscale.functional as U
 
 from .attention import MultiheadAttention
+from .constrained import check_mult
 from .dropout import Dropout
 from .linear import Linear
 from .normalization import LayerNorm
-from .residual import Residual, RunningMean, Scheme, Stack, check_placement
+from .residual import Multipliers, Residual, RunningMean, Scheme, Stack, check_placement
 
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"relu": U.relu, "gelu": U.gelu, "silu": U.silu}
 GATES: dict[str, Callable[..., Tensor]] = {
@@ -27,7 +28,14 @@ class MLP(nn.Module):
     Up and down are unconstrained. Each alone would give a wrong gradient, but they mirror each
     other: the factors of `d -> h` and of `h -> d` cancel along every path, so the pair is valid and
     weights and activations have unit gradients at any expansion.
+
+    Args:
+        mult: u-muP's multiplier of the activation's input (the gate's, if `gated`).
+    Raises:
+        ValueError: an unknown activation; `mult` is not a positive number.
     """
+
+    mult = 1.0  # of a module that was pickled before there was one
 
     def __init__(
         self,
@@ -38,12 +46,14 @@ class MLP(nn.Module):
         gated: bool = False,
         bias: bool = False,
         dropout: float = 0.0,
+        mult: float = 1.0,
     ) -> None:
         super().__init__()
+        check_mult("MLP", mult=mult)
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; use {', '.join(ACTIVATIONS)}.")
         hidden = 4 * width if hidden is None else hidden
-        self.activation = activation
+        self.activation, self.mult = activation, mult
         self.up = Linear(width, hidden, bias, constraint=None)
         self.gate = Linear(width, hidden, bias, constraint=None) if gated else None
         self.down = Linear(hidden, width, bias, constraint=None)
@@ -52,9 +62,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., width]."""
         if self.gate is None:
-            hidden = ACTIVATIONS[self.activation](self.up(x))
+            hidden = ACTIVATIONS[self.activation](self.up(x), mult=self.mult)
         else:
-            hidden = GATES[self.activation](self.up(x), self.gate(x))
+            hidden = GATES[self.activation](self.up(x), self.gate(x), mult=self.mult)
         return self.dropout(self.down(hidden))
 
 
@@ -82,6 +92,10 @@ class TransformerLayer(nn.Module):
         is_causal: position i sees positions 0 .. i only.
         num_kv_heads, gated, bias: of the attention, of the MLP, of both.
         norm: class of the normalization, called with d_model.
+        ffn_act_mult, attn_softmax_mult: u-muP's multipliers of the activation's input and of the
+            attention's logits.
+        residual_mult, residual_attn_ratio: u-muP's multipliers of the branches, see `Multipliers`.
+            All four are 1 by default, and then change no bit.
     """
 
     def __init__(
@@ -101,14 +115,24 @@ class TransformerLayer(nn.Module):
         gated: bool = False,
         bias: bool = False,
         norm: Callable[[int], nn.Module] = LayerNorm,
+        ffn_act_mult: float = 1.0,
+        attn_softmax_mult: float = 1.0,
+        residual_mult: float = 1.0,
+        residual_attn_ratio: float = 1.0,
     ) -> None:
         super().__init__()
         check_placement(placement)
+        check_mult(
+            "TransformerLayer", ffn_act_mult=ffn_act_mult, attn_softmax_mult=attn_softmax_mult
+        )
+        multiplied = Multipliers(
+            scheme=scheme, residual_mult=residual_mult, residual_attn_ratio=residual_attn_ratio
+        )
 
         def residual(body: nn.Module, branch: int) -> Residual:
             return Residual(
                 body,
-                scheme,
+                multiplied,
                 index=2 * index + branch,
                 depth=2 * num_layers,
                 norm=None if placement == "none" else norm(d_model),
@@ -123,11 +147,21 @@ class TransformerLayer(nn.Module):
                 bias=bias,
                 num_kv_heads=num_kv_heads,
                 is_causal=is_causal,
+                mult=attn_softmax_mult,
             ),
             0,
         )
         self.mlp = residual(
-            MLP(d_model, dim_feedforward, activation, gated=gated, bias=bias, dropout=dropout), 1
+            MLP(
+                d_model,
+                dim_feedforward,
+                activation,
+                gated=gated,
+                bias=bias,
+                dropout=dropout,
+                mult=ffn_act_mult,
+            ),
+            1,
         )
 
     def forward(self, x: Tensor) -> Tensor:

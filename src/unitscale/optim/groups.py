@@ -1,24 +1,24 @@
-"""A model's parameters, sorted into optimizer groups by the u-muP rules."""
+"""Parameters, sorted into optimizer groups by the u-muP rules."""
 
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
-from torch import nn
-
-from unitscale.nn.residual import Stack
+from torch import Tensor, nn
 
 from .rules import KINDS, MATRIX_KINDS, Kind, OptimizerName, ReadoutConstraint, lr_factor
+from .uses import Use, uses_of_model, uses_of_parameters
+
+Parameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+DERIVED = ("params", "param_names", "lr", "weight_decay", "kind", "lr_factor")
+"""Keys of a group that are made here; others are kept as they are given."""
 
 
 def param_groups(
-    model: nn.Module,
+    model: nn.Module | Parameters,
     lr: float,
     *,
+    within: nn.Module | None = None,
     weight_decay: float = 0.0,
     independent_weight_decay: bool = True,
     optimizer: OptimizerName = "adamw",
@@ -27,6 +27,10 @@ def param_groups(
     readout_constraint: ReadoutConstraint | None = None,
 ) -> list[dict[str, Any]]:
     """The trainable parameters of `model` as torch parameter groups, one per kind and rate.
+
+    Instead of a model it takes parameters, named ones or groups of them (a split of one's own,
+    say): each group is divided by kind, keeps its other options, and its own `lr` and
+    `weight_decay` stand for the arguments. Groups that this function made keep their factors.
 
     A group has `lr = lr_factor * lr`, the factor being that of `rules.lr_factor` times its rate in
     `rates`. So a schedule that multiplies each group's learning rate works unchanged, and one
@@ -41,7 +45,9 @@ def param_groups(
     Args:
         model: its modules state `parameter_kinds` (own parameter name to kind) and, where they
             hold a stack of residual layers, `residual_branches`, the number of branches in it;
-            those of nested stacks multiply.
+            those of stacks inside of branches multiply. Or parameters: each says its kind, as
+            `us.Parameter` does, or is one of the model `within`.
+        within: the model whose parameters they are, which says their kinds and depths.
         lr: the base learning rate, finite and >= 0; near 1 is usual for a unit-scaled model.
         kinds: the kind of parameters whose module does not state it, by full name or pattern
             (`{"head.*": "output"}`); the first match wins, also over the module's own statement.
@@ -49,6 +55,7 @@ def param_groups(
             hold at every width, as `lr` does.
         readout_constraint: for SGD, the constraint of the model's read-out, if it has one.
     Raises:
+        TypeError: neither a model nor parameters.
         ValueError: a parameter of unknown kind; a tied parameter with two kinds or depths; a
             pattern that matches nothing; a bad value.
     Warns:
@@ -57,133 +64,114 @@ def param_groups(
     kinds, rates = kinds or {}, rates or {}
     _check_values(lr, weight_decay, optimizer)
     _check_rates(rates)
-    _check_patterns(model, kinds)
-    groups: dict[tuple[Kind, float], dict[str, Any]] = {}
-    for use in _trainable(model, kinds):
-        factor = lr_factor(
+
+    def factor_of(use: Use) -> float:
+        rule = lr_factor(
             use.kind,
-            _width(use),
+            use.width,
             use.depth,
             optimizer=optimizer,
             readout_constraint=readout_constraint,
-        ) * rates.get(use.kind, 1.0)
-        group_lr = lr * factor
-        decay = weight_decay if use.kind in MATRIX_KINDS else 0.0
-        if independent_weight_decay and optimizer != "adam":
-            decay = decay / group_lr if group_lr else 0.0
-        group = groups.setdefault(
-            (use.kind, factor),
-            {
-                "params": [],
-                "param_names": [],
-                "lr": group_lr,
-                "weight_decay": decay,
-                "kind": use.kind,
-                "lr_factor": factor,
-            },
         )
-        group["params"].append(use.parameter)
-        group["param_names"].append(use.name)
-    return list(groups.values())
+        return rule * rates.get(use.kind, 1.0)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Use:
-    """One parameter as one module holds it."""
-
-    name: str
-    parameter: nn.Parameter
-    module: nn.Module
-    kind: Kind
-    depth: int
-
-
-def _trainable(model: nn.Module, kinds: Mapping[str, Kind]) -> Iterable[_Use]:
-    """Each trainable parameter at its first use, after checking that all its uses agree."""
-    first: dict[nn.Parameter, _Use] = {}
-    for use in _uses(model, kinds, prefix="", depth=1):
-        tied = first.setdefault(use.parameter, use)
-        if use.kind != tied.kind:
-            raise ValueError(
-                f"param_groups: {tied.name!r} ({tied.kind}) and {use.name!r} ({use.kind}) are one "
-                f"tied parameter, which can have one learning rate only; untie them, or choose: "
-                f"kinds={{{tied.name!r}: {tied.kind!r}, {use.name!r}: {tied.kind!r}}}."
+    made: list[dict[str, Any]] = []
+    for given, sorted_ in _sorted(model, kinds, within, factor_of):
+        base, own_decay = given.get("lr", lr), given.get("weight_decay")
+        _check_values(base, 0.0 if own_decay is None else own_decay, optimizer)
+        for (kind, factor), members in sorted_.items():
+            group_lr = base * factor
+            decay = own_decay
+            if decay is None:
+                decay = weight_decay if kind in MATRIX_KINDS else 0.0
+            if independent_weight_decay and optimizer != "adam":
+                decay = decay / group_lr if group_lr else 0.0
+            made.append(
+                {
+                    **{key: value for key, value in given.items() if key not in DERIVED},
+                    "params": [parameter for _, parameter in members],
+                    "param_names": [name for name, _ in members],
+                    "lr": group_lr,
+                    "weight_decay": decay,
+                    "kind": kind,
+                    "lr_factor": factor,
+                }
             )
-        if use.depth != tied.depth:
-            raise ValueError(
-                f"param_groups: {tied.name!r} (depth {tied.depth}) and {use.name!r} (depth "
-                f"{use.depth}) are one tied parameter, which can have one learning rate only; "
-                f"untie them, or tie them inside one stack."
+    return made
+
+
+Members = dict[tuple[Kind, float], list[tuple[str, Tensor]]]
+
+
+def _sorted(
+    model: nn.Module | Parameters,
+    kinds: Mapping[str, Kind],
+    within: nn.Module | None,
+    factor_of: Callable[[Use], float],
+) -> Iterator[tuple[dict[str, Any], Members]]:
+    """Each given group's options, and its parameters by kind and factor."""
+    if isinstance(model, nn.Module):
+        if within is not None:
+            raise TypeError("param_groups: within= is for parameters, and a model was passed.")
+        yield {}, _by_factor(uses_of_model(model, kinds), factor_of)
+        return
+    groups = _as_groups(model)
+    new = [pair for group in groups if "lr_factor" not in group for pair in group["named"]]
+    uses: dict[int, Use] = {}
+    for use in uses_of_parameters(new, kinds, within):
+        uses.setdefault(id(use.parameter), use)
+    for group in groups:
+        options = {key: value for key, value in group.items() if key != "named"}
+        if "lr_factor" in group:  # of this function: the factor stands, the rates are new
+            options.pop("lr", None)
+            options.pop("weight_decay", None)
+            yield options, {(group["kind"], group["lr_factor"]): list(group["named"])}
+        else:
+            # A tied parameter may be listed twice; it is one.
+            distinct = {id(parameter): None for _, parameter in group["named"]}
+            members = [uses[key] for key in distinct if key in uses]
+            yield options, _by_factor(members, factor_of)
+
+
+def _by_factor(uses: Iterable[Use], factor_of: Callable[[Use], float]) -> Members:
+    members: Members = {}
+    for use in uses:
+        members.setdefault((use.kind, factor_of(use)), []).append((use.name, use.parameter))
+    return members
+
+
+def _as_groups(given: Parameters) -> list[dict[str, Any]]:
+    """Groups as dicts of their options, with `named` for their parameters."""
+    items: Sequence[Any] = list(given)
+    if not items:
+        raise ValueError("param_groups: got no parameters; pass a model, or its parameters.")
+    if not all(isinstance(item, dict) for item in items):
+        return [{"named": _named(items, 0)}]
+    groups, count = [], 0
+    for group in items:
+        members = group.get("params", ())
+        members = [members] if isinstance(members, Tensor) else list(members)
+        names = group.get("param_names")
+        if names is not None and not any(isinstance(member, tuple) for member in members):
+            members = list(zip(names, members, strict=True))
+        options = {key: value for key, value in group.items() if key != "params"}
+        groups.append(options | {"named": _named(members, count)})
+        count += len(members)
+    return groups
+
+
+def _named(members: Sequence[Any], start: int) -> list[tuple[str, Tensor]]:
+    """Parameters with their names; those without have their number."""
+    named = []
+    for number, member in enumerate(members, start):
+        name, parameter = member if isinstance(member, tuple) else (f"parameter {number}", member)
+        if not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"param_groups: {name!r} is a {type(parameter).__name__}; expected a model, "
+                "parameters, pairs of name and parameter, or groups of them."
             )
-    return first.values()
-
-
-def _uses(
-    module: nn.Module, kinds: Mapping[str, Kind], *, prefix: str, depth: int
-) -> Iterator[_Use]:
-    declared: Mapping[str, Kind] = getattr(module, "parameter_kinds", {})
-    for own_name, parameter in module.named_parameters(recurse=False):
-        if parameter.requires_grad:
-            name = prefix + own_name
-            chosen = (kind for pattern, kind in kinds.items() if fnmatchcase(name, pattern))
-            kind = next(chosen, declared.get(own_name))
-            if kind not in KINDS:
-                raise _unknown_kind(name, kind, module)
-            yield _Use(name=name, parameter=parameter, module=module, kind=kind, depth=depth)
-    depth *= _branches(module, prefix)
-    for child_name, child in module.named_children():
-        yield from _uses(child, kinds, prefix=f"{prefix}{child_name}.", depth=depth)
-
-
-def _branches(module: nn.Module, prefix: str) -> int:
-    """How many residual branches a stack has, 1 for any other module.
-
-    Not `depth`: many modules have a number of that name, of other things.
-    """
-    name = prefix.rstrip(".") or "the model"
-    count = getattr(module, "residual_branches", 1)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(
-            f"param_groups: residual_branches of {name!r} is {count!r}; it counts the residual "
-            f"branches of the stack and must be an integer >= 1."
-        )
-    if isinstance(module, Stack) and (uncounted := module.uncounted()):
-        warnings.warn(
-            f"param_groups: the Stack {name!r} counts {count} residual branches, and cannot count "
-            f"those of its layers {', '.join(uncounted)}, which are no unn.Residual; a rate is "
-            f"divided by the root of the number: give it, as Stack(..., branches=8).",
-            UserWarning,
-            stacklevel=3,
-        )
-    return count
-
-
-def _width(use: _Use) -> int:
-    """The dimension that the rule of this kind refers to."""
-    shape = use.parameter.shape
-    if use.kind in ("bias", "norm"):
-        return max(use.parameter.numel(), 1)
-    if len(shape) < 2:
-        raise ValueError(
-            f"param_groups: {use.name!r} is of kind {use.kind!r}, which needs at least 2 "
-            f"dimensions, but has shape {tuple(shape)}; 'bias' or 'norm' suits it."
-        )
-    if use.kind == "input":  # a table holds one row per entry, a linear layer one row per output
-        return int(getattr(use.module, "embedding_dim", shape[0]))
-    if getattr(use.module, "transposed", False):  # (in, out / groups, *kernel)
-        return use.parameter.numel() // (shape[1] * int(getattr(use.module, "groups", 1)))
-    return use.parameter.numel() // shape[0]
-
-
-def _unknown_kind(name: str, kind: object, module: nn.Module) -> ValueError:
-    legal = ", ".join(KINDS)
-    if kind is not None:
-        return ValueError(f"param_groups: kind of {name!r} is {kind!r}; the kinds are {legal}.")
-    owner = f"{type(module).__module__}.{type(module).__qualname__}"
-    return ValueError(
-        f"param_groups: no kind is known for {name!r} (in {owner}), so no learning rate follows; "
-        f"use the module of unitscale.nn, or pass kinds={{{name!r}: ...}} with one of {legal}."
-    )
+        named.append((name, parameter))
+    return named
 
 
 def _check_values(lr: float, weight_decay: float, optimizer: str) -> None:
@@ -207,13 +195,3 @@ def _check_rates(rates: Mapping[Kind, float]) -> None:
             raise ValueError(
                 f"param_groups: rates[{kind!r}] is {rate!r}; expected a finite number >= 0."
             )
-
-
-def _check_patterns(model: nn.Module, kinds: Mapping[str, Kind]) -> None:
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    for pattern in kinds:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            nearest = "".join(
-                f"; nearest: {name!r}" for name in get_close_matches(pattern, names, 1)
-            )
-            raise ValueError(f"param_groups: kinds[{pattern!r}] matched no parameter{nearest}.")

@@ -1,17 +1,16 @@
 """torch's optimizers, built from a whole model so that each parameter gets its own rate."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .groups import param_groups
+from .groups import Parameters, param_groups
 from .proportion import Watch
 from .rules import Kind, OptimizerName, ReadoutConstraint
 from .states import StatesName
 
-Parameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 ModelOrGroups = nn.Module | Parameters
 Rules = Literal["u-mup"]
 
@@ -77,7 +76,8 @@ class AdamW(_InCodecs, torch.optim.AdamW):
     A step warns once if a scheduler has erased the groups' factors (`optim.proportion`).
 
     Args:
-        model: the model; or groups; with `rules=None` also parameters, bare or named.
+        model: the model; or groups; or parameters, bare or named, that say their kinds
+            (`us.Parameter`). With `rules=None` any parameters.
         weight_decay: None means 0, and with `rules=None` torch's own default.
         rules: None for torch's semantics: `lr` for every parameter, decay times `lr`. `kinds`,
             `rates` and `independent_weight_decay` mean nothing then.
@@ -195,13 +195,10 @@ def _groups(
         )
     if isinstance(model, nn.Module):
         return param_groups(model, lr, optimizer=optimizer, **wanted)
-    groups = list(model)
-    if not all(isinstance(group, dict) for group in groups):
-        raise TypeError(
-            "unitscale.optim: got bare parameters, which do not say their kind; pass the model, or "
-            "the groups of param_groups(model, lr), or rules=None for those of torch.optim."
-        )
-    return groups
+    given: list[Any] = list(model)
+    if given and all(isinstance(group, dict) for group in given):
+        return given
+    return param_groups(given, lr, optimizer=optimizer, **wanted)
 
 
 def _plain(model: ModelOrGroups, wanted: Mapping[str, Any]) -> list[Any]:

@@ -6,13 +6,15 @@ factor of an input table, where muP has 1, the authors give an empirical reason 
 have no biases and gains: for those, muP's rate does not depend on the width, and its size is ours.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
-Kind = Literal["hidden", "input", "output", "bias", "norm"]
+from unitscale.scaling.kind import KINDS, Kind
+
+__all__ = ["KINDS", "MATRIX_KINDS", "Kind", "OptimizerName", "ReadoutConstraint", "lr_factor"]
+
 OptimizerName = Literal["adam", "adamw", "sgd"]
 ReadoutConstraint = Literal["to_output_scale"]
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
 MATRIX_KINDS: tuple[Kind, ...] = ("hidden", "input", "output")
 
 BIAS_AND_GAIN = 2.0**-7
@@ -36,7 +38,10 @@ def lr_factor(
     | output | fan_in | 1 | 1 |
     | bias, norm | size | 2^-7 | 2^-7 width |
 
-    and every factor is divided by sqrt(depth), the number of residual layers around the parameter.
+    and every factor is divided by sqrt(depth), the number L of residual branches of the stream that
+    the parameter's branch adds to. L branches of size 1/sqrt(L) each, changed by eta/sqrt(L) each,
+    change the sum `sum_i f_i / sqrt(L)` by `L * eta / L = eta` at most, whatever L is. u-muP's own
+    code counts layers of two branches each: its rates are sqrt(2) times these for one base rate.
     The last column undoes the 1/width that such a read-out leaves on every gradient before it;
     Adam, which divides gradients by their own size, never sees it.
     """

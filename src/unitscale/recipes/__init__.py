@@ -22,12 +22,15 @@ from unitscale.recipes.operand import (
 )
 from unitscale.recipes.recipe import Recipe, uniform
 from unitscale.recipes.rule import Gemm, Rule
+from unitscale.recipes.throughout import Throughout
+from unitscale.recipes.true_fp16 import TRUE_FP16
 
 __all__ = [
     "AS_IS",
     "RECIPES",
     "RIVALS",
     "STATIC_LOSS_SCALE",
+    "TRUE_FP16",
     "Cast",
     "Constant",
     "Current",
@@ -41,6 +44,7 @@ __all__ = [
     "RandomHadamard",
     "Recipe",
     "Rule",
+    "Throughout",
     "Unit",
     "cscale",
     "parse",

@@ -31,6 +31,7 @@ from unitscale.recipes.operand import (
 )
 from unitscale.recipes.recipe import Recipe, uniform
 from unitscale.recipes.rule import Gemm, Rule
+from unitscale.recipes.true_fp16 import TRUE_FP16, scaled_loss
 
 STATIC_LOSS_SCALE = 2048.0
 """The static loss scale of the paper's FP16 baselines (Blake et al. 2023, character LM)."""
@@ -372,7 +373,7 @@ def without_loss_scale(recipe: Recipe) -> Recipe:
 def parse(recipe: str | Recipe) -> Recipe:
     """The recipe of that name; a `Recipe` is returned as it is.
 
-    `fp8-cscale(3)` is `fp8-cscale` with another constant.
+    `fp8-cscale(3)` is `fp8-cscale` with another constant, `fp16-true(11)` has the loss times 2^11.
 
     Raises:
         TypeError: neither a name nor a Recipe.
@@ -386,6 +387,9 @@ def parse(recipe: str | Recipe) -> Recipe:
         return RECIPES[recipe]
     if match := re.fullmatch(r"fp8-cscale\((-?[0-9]{1,2})\)", recipe):
         return cscale(int(match[1]))
-    near = get_close_matches(recipe, RECIPES, n=1)
+    known = RECIPES | TRUE_FP16
+    if (found := known.get(recipe) or scaled_loss(recipe, known)) is not None:
+        return found
+    near = get_close_matches(recipe, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown recipe {recipe!r}; the recipes are {', '.join(RECIPES)}.{hint}")
+    raise ValueError(f"unknown recipe {recipe!r}; the recipes are {', '.join(known)}.{hint}")

@@ -13,11 +13,13 @@ from unitscale.formats import FloatFormat
 from unitscale.formats.granularity import PerBlock, PerTensor
 from unitscale.recipes.operand import AS_IS, Cast, Constant, Current, Delayed, Operand, Scale, Unit
 from unitscale.recipes.rule import Gemm, Rule
+from unitscale.recipes.throughout import Throughout, check_alone
 
 __all__ = ["Executor", "Recipe", "uniform"]
 
 Executor = Literal["auto", "emulated", "bf16", "scaled_mm"]
 OPTIONAL = ("optimizer", "collectives")
+NOT_BESIDE = ("rounds", "activations", "saved", "skip", "spare", *OPTIONAL, "loss_scale")
 OLD_SOURCES: dict[str, Scale] = {
     "none": Cast(),
     "loss": Cast(),
@@ -44,6 +46,8 @@ class Recipe:
             takes them in any case.
         optimizer: name of the optimizer states that go with it; the optimizer is told by itself.
         collectives: likewise, of gradients between processes.
+        throughout: one format for every tensor of a training run, see `Throughout`; for
+            `unitscale train`, `compare` and `sweep` with a character model.
         loss_scale: a static factor on the loss, or "dynamic" (doubled and halved as overflows come
             and go).
         skip: patterns of module paths whose products stay in full precision.
@@ -70,6 +74,7 @@ class Recipe:
     saved: FloatFormat | Operand | None
     optimizer: str | None
     collectives: str | None
+    throughout: Throughout | None
     loss_scale: float | Literal["dynamic"] | None
     skip: tuple[str, ...]
     spare: tuple[str, ...]
@@ -87,6 +92,7 @@ class Recipe:
         saved: FloatFormat | Operand | None = None,
         optimizer: str | None = None,
         collectives: str | None = None,
+        throughout: Throughout | None = None,
         loss_scale: float | Literal["dynamic"] | None = None,
         skip: tuple[str, ...] = (),
         spare: tuple[str, ...] = (),
@@ -122,7 +128,9 @@ class Recipe:
                 f"Recipe {self.name!r}: fused is {self.fused!r}; expected a tuple of groups of two "
                 "or more names, as (('gate_proj', 'up_proj'),)."
             )
-        if self.loss_scale is not None and self.unit_scaled:
+        if self.throughout is not None:
+            check_alone(self.name, self.throughout, {x: getattr(self, x) for x in NOT_BESIDE})
+        elif self.loss_scale is not None and self.unit_scaled:
             raise ValueError(
                 f"Recipe {self.name!r}: it has units and a loss scale of {self.loss_scale!r}; with "
                 "units gradients are at unit scale already, leave one of the two out."
@@ -245,7 +253,9 @@ class Recipe:
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.users}" if self.users else self.name]
-        if not self.rules:
+        if self.throughout is not None:
+            lines.append(f"  every tensor of a training run: {self.throughout}")
+        elif not self.rules:
             lines.append("  rounds nothing")
         for rule in self.rules:
             where = (

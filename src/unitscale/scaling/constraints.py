@@ -7,7 +7,9 @@ or the contributions that meet behind it are added with the wrong relative weigh
 gradient of anything. A constraint chooses the common value.
 
 Source: Blake, Orr, Luschi 2023, constraint-scaled computational graphs (`gmean` is the paper's
-choice); `to_output_scale` is the choice of u-muP (Blake et al. 2024).
+choice); `to_output_scale` is the choice of u-muP (Blake et al. 2024). The authors' demo has two
+more: of a linear layer m -> n, "both_arithmetic" `((m + n) / 2)^-1/2`, which is Glorot's and here
+`fan_amean`, and "both_min" `max(m, n)^-1/2`, here `min`.
 """
 
 from collections.abc import Callable
@@ -17,8 +19,10 @@ __all__ = [
     "CONSTRAINTS",
     "amean",
     "apply_constraint",
+    "fan_amean",
     "gmean",
     "hmean",
+    "smallest",
     "to_grad_input_scale",
     "to_left_grad_scale",
     "to_output_scale",
@@ -42,6 +46,19 @@ def hmean(*scales: float) -> float:
 def amean(*scales: float) -> float:
     """Arithmetic mean: nearest to the largest factor."""
     return sum(scales) / len(scales)
+
+
+def fan_amean(*scales: float) -> float:
+    """`(mean of scale^-2)^-1/2`: the factor of the arithmetic mean of the fans, as Glorot's."""
+    return float((sum(scale**-2 for scale in scales) / len(scales)) ** -0.5)
+
+
+def smallest(*scales: float) -> float:
+    """The smallest factor: no tensor is larger than unit, and one is at unit scale."""
+    result = scales[0]
+    for scale in scales[1:]:
+        result = min(result, scale)
+    return result
 
 
 def to_output_scale(output_scale: float, *grad_scales: float) -> float:
@@ -72,6 +89,8 @@ CONSTRAINTS: dict[str, Callable[..., float]] = {
     "gmean": gmean,
     "hmean": hmean,
     "amean": amean,
+    "fan_amean": fan_amean,
+    "min": smallest,
     "to_output_scale": to_output_scale,
     "to_grad_input_scale": to_grad_input_scale,
     "to_left_grad_scale": to_left_grad_scale,

@@ -74,6 +74,8 @@ STATES = ("fp32", "fp8-lm", "coat", "bf16-stochastic", "master24")
 OF_BF16 = ("bf16-stochastic", "master24")
 """Those that only parameters of BF16 can have."""
 
+OPTIMIZERS = ("adamw", "sgd")
+
 RULES = {
     "recipe": Rule("the name of a recipe", lambda value: isinstance(value, str)),
     "model": Rule(
@@ -86,6 +88,7 @@ RULES = {
     ),
     "dtype": Rule("'fp32' or 'bf16'", lambda value: value in ("fp32", "bf16")),
     "states": Rule(f"one of {', '.join(STATES)}", lambda value: value in STATES),
+    "optimizer": Rule("'adamw' or 'sgd'", lambda value: value in OPTIMIZERS),
     "steps": integer(1),
     "batch_size": integer(1),
     "sequence_length": integer(1),
@@ -149,6 +152,7 @@ class TrainConfig:
         dtype: what the model is held in, and with it its optimizer's state: "fp32" or "bf16".
         states: how the optimizer holds its moments and master weights, a name of `optim.AdamW`;
             None is torch's own AdamW.
+        optimizer: "adamw" or "sgd", whose momentum is the first of `betas`.
 
     Raises:
         ValueError, TypeError: a value out of its range, an unknown recipe or model option.
@@ -176,6 +180,7 @@ class TrainConfig:
     device: str = "cpu"
     dtype: str = "fp32"
     states: str | None = None
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         for name, rule in RULES.items():
@@ -187,12 +192,38 @@ class TrainConfig:
                 f"states is {self.states!r}, which hold parameters of bf16 only, and dtype is "
                 f"{self.dtype!r}; use --dtype bf16, or other states"
             )
+        if self.optimizer == "sgd" and self.lr is None:
+            raise ValueError(
+                "lr is None and optimizer is 'sgd', for which no rate is known; give --lr"
+            )
         if self.existing is None or self.existing in BUILT_IN:
             self.check_sizes()
         if self.existing is None:
             self.model_config  # noqa: B018 - checks the recipe and every option of the model
         else:
             self.numerics  # noqa: B018 - checks the recipe
+        if self.numerics.throughout is not None:
+            self.check_throughout()
+
+    def check_throughout(self) -> None:
+        """Raise ValueError for what one format for every tensor does not go with.
+
+        It is rounded in eager code. An existing model may compute the statistics of its norms by
+        operations of their own, which have to stay in FP32.
+        """
+        for name, legal, remedy in (
+            ("existing", (None,), "take --model attention, conv or rnn"),
+            ("inner", ("auto", "eager"), "take --inner auto or eager"),
+            ("dtype", ("fp32",), "take --dtype fp32: the values are those of the format"),
+            ("states", (None,), "leave --states out: the recipe says how they are held"),
+            ("record_every", (None,), "leave record_every out, or record another recipe"),
+        ):
+            value = getattr(self, name)
+            if value not in legal:
+                raise ValueError(
+                    f"{name} is {value!r}, and recipe {self.recipe_name!r} rounds every tensor of "
+                    f"a character model in eager FP32 code; {remedy}"
+                )
 
     def check_sizes(self) -> None:
         """Raise ValueError for a size of a model of ours that no machine could hold.
@@ -281,13 +312,15 @@ class TrainConfig:
         return self.peak_lr * (self.final_lr_fraction + (1 - self.final_lr_fraction) * cosine)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it: lists for tuples. `states` that are None are left out.
+        """As JSON holds it: lists for tuples.
 
-        So the runs of versions that had none are known by the same description.
+        `states` and `optimizer` are left out where they have their defaults, so that the runs of
+        versions that had none are known by the same description.
         """
         found = asdict(self) | {"model": dict(self.model), "betas": list(self.betas)}
-        if self.states is None:
-            del found["states"]
+        for name, default in (("states", None), ("optimizer", "adamw")):
+            if found[name] == default:
+                del found[name]
         return found
 
     @classmethod

@@ -16,6 +16,7 @@ from unitscale.train.checkpoint import TrainState
 from unitscale.train.config import TrainConfig
 from unitscale.train.device import DTYPES, find_device
 from unitscale.train.loss_scale import LossScale
+from unitscale.train.throughout import hold_
 
 # What u-muP's rules leave open: a byte's embedding learns at every step, a word's rarely. 700 steps
 # of 8 windows, fp32-units, seeds 0 to 2: 1.849 with 1 and 1, 1.833 with these; standard 1.824.
@@ -56,9 +57,10 @@ def initial_state(config: TrainConfig) -> TrainState:
     if isinstance(model, CharLM) and config.dtype != "fp32":
         # In BF16 a loss would have three digits; existing models get theirs in FP32 as well.
         model.readout.register_forward_hook(in_float32)
-    return TrainState(
-        model, build_optimizer(config, model), LossScale.of(config.numerics.loss_scale)
-    )
+    optimizer, loss_scale = build_optimizer(config, model), LossScale.of(config.numerics.loss_scale)
+    if (how := config.numerics.throughout) is not None:
+        hold_(optimizer, how, loss_scale=loss_scale.scale, seed=config.seed, step=0)
+    return TrainState(model, optimizer, loss_scale)
 
 
 def in_float32(module: torch.nn.Module, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
@@ -158,7 +160,7 @@ def described(output: Any) -> str:
 
 
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW: torch's own, or with the u-muP rules for a model written unit-scaled.
+    """AdamW or SGD: torch's own, or with the u-muP rules for a model written unit-scaled.
 
     With `states`, ours for either.
 
@@ -166,10 +168,16 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
         ValueError: states that cannot hold the model's dtype.
     """
     options: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        options["momentum"], _ = options.pop("betas")
+    ours = optim.SGD if config.optimizer == "sgd" else optim.AdamW
     if config.states is not None:
         options |= {"states": config.states, "seed": config.seed % 2**63}
     if config.is_written_unit_scaled:
-        return optim.AdamW(model, config.peak_lr, rates=UNIT_SCALED_RATES, **options)
+        # These rates were found with Adam; SGD also sees how large the gradients are.
+        rates = UNIT_SCALED_RATES if config.optimizer == "adamw" else None
+        return ours(model, config.peak_lr, rates=rates, **options)
     if config.states is not None:
-        return optim.AdamW(model, config.peak_lr, rules=None, **options)
-    return torch.optim.AdamW(model.parameters(), config.peak_lr, **options)
+        return ours(model, config.peak_lr, rules=None, **options)
+    plain = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
+    return plain(model.parameters(), config.peak_lr, **options)

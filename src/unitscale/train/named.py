@@ -11,9 +11,9 @@ Imports no torch, unless a person's own module does.
 from collections.abc import Iterable
 
 from unitscale.models.existing import import_attribute
-from unitscale.recipes import RECIPES, RIVALS, Recipe, parse
+from unitscale.recipes import RECIPES, RIVALS, TRUE_FP16, Recipe, parse
 
-__all__ = ["GROUPS", "expanded", "find_recipe", "is_own"]
+__all__ = ["GROUPS", "expanded", "find_recipe", "is_own", "refuse_throughout"]
 
 GROUPS: dict[str, tuple[str, ...]] = {"all": tuple(RECIPES), "rivals": RIVALS}
 
@@ -40,7 +40,7 @@ def find_recipe(name: str) -> Recipe:
     found = import_attribute(name, "recipe")
     if not isinstance(found, Recipe):
         raise ValueError(f"{name} is a {type(found).__name__}; expected a unitscale.recipes.Recipe")
-    if found.name in GROUPS or RECIPES.get(found.name, found) != found:
+    if found.name in GROUPS or (RECIPES | TRUE_FP16).get(found.name, found) != found:
         raise ValueError(
             f"{name} is called {found.name!r}, which is the name of another recipe; give it a name "
             "of its own"
@@ -55,3 +55,13 @@ def expanded(names: Iterable[str]) -> list[str]:
         if name:
             found |= dict.fromkeys(GROUPS.get(name, (name,)))
     return list(found)
+
+
+def refuse_throughout(recipes: Iterable[Recipe], command: str) -> None:
+    """Raise ValueError for a recipe of one format for every tensor, where products alone count."""
+    for recipe in recipes:
+        if recipe.throughout is not None:
+            raise ValueError(
+                f"recipe {recipe.name!r} rounds every tensor of a training run, and {command} is "
+                "about what is rounded in products; take 'fp16-none' or 'fp16'"
+            )

@@ -65,7 +65,9 @@ def with_control(base: TrainConfig, recipes: Sequence[str]) -> list[str]:
     """
     needs = base.existing is None and BASELINE in recipes and CONTROL not in recipes
     known = map(find_recipe, recipes)
-    rounding = [recipe for recipe in known if recipe.unit_scaled and recipe.rounds]
+    rounding = [
+        recipe for recipe in known if recipe.unit_scaled and (recipe.rounds or recipe.throughout)
+    ]
     if not (needs and rounding):
         return list(recipes)
     after = list(recipes).index(BASELINE) + 1

@@ -30,6 +30,7 @@ from unitscale.train.run_folder import CHECKPOINT, CHECKPOINTS, RECORDING, Recor
 from unitscale.train.run_log import HeardLog, RunLog, losses
 from unitscale.train.spread import WHOLE, Spread
 from unitscale.train.tensorboard import Board
+from unitscale.train.throughout import hold_, rounding
 from unitscale.train.units import (
     apply_numerics,
     coverage_of,
@@ -148,7 +149,9 @@ class Run:
                 share_measurements(self.model)  # now, so that validation has the same units
         elif not spread.is_alone:
             record["not_finite_on"] = [r for r, (x, *_) in enumerate(each) if not math.isfinite(x)]
-        if state.step == 0 and config.numerics.rounds:
+        if state.step == 0 and config.numerics.throughout is not None:
+            record["coverage"], record["full_precision"] = 1.0, {}
+        elif state.step == 0 and config.numerics.rounds:
             record["coverage"] = round(coverage_of(state.model), 4)
             record["full_precision"] = full_precision_of(state.model)
         if self.recorder and (rows := self.recorder.collect()):
@@ -180,8 +183,10 @@ class Run:
         if spread.shares > 1:
             torch.manual_seed(spread.seed(config.seed, state.step, micro))
         watches = state.step == 0 and micro == 0 and not config.gives_units  # else `first_look` has
+        how, seed = config.numerics.throughout, (config.seed, state.step, micro)
         with synchronizing(self.model, is_last=micro + 1 == spread.micro_batches):
-            with saved_for_backward(state.model) if watches else nullcontext() as saved:
+            watching = saved_for_backward(state.model) if watches else nullcontext()
+            with rounding(how, *seed, 0), watching as saved:
                 loss = self.model(ids, targets)
             value, saved_bytes = loss.item(), saved.bytes if saved else None
             del saved
@@ -189,7 +194,12 @@ class Run:
                 if micro == 0:
                     state.optimizer.zero_grad()
                 factor = spread.loss_factor(is_unit_scaled=is_unit_scaled)
-                (loss * (state.loss_scale.scale * factor)).backward()
+                factor *= state.loss_scale.scale
+                if how is None:
+                    (loss * factor).backward()
+                else:  # the product would be rounded, and so would its derivative, the factor
+                    with rounding(how, *seed, 1):
+                        loss.backward(torch.full_like(loss, factor))
         return value, saved_bytes
 
     def update(self, lr: float) -> None:
@@ -206,6 +216,14 @@ class Run:
             for group in state.optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_factor", 1.0)
             state.optimizer.step()
+            if (how := self.config.numerics.throughout) is not None:
+                hold_(
+                    state.optimizer,
+                    how,
+                    loss_scale=state.loss_scale.scale,
+                    seed=self.config.seed,
+                    step=state.step + 1,
+                )
         state.loss_scale.update(is_finite=is_finite)
 
     def recording(self) -> AbstractContextManager[Recorder | None]:
@@ -255,7 +273,8 @@ class Run:
         for first in range(0, len(batches), spread.ranks):
             own = first + spread.rank
             windows = batches[min(own, len(batches) - 1)]
-            loss = model(*to_inputs(windows, self.device)).item() * len(windows)
+            with rounding(config.numerics.throughout, config.seed, first):
+                loss = model(*to_inputs(windows, self.device)).item() * len(windows)
             total += loss if own < len(batches) else 0.0
         model.train()
         total = math.fsum(part for (part,) in gathered(spread, [total]))

@@ -91,6 +91,11 @@ class Spread:
                 f"{self.micro_batches} micro-batches do not divide; use a --batch-size that is a "
                 f"multiple of {self.shares}"
             )
+        if config.numerics.throughout is not None and not self.is_alone:
+            raise ValueError(
+                f"recipe {config.recipe_name!r} is for one process, because sums between processes "
+                f"would not be rounded, and there are {self.ranks}; use --accumulate, or one rank"
+            )
         if config.record_every is not None and self.shares > 1:
             raise ValueError(
                 f"record_every is {config.record_every}, and tensors are recorded of a whole "

@@ -8,17 +8,36 @@ import torch
 from unitscale.train.checkpoint import load_checkpoint
 from unitscale.train.config import TrainConfig
 from unitscale.train.initial import initial_state
+from unitscale.train.loop import newest
 from unitscale.train.run_folder import (
-    CHECKPOINT,
     CONFIG,
     VERSION,
     CheckpointError,
     identity_of,
     read_object,
 )
+from unitscale.train.spread import WHOLE
 from unitscale.train.units import apply_numerics, measured_tensors
 
-__all__ = ["trained_model"]
+__all__ = ["run_of", "trained_model"]
+
+
+def run_of(folder: Path) -> tuple[TrainConfig, str]:
+    """The configuration of the run in a folder, and what its checkpoints know it by.
+
+    Raises:
+        ValueError: the folder holds no run, or one of a configuration that is none.
+        CheckpointError: its description is damaged, or of another version.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} holds no run of `unitscale train`: it has no {CONFIG}")
+    description = read_object(folder / CONFIG)
+    if description.get("version") != VERSION or not isinstance(description.get("config"), dict):
+        raise CheckpointError(
+            f"{folder / CONFIG} is of version {description.get('version')!r} of a run's files; "
+            f"expected {VERSION}"
+        )
+    return TrainConfig.from_json(description["config"]), identity_of(description)
 
 
 def trained_model(folder: Path) -> tuple[torch.nn.Module, int]:
@@ -31,20 +50,19 @@ def trained_model(folder: Path) -> tuple[torch.nn.Module, int]:
         CheckpointError: a file of it is damaged, or of another version; it has no checkpoint yet.
         ModelError: the factory of its model failed.
     """
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} holds no run of `unitscale train`: it has no {CONFIG}")
-    description = read_object(folder / CONFIG)
-    if description.get("version") != VERSION or not isinstance(description.get("config"), dict):
-        raise CheckpointError(
-            f"{folder / CONFIG} is of version {description.get('version')!r} of a run's files; "
-            f"expected {VERSION}"
-        )
-    if not (folder / CHECKPOINT).is_file():
-        raise CheckpointError(f"{folder} has no {CHECKPOINT} yet; train some steps first")
-    config = replace(TrainConfig.from_json(description["config"]), device="cpu", inner="eager")
+    config, run = run_of(folder)
+    config = replace(config, device="cpu", inner="eager")
     state = initial_state(config)
-    state.run = identity_of(description)
-    load_checkpoint(state, folder / CHECKPOINT)
+    state.run = run
+    found = newest(folder, run)
+    if found is None:
+        raise CheckpointError(f"{folder} has no checkpoint yet; train some steps first")
+    if isinstance(found, Path):
+        load_checkpoint(state, found)
+    else:
+        from unitscale.train.sharded import load_sharded  # slow to import, so only where ranks were
+
+        load_sharded(state, found, WHOLE)
     model = state.model.eval()
     apply_numerics(config, model, state.units)
     known = measured_tensors(model)

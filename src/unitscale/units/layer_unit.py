@@ -71,6 +71,29 @@ def layer_units(model: nn.Module) -> list[LayerUnit]:
     return found
 
 
+def evaluated_parameters(model: nn.Module) -> set[str]:
+    """The parameters, by name, of what has run without gradients, under the recipe or beside it.
+
+    Raises:
+        ValueError: the model is not scaled.
+    """
+    session = require_session(model, "evaluated_parameters")
+    session.terms.collect()
+    found = {
+        prefix + name
+        for executable in session.executables
+        if not executable.training
+        for prefix in executable.places
+        for _, name in executable.slots
+    }
+    # Of a module beside the graphs nobody knows in which mode it ran; a warning has named it.
+    return found | {
+        f"{path}.{name}" if path else name
+        for path in session.plain
+        for name, _ in model.get_submodule(path).named_parameters()
+    }
+
+
 def recipe_of(model: nn.Module, caller: str) -> Recipe:
     """The recipe of a scaled model, as it was placed in it.
 

@@ -62,6 +62,12 @@ class Session:
         store: UnitStore | None = None,
         beside: Beside = NOTHING,
     ) -> None:
+        if recipe.throughout is not None:
+            raise ValueError(
+                f"recipe {recipe.name!r} rounds every tensor of a run, and only those of products "
+                "can be rounded here; use it in `unitscale train`, `compare` or `sweep`, or take "
+                "'fp16-none' or 'fp16'"
+            )
         self.beside = beside
         self.store = store or UnitStore(scale=scale, remeasure=remeasure)
         self.store.amaxes.needed = recipe.is_delayed

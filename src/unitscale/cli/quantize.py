@@ -1,0 +1,309 @@
+"""`unitscale quantize`: a finished model in FP8, INT8 or a block format, as a folder to serve."""
+
+import json as json_module
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+
+from unitscale.cli import option
+from unitscale.cli.exit import FAILED, checking_arguments, fail, running
+from unitscale.cli.output import show
+from unitscale.cli.progress import Bar, WithBar
+
+if TYPE_CHECKING:
+    from unitscale.deploy.description import Format
+    from unitscale.deploy.distance import Metric
+    from unitscale.deploy.histogram import Clip
+
+BATCH = 8
+
+
+def quantize(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FACTORY|FOLDER",
+            help="A function that gives `model`, or `model, inputs` (also as FILE.py:FACTORY); a "
+            "folder of a model of transformers, or of `unitscale train`.",
+        ),
+    ],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="fp8, fp8-tensor, fp8-dynamic, fp8-weight, fp8-e5m2, int8 (w8a8), int8-fp8, "
+            "mxfp8, mxfp4, nvfp4 and so on, or a training recipe."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=option.given_path, metavar="DIR", help="Folder to write: new, or empty."
+        ),
+    ],
+    calibration_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|MODULE:NAME",
+            help="Text, a sample a line (read by the folder's tokenizer, or as bytes for a run); "
+            "or batches, or a function that gives them. Default: the inputs of FACTORY.",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Lines of text to calibrate on.")] = 64,
+    length: Annotated[int, typer.Option(help="Tokens that are kept of a line.")] = 128,
+    clip: Annotated[
+        str, typer.Option(help="Where inputs saturate: amax, percentile or mse.")
+    ] = "amax",
+    percentile: Annotated[float, typer.Option(help="Of --clip percentile.")] = 99.99,
+    power_of_two: Annotated[
+        bool, typer.Option("--power-of-two", help="Scales that BF16 holds exactly.")
+    ] = False,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Modules to keep. Repeatable.", show_default=False),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest loss: the layers that lose most are put back until it is met.",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="Of the loss: cosine (1 - cosine) or kl.")] = "cosine",
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Also print the loss of each layer alone.")
+    ] = False,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="compressed-tensors, modelopt or safetensors. Default: the first for a model of "
+            "transformers, the last for others.",
+            show_default=False,
+        ),
+    ] = None,
+    differences: Annotated[
+        str, typer.Option(help="What a server computes otherwise: refuse, or report it.")
+    ] = "refuse",
+    json: option.Json = False,
+) -> None:
+    """Quantize a finished model, and write it: weights of one byte, calibrated scales or units.
+
+    Softmax, GELU, norms, embeddings, heads and routers keep full precision. --target puts the most
+    sensitive layers back.
+    """
+    with ExitStack() as held:
+        with checking_arguments():
+            from unitscale.deploy.description import check_format
+            from unitscale.deploy.export import check_folder
+            from unitscale.deploy.histogram import check_clip
+            from unitscale.deploy.scheme import scheme_of
+
+            scheme_of(recipe)
+            check_clip(clip, percentile)
+            if format is not None:
+                check_format(format)
+            check_folder(out)
+            if samples < 1 or length < 1:
+                raise ValueError(
+                    f"--samples and --length are {samples} and {length}; expected 1 or more"
+                )
+        held.enter_context(running())
+        held.enter_context(checking_arguments())
+        subject, batches, tokenizer = subject_of(model, calibration_data, samples, length)
+        from unitscale import deploy
+        from unitscale.deploy.pretrained import is_pretrained
+
+        options: dict[str, Any] = {
+            "clip": cast("Clip", clip),
+            "percentile": percentile,
+            "power_of_two": power_of_two,
+            "skip": tuple(skip or ()),
+            "metric": cast("Metric", metric),
+        }
+        with Stages() as stages:
+            table = None
+            if sensitivity:
+                table = deploy.sensitivity(
+                    subject, recipe, batches or (), progress=stages.show, **options
+                )
+            deploy.quantize(
+                subject, recipe, batches, target=target, progress=stages.show, **options
+            )
+        found = deploy.quantization(subject)
+        inner = any(is_pretrained(module) for module in subject.modules())
+        chosen = format or ("compressed-tensors" if inner else "safetensors")
+        done = deploy.export(
+            subject,
+            out,
+            cast("Format", chosen),
+            tokenizer=tokenizer,
+            differences=cast(Literal["refuse", "report"], differences),
+        )
+    if json:
+        row = found.to_dict() | {
+            "folder": str(done.folder),
+            "format": done.format,
+            "differences": done.differences,
+            "sensitivity": None if table is None else [vars(row) for row in table.rows],
+        }
+        print(json_module.dumps(row, indent=2))
+        return
+    show(*([] if table is None else [str(table)]), str(found), str(done))
+
+
+def subject_of(
+    name: str, data: str | None, samples: int, length: int
+) -> tuple[Any, list[Any] | None, Path | None]:
+    """The model, what it is calibrated on, and the folder of its tokenizer.
+
+    Raises:
+        ValueError: there is no such model, or no such data.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        from unitscale.models.existing import find_factory, is_existing
+
+        if not is_existing(name):
+            raise ValueError(
+                f"{name!r} is neither a folder nor a model; expected a folder of transformers or "
+                "of `unitscale train`, MODULE:FACTORY or FILE.py:FACTORY"
+            )
+        factory = find_factory(name)
+        try:
+            made = factory()
+        except Exception as error:
+            fail(f"{name} failed: {type(error).__name__}: {error}", code=FAILED)
+        model, *rest = made if isinstance(made, tuple) else (made,)
+        return model, given_batches(data, rest[0] if rest else None), None
+    if is_of_transformers(folder):
+        return pretrained(folder, data, samples, length)
+    from unitscale.train.trained import trained_model
+
+    batches = None if data is None else byte_batches(data, samples, length)
+    model, _ = trained_model(folder)
+    if batches is not None:
+        from unitscale.units import unscale
+        from unitscale.units.forward import session_of
+
+        if session_of(model) is not None:  # calibrated scales take the place of its units
+            unscale(model)
+        model = logits_of(model)
+    return model, batches, None
+
+
+def logits_of(model: Any) -> Any:
+    """The part of a run's model that gives logits: training wraps a loss around others' models."""
+    from unitscale.models.next_byte import NextByte
+
+    return model.model if isinstance(model, NextByte) else model
+
+
+def is_of_transformers(folder: Path) -> bool:
+    """Whether a folder has the configuration of a model of transformers; a run's is another."""
+    try:
+        content = json_module.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "model_type" in content
+
+
+def given_batches(data: str | None, inputs: Any) -> list[Any] | None:
+    """The batches of a name, or the inputs that a factory gives, as one batch."""
+    if data is None:
+        return None if inputs is None else [inputs]
+    from unitscale.models.existing import import_attribute
+
+    if ":" not in data:
+        raise ValueError(
+            f"--calibration-data is {data!r}; of a FACTORY it is MODULE:NAME or FILE.py:NAME, for "
+            "batches or a function that gives them"
+        )
+    found = import_attribute(data, "list of batches")
+    made = found() if callable(found) else found
+    return list(made)
+
+
+def lines_of(data: str, samples: int) -> list[str]:
+    """The first lines of a text that hold something.
+
+    Raises:
+        ValueError: there is none. OSError: it cannot be read.
+    """
+    text = Path(data).read_text(encoding="utf-8", errors="replace")
+    found = [line for line in text.splitlines() if line.strip()][:samples]
+    if not found:
+        raise ValueError(f"--calibration-data {data} has no line of text")
+    return found
+
+
+def byte_batches(data: str, samples: int, length: int) -> list[Any]:
+    """Lines as bytes, one sample a batch: they differ in length."""
+    import torch
+
+    return [torch.tensor([list(line.encode("utf-8")[:length])]) for line in lines_of(data, samples)]
+
+
+def pretrained(
+    folder: Path, data: str | None, samples: int, length: int
+) -> tuple[Any, list[Any] | None, Path | None]:
+    """A model of transformers, and lines of text as its tokenizer reads them."""
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError(
+            "a folder of transformers needs transformers; run: pip install 'unitscale[hf]'"
+        ) from None
+    config = transformers.AutoConfig.from_pretrained(folder)
+    names = getattr(config, "architectures", None) or ["no architecture"]
+    kind = getattr(transformers, names[0], None)
+    if kind is None:
+        raise ValueError(f"{folder}: transformers has no architecture {names[0]!r}")
+    model = kind.from_pretrained(folder).eval()
+    has_tokenizer = any(folder.glob("*tokenizer*")) or any(folder.glob("vocab.*"))
+    if data is None:
+        return model, None, folder if has_tokenizer else None
+    if not has_tokenizer:
+        raise ValueError(f"{folder} has no tokenizer to read {data} with; put its files there")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    lines = lines_of(data, samples)
+    if tokenizer.pad_token is None:
+        parts = [[line] for line in lines]
+    else:
+        parts = [lines[start : start + BATCH] for start in range(0, len(lines), BATCH)]
+    batches = [
+        dict(
+            tokenizer(
+                part,
+                padding=len(part) > 1,
+                truncation=True,
+                max_length=length,
+                return_tensors="pt",
+            )
+        )
+        for part in parts
+    ]
+    return model, batches, folder
+
+
+class Stages(WithBar):
+    """The progress of each stage: a bar on a terminal, a line at its end elsewhere."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn())
+        self.bar = Bar(*columns, console=console) if console.is_terminal else None
+        self.tasks: dict[str, Any] = {}
+
+    def show(self, stage: str, done: int, of: int) -> None:
+        """So much of a stage is done."""
+        if self.bar:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.bar.add_task(stage, total=of)
+            self.bar.update(self.tasks[stage], completed=done, total=of)
+        elif done == of:
+            print(f"{stage}: {done}/{of}", file=sys.stderr, flush=True)

@@ -1,0 +1,193 @@
+"""The shape of a model: the sizes that growth changes, read from a configuration and checked."""
+
+import copy
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from unitscale.growth.architecture import Architecture
+
+__all__ = ["Shape", "config_of", "shape_of", "target_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of a model.
+
+    Attributes:
+        width: of the residual stream.
+        depth: layers.
+        heads: of the queries; kv_heads: of keys and values, as many unless they are grouped.
+        head_dim: elements of a head, which growth never changes.
+        ffn: of the inner layer of an MLP.
+        experts: copies of each MLP; 1 is the dense model.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    experts: int = 1
+
+    def __str__(self) -> str:
+        kv = f" ({self.kv_heads} of keys and values)" if self.kv_heads != self.heads else ""
+        experts = f", {self.experts} experts" if self.experts > 1 else ""
+        return (
+            f"width {self.width}, depth {self.depth}, {self.heads} heads{kv} of {self.head_dim}, "
+            f"ffn {self.ffn}{experts}"
+        )
+
+
+GIVEN = tuple(f.name for f in fields(Shape) if f.name != "head_dim")
+"""What a person may ask for."""
+
+
+def shape_of(config: Any, architecture: Architecture) -> Shape:
+    """The shape that a configuration of `transformers` says."""
+    names = architecture.fields
+    width, heads = getattr(config, names["width"]), getattr(config, names["heads"])
+    own_dim = getattr(config, names["head_dim"], None) if names["head_dim"] else None
+    own_kv = getattr(config, names["kv_heads"], None) if names["kv_heads"] else None
+    return Shape(
+        width=width,
+        depth=getattr(config, names["depth"]),
+        heads=heads,
+        kv_heads=own_kv or heads,
+        head_dim=own_dim or width // heads,
+        ffn=getattr(config, names["ffn"]) or 4 * width,  # GPT-2's default is None
+    )
+
+
+def target_of(small: Shape, architecture: Architecture, given: dict[str, int | None]) -> Shape:
+    """The shape to grow to: what was asked for, and the rest in proportion to the width.
+
+    Raises:
+        ValueError: a size that is no positive number or is smaller than the model's; heads that do
+            not divide; nothing to grow.
+    """
+    asked = {name: size for name, size in given.items() if size is not None}
+    for name, size in asked.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"growth: {name} is {size!r}; expected a whole number of at least 1")
+        if size < getattr(small, name):
+            raise ValueError(
+                f"growth: {name} is {size}, and the model's is {getattr(small, name)} already; "
+                "expected at least that: growth makes no model smaller"
+            )
+    width = asked.get("width", small.width)
+    sizes = {"width": width, "depth": asked.get("depth", small.depth)}
+    for name in ("heads", "kv_heads", "ffn"):
+        follows = name == "kv_heads" and not architecture.fields["kv_heads"]
+        own = sizes["heads"] if follows else None
+        sizes[name] = asked.get(name) or own or in_proportion(name, small, width)
+    target = Shape(**sizes, head_dim=small.head_dim, experts=asked.get("experts", 1))
+    check_heads(small, target, architecture)
+    if target == small:
+        raise ValueError(f"growth: the target is the model's own shape ({small}); ask for more")
+    return target
+
+
+def in_proportion(name: str, small: Shape, width: int) -> int:
+    """A size that grows as the width does.
+
+    Raises:
+        ValueError: it would be no whole number.
+    """
+    own: int = getattr(small, name)
+    grown, rest = divmod(own * width, small.width)
+    if rest:
+        raise ValueError(
+            f"growth: from width {small.width} to {width} the {own} {name} would be "
+            f"{own * width / small.width:g}, which do not divide; give {name}= as well, or a "
+            f"width that is a multiple of {small.width // divisor(own, small.width)}"
+        )
+    return grown
+
+
+def divisor(a: int, b: int) -> int:
+    """The greatest number that divides both."""
+    while b:
+        a, b = b, a % b
+    return a
+
+
+def check_heads(small: Shape, target: Shape, architecture: Architecture) -> None:
+    """Refuse heads that do not divide.
+
+    Raises:
+        ValueError: says which.
+    """
+    if not architecture.fields["kv_heads"] and target.kv_heads != target.heads:
+        raise ValueError(
+            f"growth: kv_heads is {target.kv_heads} and heads is {target.heads}; a "
+            f"{architecture.name} has as many of both: leave kv_heads out"
+        )
+    if target.heads % target.kv_heads:
+        raise ValueError(
+            f"growth: {target.heads} heads do not divide into {target.kv_heads} groups; expected a "
+            "multiple of kv_heads"
+        )
+    if target.heads // target.kv_heads < small.heads // small.kv_heads:
+        raise ValueError(
+            f"growth: {target.heads} heads in {target.kv_heads} groups are fewer in a group than "
+            f"{small.heads} in {small.kv_heads}; each group keeps its queries: give more heads, or "
+            "fewer kv_heads"
+        )
+    if not architecture.fields["head_dim"] and target.heads * small.head_dim != target.width:
+        raise ValueError(
+            f"growth: {target.heads} heads of {small.head_dim} are not the width of "
+            f"{target.width}, as in a {architecture.name}; heads keep their size: expected a "
+            f"width of {target.heads * small.head_dim}"
+        )
+
+
+def config_of(config: Any, small: Shape, target: Shape, architecture: Architecture) -> Any:
+    """The configuration of the grown model.
+
+    Over a padded width a norm sees the variance shrink, so that its epsilon shrinks as well.
+    """
+    grown = copy.deepcopy(config)
+    sizes = asdict(target)
+    for name, own in architecture.fields.items():
+        if own and name in sizes and sizes[name] != getattr(small, name):
+            setattr(grown, own, sizes[name])
+    if architecture.fields["head_dim"]:
+        setattr(grown, architecture.fields["head_dim"], target.head_dim)
+    if target.width != small.width:
+        ffn = architecture.fields["ffn"]
+        setattr(grown, ffn, target.ffn)  # GPT-2's None follows the width
+    if target.width % small.width:
+        eps = architecture.fields["eps"]
+        setattr(grown, eps, getattr(config, eps) * small.width / target.width)
+    return grown
+
+
+def asked_by(config: Any, model: Any, architecture: Architecture) -> dict[str, int | None]:
+    """The sizes that a target configuration asks for, if it says nothing else.
+
+    Raises:
+        ValueError: another architecture, or another setting that is no size.
+    """
+    kind = getattr(config, "model_type", None)
+    if kind != architecture.name:
+        raise ValueError(
+            f"growth: the target is of model_type {kind!r}, and the model of {architecture.name!r}"
+        )
+    target, small = shape_of(config, architecture), shape_of(model.config, architecture)
+    if target.head_dim != small.head_dim:
+        raise ValueError(
+            f"growth: the target's heads are of {target.head_dim}, and the model's of "
+            f"{small.head_dim}; heads keep their size, and more of them are made"
+        )
+    sizes = {own for own in architecture.fields.values() if own}
+    follows = sizes | {"transformers_version", "architectures", "dtype", "_name_or_path"}
+    follows |= {"pooler_output_size", "layer_types"}
+    wanted, own = config.to_dict(), model.config.to_dict()
+    for name in sorted(wanted.keys() | own.keys()):
+        if name not in follows and wanted.get(name) != own.get(name):
+            raise ValueError(
+                f"growth: the target's {name} is {wanted.get(name)!r}, and the model's "
+                f"{own.get(name)!r}; growth changes sizes only"
+            )
+    return {name: getattr(target, name) for name in GIVEN if name != "experts"}

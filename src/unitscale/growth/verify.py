@@ -1,0 +1,164 @@
+"""What a grown model computes, against what the small one did, before anything trains."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unitscale import units
+from unitscale.units.forward import session_of
+
+__all__ = ["TOLERANCE", "Proof", "verify"]
+
+TOLERANCE = 1e-5
+"""Of the largest output, for float32. Sums in another order differ by a tenth of it, and a factor
+that is wrong by one in a thousand by a hundred times as much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """How far the outputs of a grown model are from those of the small one.
+
+    Attributes:
+        largest: the largest output of the small model.
+        difference: the largest difference to it, without rounding to any recipe.
+        loss, grown_loss: of both models, where they compute one.
+        tolerance: what `difference` may be, relative to `largest`.
+        in_recipe: the largest difference with both under their recipe; None without one.
+    """
+
+    largest: float
+    difference: float
+    loss: float | None
+    grown_loss: float | None
+    tolerance: float
+    in_recipe: float | None = None
+
+    @property
+    def preserved(self) -> bool:
+        """Whether the grown model computes what the small one does, to the tolerance."""
+        return self.difference <= self.tolerance * self.largest  # false for NaN
+
+    def __str__(self) -> str:
+        verdict = "preserved" if self.preserved else "changed"
+        text = (
+            f"function {verdict}: outputs up to {self.largest:.4g} differ by {self.difference:.2e} "
+            f"(tolerance {self.tolerance * self.largest:.2e})"
+        )
+        if self.in_recipe is not None:
+            text += f", under the recipe by {self.in_recipe:.2e}"
+        if self.loss is not None and self.grown_loss is not None:
+            text += f"; loss {self.loss:.6f} -> {self.grown_loss:.6f}"
+        return text
+
+
+def verify(
+    small: nn.Module, grown: nn.Module, batch: Any, *, tolerance: float | None = None
+) -> Proof:
+    """Compare a grown model with the small one on a batch: both in eval(), without gradients.
+
+    Of method="fpi" with identity blocks, and of a mixture, `preserved` is to be true. Of the other
+    methods it is false by design, and `difference` and the losses say by how much.
+
+    Args:
+        batch: what the models take: a mapping of arguments, a tuple of them, or one.
+        tolerance: relative to the largest output; None is `TOLERANCE`, or where weights are held in
+            fewer bits 4 of their epsilons, since a third of one is rounded. What is computed is
+            compared in float32 in any case.
+
+    Raises:
+        ValueError: outputs of different shapes, or not finite; a batch without an output.
+    """
+    if tolerance is None:
+        dtype = next(small.parameters()).dtype
+        tolerance = max(TOLERANCE, 4 * torch.finfo(dtype).eps)
+    with evaluating(small), evaluating(grown), torch.no_grad():
+        with plain(small), plain(grown):
+            loss, own = called(small, batch, in_float32=True)
+            grown_loss, other = called(grown, batch, in_float32=True)
+        difference = distance(own, other)
+        in_recipe = None
+        if session_of(small) is not None and session_of(grown) is not None:
+            in_recipe = distance(called(small, batch)[1], called(grown, batch)[1])
+    return Proof(
+        largest=own.abs().max().item(),
+        difference=difference,
+        loss=loss,
+        grown_loss=grown_loss,
+        tolerance=tolerance,
+        in_recipe=in_recipe,
+    )
+
+
+def distance(own: Tensor, other: Tensor) -> float:
+    """The largest difference between two outputs.
+
+    Raises:
+        ValueError: they cannot be compared.
+    """
+    if own.shape != other.shape:
+        raise ValueError(
+            f"growth: the small model's output has the shape {list(own.shape)} and the grown one's "
+            f"{list(other.shape)}; expected the same: compare models with a head"
+        )
+    if not own.numel() or not own.isfinite().all():
+        what = "holds NaN or infinity" if own.numel() else "is empty"
+        raise ValueError(
+            f"growth: the small model's output {what}; give another batch, or a model that did not "
+            "diverge"
+        )
+    return (own.double() - other.double()).abs().max().item()
+
+
+def called(
+    model: nn.Module, batch: Any, *, in_float32: bool = False
+) -> tuple[float | None, Tensor]:
+    """The loss of a call, if the model gives one, and its output."""
+    args = () if isinstance(batch, Mapping) else batch
+    args = tuple(args) if isinstance(args, tuple | list) else (args,)
+    kwargs = dict(batch) if isinstance(batch, Mapping) else {}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if in_float32 and any(is_short(value) for _, value in tensors):
+        args, kwargs = tuple(map(widened, args)), {k: widened(v) for k, v in kwargs.items()}
+        found = functional_call(model, {n: widened(value) for n, value in tensors}, args, kwargs)
+    else:
+        found = model(*args, **kwargs)
+    loss = getattr(found, "loss", None)
+    output = getattr(found, "logits", found)
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"growth: the model returned a {type(found).__name__}; expected logits, or an object "
+            "that has .logits"
+        )
+    return None if loss is None else loss.item(), output
+
+
+def is_short(value: Any) -> bool:
+    """Whether a value is a tensor of numbers of fewer bits than float32."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.itemsize < 4
+
+
+def widened(value: Any) -> Any:
+    """A value in float32, if it is short."""
+    return value.float() if is_short(value) else value
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context in which a model is in eval(); then it is as it was, module by module."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def plain(model: nn.Module) -> Any:
+    """A context without the recipe of a model, if it has one."""
+    return nullcontext() if session_of(model) is None else units.full_precision(model)
