@@ -18,12 +18,12 @@ from unitscale.models.bert_config import BertConfig
 from unitscale.optim.rules import Kind
 
 RECIPES = ("fp32", "fp16", "fp8", "fp8-e4m3")
-OFTEN = "fp16-every-8th"
-"""FP16 with units measured at every 8th step: between steps 64 and 128 it can overflow."""
+DOUBLING = "fp16-doubling"
+"""FP16 with units measured at steps 0, 1, 2, 4, 8 and so on alone, which were once the default."""
 CONTROL = "fp8-none"
 """FP8 without units and without a loss scale: what the test must find worse."""
 ARMS = (
-    *(("transformers", recipe) for recipe in (*RECIPES, OFTEN, CONTROL)),
+    *(("transformers", recipe) for recipe in (*RECIPES, DOUBLING, CONTROL)),
     *(("written", recipe) for recipe in RECIPES),
 )
 RATES = {"transformers": 2.0**-9, "written": 2.0**-2}
@@ -123,8 +123,9 @@ def give(model: nn.Module, recipe: str) -> None:
     """Put a model under a recipe: with units where the recipe has them and the model has not."""
     if recipe == "fp32":
         return
-    if recipe == OFTEN:
-        us.unit_scale(model, "fp16", inner="eager", remeasure=range(0, 2**20, 8))
+    if recipe == DOUBLING:
+        steps = [0, *(2**i for i in range(20))]
+        us.unit_scale(model, "fp16", inner="eager", remeasure=steps)
     elif isinstance(model, Foreign) and us.recipe(recipe).unit_scaled:
         us.unit_scale(model, recipe, inner="eager")
     else:

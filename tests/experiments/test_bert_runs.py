@@ -17,7 +17,7 @@ import bert_report
 from bert_arms import (
     ARMS,
     CONTROL,
-    OFTEN,
+    DOUBLING,
     RECIPES,
     Size,
     build,
@@ -153,7 +153,7 @@ def test_all_recipes_of_a_model_start_with_the_same_weights():
     size = Size(vocab_size=80, width=16, depth=1, length=32)
     for name in ("transformers", "written"):
         weights = []
-        for recipe in (RECIPES[0], RECIPES[2], OFTEN):
+        for recipe in (RECIPES[0], RECIPES[2], DOUBLING):
             if (name, recipe) not in ARMS:
                 continue
             model = build(name, size, "masked", recipe, 4)

@@ -51,13 +51,23 @@ def test_geometric_is_the_default():
 
 
 def test_drift_is_geometric_and_every_64th():
-    expected = [0, 1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320]
-    assert [step for step in range(330) if is_due(step, "drift")] == expected
+    looked = {step for step in range(5000) if is_due(step, "geometric")}
+    expected = sorted(looked | set(range(0, 5000, 64)))
+    assert [step for step in range(5000) if is_due(step, "drift")] == expected
 
 
-def test_geometric_is_powers_of_two_and_never_more_than_1024_steps_apart():
-    expected = [0, *(2**i for i in range(11)), 2048, 3072, 4096]
-    assert [step for step in range(5000) if is_due(step, "geometric")] == expected
+def test_geometric_looks_eight_times_in_each_doubling():
+    expected = [0, 1, 2, 4, 8, *range(16, 256, 16), *range(256, 512, 32), *range(512, 1024, 64)]
+    assert [step for step in range(1024) if is_due(step, "geometric")] == expected
+    late = [step for step in range(8192, 40_000) if is_due(step, "geometric")]
+    assert late == list(range(8192, 40_000, 1024))
+
+
+def test_geometric_never_waits_for_more_than_an_eighth_of_the_steps_so_far():
+    """From step 128 on; a gradient can grow 395-fold from step 64 to 84."""
+    looked = [step for step in range(128, 20_000) if is_due(step, "geometric")]
+    pairs = zip(looked, looked[1:], strict=False)
+    assert all(after - before <= before / 8 for before, after in pairs)
 
 
 def test_unknown_schedule_is_refused():

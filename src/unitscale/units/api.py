@@ -53,9 +53,10 @@ def unit_scale(
         recipe: a name of `unitscale.recipes.RECIPES` or a `Recipe`; "fp32-units" rounds nothing.
         inner: the torch.compile backend that runs the result. "auto" is "inductor" on an
             accelerator and "eager", which starts at once, on a CPU.
-        remeasure: training calls at which units are measured: "geometric" (0, 1, 2, 4, ..., 1024,
-            then every 1,024th), "drift" (those and every 64th), "once", "never" or a collection of
-            steps. A measuring step is an ordinary step of the recipe.
+        remeasure: training calls at which units are measured: "geometric" (0, 1, 2, 4, 8,
+            every 16th to 256, then eight in each doubling, in the end every 1,024th), "drift"
+            (those and every 64th), "once", "never" or a collection of steps. A measuring step is an
+            ordinary step of the recipe.
         skip: patterns of module paths (as in fnmatch) whose products stay in full precision, with
             all that is inside of those modules; or a function of a path and its module that says
             whether to skip it.
