@@ -1,14 +1,12 @@
 """What a grown model computes, against what the small one did, before anything trains."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unitscale import units
+from unitscale.anatomy.output import called, evaluating, plain
 from unitscale.units.forward import session_of
 
 __all__ = ["TOLERANCE", "Proof", "verify"]
@@ -76,11 +74,14 @@ def verify(
         tolerance = TOLERANCE * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     with evaluating(small), evaluating(grown), torch.no_grad():
         with plain(small), plain(grown):
-            (loss, own), (grown_loss, other) = called(small, batch), called(grown, batch)
+            (loss, own), (grown_loss, other) = (
+                outcome(small, batch),
+                outcome(grown, batch),
+            )
         difference = distance(own, other)
         in_recipe = None
         if session_of(small) is not None and session_of(grown) is not None:
-            in_recipe = distance(called(small, batch)[1], called(grown, batch)[1])
+            in_recipe = distance(outcome(small, batch)[1], outcome(grown, batch)[1])
     return Proof(
         largest=own.abs().max().item(),
         difference=difference,
@@ -89,6 +90,11 @@ def verify(
         tolerance=tolerance,
         in_recipe=in_recipe,
     )
+
+
+def outcome(model: nn.Module, batch: Any) -> tuple[float | None, Tensor]:
+    """The loss of a call, if the model gives one, and its output."""
+    return called(model, batch, "growth")
 
 
 def distance(own: Tensor, other: Tensor) -> float:
@@ -109,36 +115,3 @@ def distance(own: Tensor, other: Tensor) -> float:
             "diverge"
         )
     return (own.double() - other.double()).abs().max().item()
-
-
-def called(model: nn.Module, batch: Any) -> tuple[float | None, Tensor]:
-    """The loss of a call, if the model gives one, and its output."""
-    if isinstance(batch, Mapping):
-        found = model(**batch)
-    else:
-        found = model(*batch) if isinstance(batch, tuple | list) else model(batch)
-    loss = getattr(found, "loss", None)
-    output = getattr(found, "logits", found)
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"growth: the model returned a {type(found).__name__}; expected logits, or an object "
-            "that has .logits"
-        )
-    return None if loss is None else loss.item(), output
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A context in which a model is in eval(); then it is as it was, module by module."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def plain(model: nn.Module) -> Any:
-    """A context without the recipe of a model, if it has one."""
-    return nullcontext() if session_of(model) is None else units.full_precision(model)
