@@ -14,7 +14,14 @@ from torch.nn.utils import prune
 from unitscale.anatomy.output import called, evaluating
 from unitscale.units.forward import session_of
 
-__all__ = ["check_masks", "make_permanent", "mask_smallest", "masked_layers", "sparsify", "sparsity"]
+__all__ = [
+    "check_masks",
+    "make_permanent",
+    "mask_smallest",
+    "masked_layers",
+    "sparsify",
+    "sparsity",
+]
 
 MASK, ORIGINAL = "weight_mask", "weight_orig"
 
@@ -53,22 +60,16 @@ def mask_smallest(
     amount.
 
     Args:
-        model: plain. Scale it afterwards (`us.unit_scale`): a graph that was captured without a
-            mask would go on without it.
+        model: plain or under a recipe, which goes on with the masks; see `check_masks`.
         amount: the share of each matrix that is zero afterwards, from 0 to below 1.
         layers: names of modules; None is every matrix but embeddings.
 
     Raises:
         ValueError: a share that cannot be, a name that is no matrix, a matrix with more zeros
-            than that already, a model under a recipe. The model is left as it was.
+            than that already. The model is left as it was.
     """
     if not 0 <= amount < 1:
         raise ValueError(f"compress: amount is {amount!r}; expected from 0 to below 1, as 0.5")
-    if session_of(model) is not None and not masked_layers(model):
-        raise ValueError(
-            "compress: the model is under a recipe, whose graphs were made without masks; call "
-            "us.unscale(model) first, and us.unit_scale(model) again afterwards"
-        )
     found = dict(matrices(model))
     if strange := [name for name in layers or () if name not in found]:
         raise ValueError(

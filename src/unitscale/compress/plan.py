@@ -193,8 +193,8 @@ def check_scores(importance: Importance, old: Shape) -> None:
         got = tuple(getattr(importance, name).shape)
         if got != size:
             raise ValueError(
-                f"compress: the importance of {name} is of shape {list(got)}, and the model's would "
-                f"be {list(size)}: measure this model"
+                f"compress: the importance of {name} is of shape {list(got)}, and the model's "
+                f"would be {list(size)}: measure this model"
             )
 
 

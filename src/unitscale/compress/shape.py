@@ -168,8 +168,8 @@ def candidates(
             found.append(shape)
     if not found:
         raise ValueError(
-            f"compress: no shape has {parameters:,} parameters, to {tolerance:.0%}; the nearest has "
-            f"{nearest:,}"
+            f"compress: no shape has {parameters:,} parameters, to {tolerance:.0%}; the nearest "
+            f"has {nearest:,}"
         )
     return sorted(found, key=lambda shape: lopsidedness(old, shape))
 

@@ -117,7 +117,11 @@ def compress_folder(
     """
     if importance not in RANKINGS:
         raise ValueError(f"importance is {importance!r}; expected {', '.join(RANKINGS)}")
-    for name, number, least in (("samples", samples, 1), ("distil_steps", distil_steps, 0)):
+    for name, number, least in (
+        ("samples", samples, 1),
+        ("distil_steps", distil_steps, 0),
+        ("seed", seed, 0),
+    ):
         if type(number) is not int or number < least:
             raise ValueError(f"{name} is {number!r}; expected a whole number of at least {least}")
     if not lr > 0:
@@ -146,6 +150,11 @@ def compress_folder(
     if steps is not None:
         raise ValueError(f"steps is {steps!r}, and {source} is no run of `unitscale train`")
     model = loaded(source, description)
+    if model.config.model_type == "vit" and (importance == "activations" or distil_steps):
+        raise ValueError(
+            f"{source} is a vit, which reads no text: give importance='magnitude' and no "
+            "distil_steps, or compress it in Python with pictures of your own"
+        )
     batches = batches_for(source, model, corpus, data, seed)
     scores = ranked(model, importance, seed, batches(0, -(-samples // BATCH)))
     made = plan(model, importance=scores, **parse_target(target, size_of(model)))
@@ -216,11 +225,13 @@ def batches_for(source: Path, model: Any, corpus: Corpus, data: Path | None, see
         tokenizer = AutoTokenizer.from_pretrained(source)
         tokens = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
         if len(tokens) <= length:
-            raise ValueError(f"{data or 'the text'} has {len(tokens)} tokens; expected more than {length}")
+            raise ValueError(
+                f"{data or 'the text'} has {len(tokens)} tokens; expected more than {length}"
+            )
     elif not 256 <= config.vocab_size < 512:
         raise ValueError(
-            f"{source} has no tokenizer, and its model of {config.vocab_size} symbols does not read "
-            "bytes; put the tokenizer's files into the folder"
+            f"{source} has no tokenizer, and its model of {config.vocab_size} symbols does not "
+            "read bytes; put the tokenizer's files into the folder"
         )
     causal = config.model_type in ("gpt2", "llama")
 

@@ -1,0 +1,238 @@
+"""Which cut costs least: by importance, by magnitude or at random; and does distillation help?
+
+    python experiments/compressed_models.py --out compress-runs            makes what is missing
+    python experiments/compressed_models.py --out compress-runs --table    prints the table only
+
+A small Llama over bytes is trained in FP32, cut to three shapes by three rankings, and trained on
+for a few steps: with the labels, or against the large model, in FP32 and with the student in FP8
+under units. Beside it the same shape from scratch. A line of JSON a run; what is there stays.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import unitscale as us
+from unitscale.compress.search import mean_loss
+from unitscale.data import fixed_windows, open_corpus, sample_windows
+
+TEACHER_STEPS, STEPS = 400, 80
+BATCH, LENGTH = 16, 64
+RATE, STUDENT_RATE = 3e-3, 2e-3
+SHAPES = {
+    "half the MLP": {"ffn": 96},
+    "3/4 of the width, half the MLP": {"width": 48, "heads": 3, "kv_heads": 3, "ffn": 96},
+    "2 of 4 layers": {"depth": 2},
+}
+RANKINGS = ("importance", "magnitude", "random", "worst")
+LOSSES = ("none", "labels", "teacher")
+SEEDS = (0, 1, 2)
+CORPUS = open_corpus(None)
+
+
+def model_of(seed: int) -> nn.Module:
+    """The large model, untrained."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=256,
+            hidden_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=16,
+            intermediate_size=192,
+            max_position_embeddings=LENGTH,
+            use_cache=False,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+def batch_of(windows) -> dict[str, torch.Tensor]:
+    ids = torch.from_numpy(windows.astype("int64"))
+    return {"input_ids": ids, "labels": ids}
+
+
+def batches(seed: int, first: int, count: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Training text, a function of the seed and the step."""
+    for step in range(first, first + count):
+        yield batch_of(
+            sample_windows(CORPUS.train, seed=seed, step=step, batch_size=BATCH, length=LENGTH)
+        )
+
+
+VALID = [
+    batch_of(part)
+    for part in fixed_windows(CORPUS.valid, count=256, length=LENGTH).reshape(4, 64, LENGTH)
+]
+
+
+def fit(model: nn.Module, seed: int, first: int, steps: int, rate: float, loss_of) -> None:
+    """Train by AdamW with a short warm-up and a cosine."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1, (step + 1) / 10) * (1 + math.cos(math.pi * step / steps)) / 2,
+    )
+    for batch in batches(seed, first, steps):
+        optimizer.zero_grad()
+        loss_of(batch).backward()
+        optimizer.step()
+        schedule.step()
+
+
+def label_loss(model: nn.Module):
+    def loss(batch):
+        logits = model(input_ids=batch["input_ids"]).logits[:, :-1]
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), batch["labels"][:, 1:].flatten()
+        )
+
+    return loss
+
+
+def teacher_of(out: Path, seed: int) -> nn.Module:
+    """The trained large model of a seed."""
+    folder, model = out / f"teacher-{seed}", model_of(seed)
+    if not folder.exists():
+        fit(model, seed, 0, TEACHER_STEPS, RATE, label_loss(model))
+        model.save_pretrained(folder)
+    return LlamaForCausalLM.from_pretrained(folder)
+
+
+def scores(teacher: nn.Module, ranking: str, seed: int) -> "us.compress.Importance":
+    if ranking == "random":
+        return us.compress.drawn(teacher, seed)
+    if ranking == "magnitude":
+        return us.compress.magnitude(teacher)
+    found = us.compress.measure(teacher, list(batches(seed + 50, 0, 8)))
+    return found if ranking == "importance" else found.reversed()
+
+
+def make(out: Path, rows: Path, recipe: str, seed: int, shape: str) -> None:
+    """All runs of one recipe, seed and shape that are missing."""
+    done = {key(row) for row in read(rows)}
+
+    def wanted(ranking: str, loss: str) -> bool:
+        if ranking == "worst" and loss != "none":
+            return False
+        if recipe != "fp32" and (ranking not in ("importance", "random", "scratch")):
+            return False
+        return (recipe, seed, shape, ranking, loss) not in done
+
+    def write(ranking: str, loss: str, student: nn.Module) -> None:
+        row = {
+            "recipe": recipe,
+            "seed": seed,
+            "shape": shape,
+            "ranking": ranking,
+            "loss": loss,
+            "parameters": sum(p.numel() for p in student.parameters()),
+            "valid": mean_loss(student, VALID),
+        }
+        with rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(row, flush=True)
+
+    teacher = teacher_of(out, seed)
+    if (recipe, seed, "the large model", "", "none") not in done and recipe == "fp32":
+        row = {"recipe": recipe, "seed": seed, "shape": "the large model", "ranking": ""}
+        row |= {"loss": "none", "parameters": sum(p.numel() for p in teacher.parameters())}
+        with rows.open("a") as file:
+            file.write(json.dumps(row | {"valid": mean_loss(teacher, VALID)}) + "\n")
+    for ranking in (*RANKINGS, "scratch"):
+        for loss in LOSSES:
+            if not wanted(ranking, loss) or (ranking == "scratch" and loss != "labels"):
+                continue
+            given = "random" if ranking == "scratch" else ranking
+            made = us.compress.plan(
+                teacher, importance=scores(teacher, given, seed), **SHAPES[shape]
+            )
+            student = us.compress.apply(teacher, made)
+            if ranking == "scratch":
+                torch.manual_seed(seed + 7)
+                student = type(student)(student.config)
+            torch.compiler.reset()
+            if recipe != "fp32":
+                us.unit_scale(student, recipe)
+            student.train()
+            # Text that the large model has not seen: a student sees as much of it as any other.
+            if loss == "labels":
+                fit(student, seed, TEACHER_STEPS, STEPS, STUDENT_RATE, label_loss(student))
+            elif loss == "teacher":
+                against = us.compress.Distillation(teacher, student, made)
+                fit(student, seed, TEACHER_STEPS, STEPS, STUDENT_RATE, against)
+            write(ranking, loss, student)
+
+
+def read(rows: Path) -> list[dict]:
+    return [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
+
+
+def key(row: dict) -> tuple:
+    return row["recipe"], row["seed"], row["shape"], row["ranking"], row["loss"]
+
+
+def table(rows: Path) -> str:
+    """Validation losses in nats a byte, as Markdown: means over seeds with their deviation."""
+    found: dict[tuple, list[dict]] = {}
+    for row in read(rows):
+        found.setdefault((row["shape"], row["ranking"], row["recipe"], row["loss"]), []).append(row)
+
+    def cell(*at: str) -> str:
+        values = [row["valid"] for row in found.get(at, [])]
+        if not values:
+            return "–"
+        spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+        return f"{mean(values):.3f}{spread} (n={len(values)})"
+
+    columns = [("fp32", "none"), ("fp32", "labels"), ("fp32", "teacher")]
+    columns += [("fp8", "none"), ("fp8", "labels"), ("fp8", "teacher")]
+    lines = ["| | parameters | " + " | ".join(f"{r}: {loss}" for r, loss in columns) + " |"]
+    lines.append("|---" * (2 + len(columns)) + "|")
+    for shape in ("the large model", *SHAPES):
+        for ranking in ("", *RANKINGS, "scratch"):
+            own = [
+                row for at, rows_ in found.items() if at[:2] == (shape, ranking) for row in rows_
+            ]
+            if own:
+                cells = " | ".join(cell(shape, ranking, *column) for column in columns)
+                name = f"{shape}, {ranking}" if ranking else shape
+                lines.append(f"| {name} | {own[0]['parameters']:,} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("compress-runs"))
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = options.out / "rows.jsonl"
+    if not options.table:
+        options.out.mkdir(parents=True, exist_ok=True)
+        order = list(SHAPES)
+        first, middle, last = order
+        for seed in SEEDS:
+            make(options.out, rows, "fp32", seed, middle)
+            make(options.out, rows, "fp8", seed, middle)
+        for shape in (first, last):
+            for seed in SEEDS:
+                make(options.out, rows, "fp32", seed, shape)
+        for shape in (first, last):
+            for seed in SEEDS:
+                make(options.out, rows, "fp8", seed, shape)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
