@@ -61,7 +61,7 @@ def test_hidden_losses_weigh_as_much_as_logits_and_begin_where_the_channels_were
     both = us.compress.Distillation(teacher, student, made, layers=(-1, 1))
     assert both(batch).item() == pytest.approx(2 * alone.item(), rel=1e-5)
     assert len(list(both.parameters())) == 2
-    states = both.student(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states
+    states = student(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states
     raised = states[0] @ both.up[0].T
     torch.testing.assert_close(raised[..., list(made.channels)], states[0])
     # Of the same model there is nothing to lose.

@@ -9,7 +9,7 @@ from unitscale.anatomy.shape import Shape
 from unitscale.compress.apply import Report, apply, prune_optimizer, verify
 from unitscale.compress.distil import Distillation, distil, hidden_loss, logit_loss
 from unitscale.compress.importance import Importance, drawn, layer_losses, magnitude, measure
-from unitscale.compress.magnitude import (
+from unitscale.compress.mask import (
     check_masks,
     make_permanent,
     mask_smallest,

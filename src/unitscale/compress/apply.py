@@ -1,6 +1,6 @@
 """A pruning carried out: a new model beside the old one, which stays as it is."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     check_model(model, plan)
     config: Any = model.config
     pruned = rebuilt(model, sized(config, plan.old, plan.target, plan.known))
-    old = dict(model.named_parameters())
+    old: dict[str, Tensor] = dict(model.named_parameters())
     fill(pruned, ((n, plan.cut(n, old[plan.origin(n)].detach())) for n in plan.names()))
     copy_buffers(model, pruned)
     pruned.train(model.training)
@@ -67,7 +67,7 @@ def check_model(model: nn.Module, made: Plan) -> None:
     )
 
 
-def pruning(made: Plan, old: dict[str, Tensor], new: dict[str, Tensor]) -> Passage:
+def pruning(made: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Passage:
     """How the tensors of a model become those of the pruned one.
 
     A tensor between ops holds some of what it held, so its unit stays until it is measured. The s
@@ -91,7 +91,11 @@ def pruning(made: Plan, old: dict[str, Tensor], new: dict[str, Tensor]) -> Passa
 
 
 def pruned_state(
-    state: State, made: Plan, old: dict[str, Tensor], new: dict[str, Tensor], start: str = ""
+    state: State,
+    made: Plan,
+    old: Mapping[str, Tensor],
+    new: Mapping[str, Tensor],
+    start: str = "",
 ) -> State:
     """What a store of units holds, for the pruned model: see `carried_state`."""
     return carried_state(state, pruning(made, old, new), start)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unitscale.anatomy.output import evaluating
+from unitscale.compress.importance import refuse_empty
 from unitscale.compress.plan import Plan
 
 __all__ = ["Distillation", "distil", "hidden_loss", "logit_loss"]
@@ -115,7 +116,7 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         # Not as submodules: the teacher's parameters are nobody's to train.
-        self.__dict__["teacher"], self.__dict__["student"] = teacher, student
+        self.models = (teacher, student)
         self.plan, self.layers, self.by = plan, tuple(layers), by
         self.cross_entropy, self.temperature = cross_entropy, temperature
         if wrong := [n for n in self.layers if not -1 <= n < plan.target.depth]:
@@ -138,9 +139,10 @@ class Distillation(nn.Module):
         """
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         more = {"output_hidden_states": True} if self.layers else {}
-        with evaluating(self.teacher), torch.no_grad():
-            teacher = self.teacher(**inputs, **more)
-        student = self.student(**inputs, **more)
+        large, small = self.models
+        with evaluating(large), torch.no_grad():
+            teacher = large(**inputs, **more)
+        student = small(**inputs, **more)
         mask = counted(batch, student.logits)
         loss = logit_loss(student.logits, teacher.logits, temperature=self.temperature, mask=mask)
         if self.layers:
@@ -210,6 +212,7 @@ def distil(
     """
     losses = []
     for batch in batches:
+        refuse_empty(batch, len(losses))
         optimizer.zero_grad()
         loss = distillation(batch)
         loss.backward()

@@ -8,7 +8,7 @@ Source: Minitron, arXiv 2407.14679, section 2.2; block importance: ShortGPT, arX
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -124,23 +124,35 @@ def measure(
         probe = Probe(own, known, sequence)
         with probe.listening(), evaluating(own), torch.no_grad():
             for number, given in enumerate(batches):
-                probe.mask = given.get("attention_mask") if isinstance(given, dict) else None
+                refuse_empty(given, number)
+                probe.mask = given.get("attention_mask") if isinstance(given, Mapping) else None
                 _, output = called(own, given, "compress")
                 check_output(output, number)
         return probe.importance(batch)
+
+
+def refuse_empty(given: Any, number: int) -> None:
+    """Refuse a batch that holds nothing, of which models themselves say something else each.
+
+    Raises:
+        ValueError: says which.
+    """
+    parts = given.values() if isinstance(given, Mapping) else given
+    tensors = [given] if isinstance(given, Tensor) else [x for x in parts if isinstance(x, Tensor)]
+    if not tensors or any(not x.numel() for x in tensors):
+        raise ValueError(f"compress: batch {number} is empty; expected samples to learn from")
 
 
 def check_output(output: Tensor, number: int) -> None:
     """Refuse a batch that shows nothing.
 
     Raises:
-        ValueError: the output is empty or not finite.
+        ValueError: the output is not finite.
     """
-    if not output.numel() or not output.isfinite().all():
-        what = "holds NaN or infinity" if output.numel() else "is empty"
+    if not output.isfinite().all():
         raise ValueError(
-            f"compress: the model's output for batch {number} {what}; give other batches, or a "
-            "model that did not diverge"
+            f"compress: the model's output for batch {number} holds NaN or infinity; give other "
+            "batches, or a model that did not diverge"
         )
 
 
@@ -187,7 +199,7 @@ class Probe:
         """Reads the outputs of a layer's heads, side by side."""
 
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].unflatten(-1, (self.shape.heads, self.shape.head_dim))
+            x = inputs[0].reshape(*inputs[0].shape[:2], self.shape.heads, self.shape.head_dim)
             self.add(self.heads[layer], x.double().norm(dim=-1))
 
         return hook
@@ -250,6 +262,8 @@ def layer_losses(model: nn.Module, batches: Iterable[Any]) -> Tensor:
     given = list(batches)
     if not given:
         raise ValueError("compress: there is no batch; expected at least one to measure with")
+    for number, batch in enumerate(given):
+        refuse_empty(batch, number)
     with plain_copy(model) as own, evaluating(own), torch.no_grad():
         parent, _, name = known.layers.rpartition(".")
         holder, layers = own.get_submodule(parent), own.get_submodule(known.layers)

@@ -52,6 +52,11 @@ def target_of(old: Shape, architecture: Architecture, given: Mapping[str, int | 
     elif "heads" not in asked and "kv_heads" in asked:
         asked["heads"] = asked["kv_heads"] * (old.heads // old.kv_heads)
     target = replace(old, **asked)
+    if target.width % target.heads:
+        raise ValueError(
+            f"compress: width is {target.width} with {target.heads} heads; transformers loads no "
+            "model whose heads do not divide its width: expected a multiple"
+        )
     if target.heads % target.kv_heads:
         raise ValueError(
             f"compress: {target.heads} heads do not divide into {target.kv_heads} groups; expected "
@@ -131,6 +136,8 @@ def grid(old: Shape, architecture: Architecture) -> Iterator[Shape]:
         for kv_heads in steps(old.kv_heads):
             heads = kv_heads * members
             for width in steps(old.width) if has_dim else [heads * old.head_dim]:
+                if width % heads:
+                    continue  # transformers would not load it
                 for ffn in steps(old.ffn):
                     yield replace(
                         old, depth=depth, heads=heads, kv_heads=kv_heads, width=width, ffn=ffn
@@ -183,7 +190,7 @@ def lopsidedness(old: Shape, new: Shape) -> float:
 
 
 def shape_for(shapes: Shapes, old: Shape, architecture: Architecture, parameters: int) -> Shape:
-    """The shape for a number of parameters: at most so many, in the model's proportions."""
+    """The shape for a number of parameters: at most so many where one is within 5 %."""
     found = candidates(shapes, old, architecture, parameters)
     within = [one for one in found if count(shapes, architecture, one) <= parameters]
     return (within or found)[0]

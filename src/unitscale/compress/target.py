@@ -1,6 +1,7 @@
 """What a command line asks a model to become: sizes, a share, or a number of parameters."""
 
 import re
+from typing import Any
 
 __all__ = ["parse_target"]
 
@@ -12,7 +13,7 @@ EXPECTED = (
 )
 
 
-def parse_target(text: str, parameters: int) -> dict[str, int]:
+def parse_target(text: str, parameters: int) -> dict[str, Any]:
     """The arguments of `plan`.
 
     Args:

@@ -139,7 +139,7 @@ def compress_folder(
             old, config = read_run(source, description, "compress")
             assert isinstance(old.model, NextByte)
             model: Any = old.model.model
-            asked = in_proportion(model, parse_target(target, size_of(model)))
+            asked: dict[str, Any] = in_proportion(model, parse_target(target, size_of(model)))
             length = config.sequence_length
             scores = ranked(model, importance, seed, byte_batches(corpus, seed, samples, length))
             made = plan(model, importance=scores, **asked)
@@ -251,7 +251,7 @@ def batches_for(source: Path, model: Any, corpus: Corpus, data: Path | None, see
     return batches
 
 
-def in_proportion(model: Any, asked: dict[str, int]) -> dict[str, int]:
+def in_proportion(model: Any, asked: dict[str, Any]) -> dict[str, Any]:
     """Sizes of a run: heads and MLPs follow the width, unless they are given."""
     config = model.config
     width = asked.get("width")

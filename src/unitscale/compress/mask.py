@@ -26,7 +26,7 @@ __all__ = [
 MASK, ORIGINAL = "weight_mask", "weight_orig"
 
 
-def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def matrices(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Modules with a matrix that multiplies, embeddings apart; a tied one is none."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, module in model.named_modules():
@@ -36,7 +36,7 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def masked_layers(model: nn.Module) -> dict[str, nn.Module]:
+def masked_layers(model: nn.Module) -> dict[str, Any]:
     """Modules whose weight has a mask, by name."""
     return {name: m for name, m in model.named_modules() if hasattr(m, MASK)}
 
@@ -87,11 +87,11 @@ def mask_smallest(
     for module in chosen.values():
         # Of what is left, since torch counts only that.
         more = round(amount * module.weight.numel()) - zeros_of(module)
-        prune.l1_unstructured(module, "weight", amount=more)
+        prune.l1_unstructured(module, "weight", amount=more)  # type: ignore[no-untyped-call]
     return model
 
 
-def zeros_of(module: nn.Module) -> int:
+def zeros_of(module: Any) -> int:
     """How many weights a module's mask sets to zero."""
     mask = getattr(module, MASK, None)
     return 0 if mask is None else int((mask == 0).sum())
@@ -180,5 +180,5 @@ def make_permanent(model: nn.Module) -> nn.Module:
     if not masked_layers(model):
         raise ValueError("compress: the model has no mask; call mask_smallest first")
     for module in masked_layers(model).values():
-        prune.remove(module, "weight")
+        prune.remove(module, "weight")  # type: ignore[no-untyped-call]
     return model
