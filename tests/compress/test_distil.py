@@ -55,7 +55,7 @@ def test_hidden_states_by_square_or_angle():
 
 def test_hidden_losses_weigh_as_much_as_logits_and_begin_where_the_channels_were():
     teacher = tiny.llama()
-    made, student = student_of(teacher, width=7)
+    made, student = student_of(teacher, width=8)
     batch = tiny.batch_for(teacher)
     alone = us.compress.Distillation(teacher, student, made)(batch)
     both = us.compress.Distillation(teacher, student, made, layers=(-1, 1))
@@ -85,8 +85,8 @@ def test_a_student_learns_in_fp8_under_units_and_the_teacher_stays_in_its_own_nu
     before = copy.deepcopy(teacher.state_dict())
     made, student = student_of(teacher, ffn=32)
     us.unit_scale(student, "fp8")
-    distillation = us.compress.Distillation(teacher, student.train(), made)
-    optimizer = torch.optim.Adam(student.parameters(), 3e-3)
+    distillation = us.compress.Distillation(teacher, student.train(), made, layers=(-1, 1))
+    optimizer = torch.optim.Adam([*student.parameters(), *distillation.parameters()], 3e-3)
     losses = us.compress.distil(distillation, trained.batches(5, 25), optimizer)
     assert losses[-1] < losses[0] / 2
     assert session_of(student) is not None

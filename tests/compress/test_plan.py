@@ -46,6 +46,9 @@ def test_query_heads_stay_in_their_group():
     one_group = us.compress.plan(model, importance=given, kv_heads=1)
     assert one_group.heads == ((0, 1),) * 2
     assert one_group.kv_heads == ((0,),) * 2
+    alone = tiny.llama(num_key_value_heads=4)
+    assert us.compress.plan(alone, importance=given, heads=2).target.kv_heads == 2
+    assert us.compress.plan(model, importance=given, heads=2).target.kv_heads == 2
 
 
 @pytest.mark.parametrize("share", [0.4, 0.7, 1.0])
@@ -59,7 +62,7 @@ def test_a_budget_is_met(name, share):
 
 
 def test_candidates_are_near_the_budget_and_the_first_keeps_depth():
-    model = tiny.llama()
+    model = tiny.llama(hidden_size=32, intermediate_size=64)
     own = sum(p.numel() for p in model.parameters())
     found = us.compress.candidates(model, own * 3 // 4)
     assert len(found) > 6

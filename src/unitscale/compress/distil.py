@@ -210,7 +210,7 @@ def distil(
     Raises:
         ValueError: no batch; a loss that is not finite, before the step is made.
     """
-    losses = []
+    losses: list[float] = []
     for batch in batches:
         refuse_empty(batch, len(losses))
         optimizer.zero_grad()

@@ -51,6 +51,8 @@ def target_of(old: Shape, architecture: Architecture, given: Mapping[str, int | 
         asked = with_heads(old, architecture, asked)
     elif "heads" not in asked and "kv_heads" in asked:
         asked["heads"] = asked["kv_heads"] * (old.heads // old.kv_heads)
+    elif "heads" in asked and "kv_heads" not in asked and old.heads == old.kv_heads:
+        asked["kv_heads"] = asked["heads"]  # they are not grouped, and stay so
     target = replace(old, **asked)
     if target.width % target.heads:
         raise ValueError(
