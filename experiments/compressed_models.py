@@ -2,10 +2,14 @@
 
     python experiments/compressed_models.py --out compress-runs            makes what is missing
     python experiments/compressed_models.py --out compress-runs --table    prints the table only
+    python experiments/compressed_models.py --out compress-runs --search   ranks shapes, and masks
 
 A small Llama over bytes is trained in FP32, cut to three shapes by three rankings, and trained on
 for a few steps: with the labels, or against the large model, in FP32 and with the student in FP8
 under units. Beside it the same shape from scratch. A line of JSON a run; what is there stays.
+
+`--search`: does the ranking of shapes after a few steps of distillation hold after more of them?
+And what does masking in rounds with training between save, against masking at once?
 """
 
 import argparse
@@ -174,6 +178,91 @@ def make(out: Path, rows: Path, recipe: str, seed: int, shape: str) -> None:
             write(ranking, loss, student)
 
 
+BUDGET, SHORT, LONG, TRIED = 0.6, 60, 300, 8
+"""Of the search: the share of parameters, steps of both trainings, and shapes."""
+
+SPARSITY, ROUNDS, RECOVERY = 0.6, 4, 30
+"""Of masks: the share of zeros, rounds, and steps of training after each."""
+
+
+def search(out: Path, rows: Path) -> None:
+    """Rank shapes of one budget by short and by long training; mask in rounds and at once."""
+    done = {(row["what"], row["seed"], row["shape"], row["steps"]) for row in read(rows)}
+
+    def write(what: str, seed: int, shape: str, steps: int, valid: float) -> None:
+        row = {"what": what, "seed": seed, "shape": shape, "steps": steps, "valid": valid}
+        with rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(row, flush=True)
+
+    for seed in SEEDS:
+        if ("masks in rounds", seed, "", RECOVERY) in done:
+            continue
+        teacher, once, rounds = (teacher_of(out, seed) for _ in range(3))
+        write("masks: dense", seed, "", 0, mean_loss(teacher, VALID))
+        us.compress.mask_smallest(once, SPARSITY)
+        write("masks at once", seed, "", 0, mean_loss(once, VALID))
+
+        def recover(model: nn.Module, number: int, seed: int = seed) -> None:
+            first = TEACHER_STEPS + number * RECOVERY
+            fit(model, seed, first, RECOVERY, STUDENT_RATE, label_loss(model))
+
+        us.compress.sparsify(rounds, SPARSITY, rounds=ROUNDS, recover=recover)
+        write("masks in rounds", seed, "", RECOVERY, mean_loss(rounds, VALID))
+    seed = SEEDS[0]
+    teacher = teacher_of(out, seed)
+    found = us.compress.candidates(
+        teacher, round(BUDGET * sum(p.numel() for p in teacher.parameters()))
+    )
+    chosen = [found[i * (len(found) - 1) // (TRIED - 1)] for i in range(TRIED)]
+    for shape in dict.fromkeys(chosen):
+        made = us.compress.plan(teacher, shape, importance=scores(teacher, "importance", seed))
+        for steps in (SHORT, LONG):
+            if ("search", seed, str(shape), steps) in done:
+                continue
+            student = us.compress.apply(teacher, made).train()
+            against = us.compress.Distillation(teacher, student, made)
+            fit(student, seed, TEACHER_STEPS, steps, STUDENT_RATE, against)
+            write("search", seed, str(shape), steps, mean_loss(student, VALID))
+
+
+def searched(rows: Path) -> str:
+    """Spearman's correlation of both rankings, and the damage of masks."""
+    found = read(rows)
+
+    def values(what: str) -> list[float]:
+        return [row["valid"] for row in found if row["what"] == what]
+
+    by_steps = {
+        steps: {
+            r["shape"]: r["valid"] for r in found if (r["what"], r["steps"]) == ("search", steps)
+        }
+        for steps in (SHORT, LONG)
+    }
+    shapes = [shape for shape in by_steps[SHORT] if shape in by_steps[LONG]]
+    ranks = [
+        {shape: place for place, shape in enumerate(sorted(shapes, key=by_steps[steps].get))}
+        for steps in (SHORT, LONG)
+    ]
+    n = len(shapes)
+    apart = sum((ranks[0][shape] - ranks[1][shape]) ** 2 for shape in shapes)
+    correlation = 1 - 6 * apart / (n * (n * n - 1)) if n > 1 else math.nan
+    lines = [f"Spearman's correlation of {n} shapes, {SHORT} and {LONG} steps: {correlation:.2f}"]
+    lines += [f"  {s}: {by_steps[SHORT][s]:.3f}, {by_steps[LONG][s]:.3f}" for s in shapes]
+    dense = values("masks: dense")
+    for what in ("masks at once", "masks in rounds"):
+        damage = [valid - own for valid, own in zip(values(what), dense, strict=False)]
+        if damage:
+            lines.append(f"{what}, {SPARSITY:.0%} zero: damage {shown(damage)}")
+    return "\n".join(lines)
+
+
+def shown(values: list[float]) -> str:
+    """A mean, the standard deviation of single runs, and their number."""
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{spread} (n={len(values)})"
+
+
 def read(rows: Path) -> list[dict]:
     return [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
 
@@ -190,10 +279,7 @@ def table(rows: Path) -> str:
 
     def cell(*at: str) -> str:
         values = [row["valid"] for row in found.get(at, [])]
-        if not values:
-            return "–"
-        spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-        return f"{mean(values):.3f}{spread} (n={len(values)})"
+        return shown(values) if values else "–"
 
     columns = [("fp32", "none"), ("fp32", "labels"), ("fp32", "teacher")]
     columns += [("fp8", "labels"), ("fp8", "teacher")]
@@ -215,8 +301,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("compress-runs"))
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--search", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.search:
+        options.out.mkdir(parents=True, exist_ok=True)
+        if not options.table:
+            search(options.out, options.out / "search.jsonl")
+        print(searched(options.out / "search.jsonl"))
+        return
     rows = options.out / "rows.jsonl"
     if not options.table:
         options.out.mkdir(parents=True, exist_ok=True)
