@@ -6,6 +6,7 @@ of both, in float32.
 Source: Minitron, arXiv 2407.14679, section 3.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -142,7 +143,12 @@ class Distillation(nn.Module):
         large, small = self.models
         with evaluating(large), torch.no_grad():
             teacher = large(**inputs, **more)
-        student = small(**inputs, **more)
+        with warnings.catch_warnings():
+            # Of hidden states transformers makes a second graph, and torch warns of itself there.
+            warnings.filterwarnings(
+                "ignore", r"The \.grad attribute of a Tensor that is not a leaf"
+            )
+            student = small(**inputs, **more)
         mask = counted(batch, student.logits)
         loss = logit_loss(student.logits, teacher.logits, temperature=self.temperature, mask=mask)
         if self.layers:
