@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from . import (
+        compress,
         data,
         deploy,
         distributed,
@@ -56,6 +57,7 @@ __all__ = [
     "Parameter",
     "__version__",
     "apply_recipe",
+    "compress",
     "coverage",
     "data",
     "deploy",

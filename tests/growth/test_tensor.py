@@ -3,7 +3,7 @@ import torch
 
 import unitscale as us
 from growth import tiny
-from unitscale.growth.architecture import TO, read, write
+from unitscale.anatomy.architecture import TO, read, write
 from unitscale.growth.space import copied, padded
 from unitscale.growth.tensor import Growth
 

@@ -16,6 +16,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("laws", "growth", "compress", "adapt", "integrations"),
+    ("anatomy",),
     ("sweep", "memory"),
     ("train",),
     ("models", "data"),

@@ -1,5 +1,7 @@
 """When units are measured, and what a measuring step is."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,8 +68,7 @@ def test_geometric_looks_eight_times_in_each_doubling():
 def test_geometric_never_waits_for_more_than_an_eighth_of_the_steps_so_far():
     """From step 128 on; a gradient can grow 395-fold from step 64 to 84."""
     looked = [step for step in range(128, 20_000) if is_due(step, "geometric")]
-    pairs = zip(looked, looked[1:], strict=False)
-    assert all(after - before <= before / 8 for before, after in pairs)
+    assert all(after - before <= before / 8 for before, after in pairwise(looked))
 
 
 def test_unknown_schedule_is_refused():

@@ -10,6 +10,7 @@ import typer
 from unitscale.cli import setting
 from unitscale.cli.analyse import analyse
 from unitscale.cli.compare import compare
+from unitscale.cli.compress import compress
 from unitscale.cli.doctor import doctor
 from unitscale.cli.exit import FAILED, WRONG_ARGUMENTS, fail
 from unitscale.cli.export import export
@@ -43,6 +44,7 @@ app.command()(figure)
 app.command()(export)
 app.command()(grow)
 app.command()(quantize)
+app.command()(compress)
 app.command()(formats)
 app.command()(recipes)
 app.command()(doctor)

@@ -4,10 +4,10 @@
 one computes the same before anything trains.
 """
 
+from unitscale.anatomy.shape import Shape
 from unitscale.growth.apply import apply
 from unitscale.growth.experts import Mixture, router_loss
 from unitscale.growth.plan import Plan, plan
-from unitscale.growth.shape import Shape
 from unitscale.growth.state import grow_optimizer
 from unitscale.growth.verify import Proof, verify
 

@@ -1,19 +1,19 @@
 """A plan carried out: a new model beside the old one, which stays as it is."""
 
-import copy
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unitscale.anatomy.rebuilt import copy_buffers, fill, rebuilt
+from unitscale.anatomy.shape import shape_of
 from unitscale.growth.carry import carry_units
 from unitscale.growth.experts import replace_mlps
 from unitscale.growth.names import dense_names
 from unitscale.growth.plan import Plan, dense
-from unitscale.growth.shape import config_of, shape_of
+from unitscale.growth.shape import config_of
 from unitscale.units.forward import session_of
 
 __all__ = ["apply", "check_model", "grown_values"]
@@ -31,7 +31,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         ValueError: the plan is of another model, or was applied to this one already.
     """
     check_model(model, plan)
-    grown = built(model, plan)
+    config: Any = model.config
+    grown = rebuilt(model, config_of(config, plan.small, plan.target, plan.known))
     fill(grown, grown_values(dict(model.named_parameters()), plan))
     copy_buffers(model, grown)
     grown.train(model.training)
@@ -63,28 +64,6 @@ def check_model(model: nn.Module, made: Plan) -> None:
     )
 
 
-def built(model: Any, made: Plan) -> nn.Module:
-    """A model of the target's shape, with any values, that draws no random numbers of others."""
-    config = config_of(model.config, made.small, made.target, made.known)
-    first = next(model.parameters())
-    with undrawn():
-        grown: nn.Module = type(model)(config)
-    grown = grown.to(device=first.device, dtype=first.dtype)
-    if getattr(model, "generation_config", None) is not None:
-        grown.generation_config = copy.deepcopy(model.generation_config)
-    return grown
-
-
-@contextmanager
-def undrawn() -> Iterator[None]:
-    """A context after which torch's generator of the CPU is where it was."""
-    state = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
 def grown_values(old: Mapping[str, Tensor], made: Plan) -> Iterator[tuple[str, Tensor]]:
     """Every parameter of the grown, dense model, by name.
 
@@ -100,24 +79,3 @@ def grown_values(old: Mapping[str, Tensor], made: Plan) -> Iterator[tuple[str, T
             generator = torch.Generator().manual_seed(made.seed + zlib.crc32(name.encode()))
             grown = growth.noise(grown, made.noise, generator)
         yield name, torch.zeros_like(grown) if origin.is_zero else grown
-
-
-@torch.no_grad()
-def fill(grown: nn.Module, values: Iterator[tuple[str, Tensor]]) -> None:
-    """Put values into the parameters of a model: all of them, each of its shape."""
-    missing = {name for name, _ in grown.named_parameters()}
-    for name, value in values:
-        parameter = grown.get_parameter(name)
-        assert parameter.shape == value.shape, (name, parameter.shape, value.shape)
-        parameter.copy_(value)
-        missing.discard(name)
-    assert not missing, missing
-
-
-@torch.no_grad()
-def copy_buffers(model: nn.Module, grown: nn.Module) -> None:
-    """Give a grown model the buffers of the small one that have a shape of their own."""
-    new = dict(grown.named_buffers())
-    for name, buffer in model.named_buffers():
-        if name in new and new[name].shape == buffer.shape:
-            new[name].copy_(buffer)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from unitscale.growth.architecture import starred
+from unitscale.anatomy.architecture import starred
 from unitscale.growth.plan import Plan
 
 __all__ = ["dense_name", "dense_names", "descendants", "parameter_names", "router_name"]

@@ -7,8 +7,16 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 
-from unitscale.growth.architecture import ARCHITECTURES, Architecture, architecture_of, starred
-from unitscale.growth.shape import Shape, asked_by, shape_of, target_of
+from unitscale.anatomy.architecture import (
+    ARCHITECTURES,
+    Architecture,
+    architecture_of,
+    in_layer,
+    starred,
+)
+from unitscale.anatomy.rebuilt import is_tied
+from unitscale.anatomy.shape import Shape, shape_of
+from unitscale.growth.shape import asked_by, target_of
 from unitscale.growth.space import Space, copied, grouped, padded
 from unitscale.growth.tensor import Growth
 
@@ -200,11 +208,6 @@ class Plan:
         return star, shapes, "; ".join(words) or "as it is"
 
 
-def in_layer(star: str, number: int) -> str:
-    """The inverse of `starred`."""
-    return star.replace(".*.", f".{number}.", 1)
-
-
 def is_matrix_or_bias(architecture: Architecture, star: str) -> bool:
     """Whether a parameter in a layer has rows that AKI takes from the next layer."""
     return any(use is not None and use.role == "write" for use in architecture.tensors[star])
@@ -249,7 +252,7 @@ def plan(
             heads do not divide; a width between multiples where norms allow no padding.
     Source: bert2BERT (FPI, AKI), arXiv 2110.07143; AquilaMoE (AKI-Pro), arXiv 2408.06567.
     """
-    known = architecture_of(model)
+    known = architecture_of(model, "growth")
     given = {"width": width, "depth": depth, "heads": heads, "kv_heads": kv_heads, "ffn": ffn}
     small = shape_of(model.config, known)
     if target is not None:
@@ -340,12 +343,6 @@ def check_exact(made: Plan) -> None:
             f"growth: a block of a {known.name} ends with a norm, so that none adds nothing; give "
             "depth_method='interpolate' or 'stack', which change the function"
         )
-
-
-def is_tied(model: Any) -> bool:
-    """Whether the read-out of a model is its table of embeddings."""
-    out = model.get_output_embeddings()
-    return out is not None and out.weight is model.get_input_embeddings().weight
 
 
 def dense(made: Plan) -> Plan:

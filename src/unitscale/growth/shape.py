@@ -1,62 +1,16 @@
-"""The shape of a model: the sizes that growth changes, read from a configuration and checked."""
+"""The shape to grow to: asked for, and checked."""
 
-import copy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from typing import Any
 
-from unitscale.growth.architecture import Architecture
+from unitscale.anatomy.architecture import Architecture
+from unitscale.anatomy.shape import Shape, shape_of, sized
 
-__all__ = ["Shape", "config_of", "shape_of", "target_of"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Sizes of a model.
-
-    Attributes:
-        width: of the residual stream.
-        depth: layers.
-        heads: of the queries; kv_heads: of keys and values, as many unless they are grouped.
-        head_dim: elements of a head, which growth never changes.
-        ffn: of the inner layer of an MLP.
-        experts: copies of each MLP; 1 is the dense model.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    experts: int = 1
-
-    def __str__(self) -> str:
-        kv = f" ({self.kv_heads} of keys and values)" if self.kv_heads != self.heads else ""
-        experts = f", {self.experts} experts" if self.experts > 1 else ""
-        return (
-            f"width {self.width}, depth {self.depth}, {self.heads} heads{kv} of {self.head_dim}, "
-            f"ffn {self.ffn}{experts}"
-        )
+__all__ = ["asked_by", "config_of", "target_of"]
 
 
 GIVEN = tuple(f.name for f in fields(Shape) if f.name != "head_dim")
 """What a person may ask for."""
-
-
-def shape_of(config: Any, architecture: Architecture) -> Shape:
-    """The shape that a configuration of `transformers` says."""
-    names = architecture.fields
-    width, heads = getattr(config, names["width"]), getattr(config, names["heads"])
-    own_dim = getattr(config, names["head_dim"], None) if names["head_dim"] else None
-    own_kv = getattr(config, names["kv_heads"], None) if names["kv_heads"] else None
-    return Shape(
-        width=width,
-        depth=getattr(config, names["depth"]),
-        heads=heads,
-        kv_heads=own_kv or heads,
-        head_dim=own_dim or width // heads,
-        ffn=getattr(config, names["ffn"]) or 4 * width,  # GPT-2's default is None
-    )
 
 
 def target_of(small: Shape, architecture: Architecture, given: dict[str, int | None]) -> Shape:
@@ -147,16 +101,7 @@ def config_of(config: Any, small: Shape, target: Shape, architecture: Architectu
 
     Over a padded width a norm sees the variance shrink, so that its epsilon shrinks as well.
     """
-    grown = copy.deepcopy(config)
-    sizes = asdict(target)
-    for name, own in architecture.fields.items():
-        if own and name in sizes and sizes[name] != getattr(small, name):
-            setattr(grown, own, sizes[name])
-    if architecture.fields["head_dim"]:
-        setattr(grown, architecture.fields["head_dim"], target.head_dim)
-    if target.width != small.width:
-        ffn = architecture.fields["ffn"]
-        setattr(grown, ffn, target.ffn)  # GPT-2's None follows the width
+    grown = sized(config, small, target, architecture)
     if target.width % small.width:
         eps = architecture.fields["eps"]
         setattr(grown, eps, getattr(config, eps) * small.width / target.width)

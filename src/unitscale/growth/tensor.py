@@ -15,13 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unitscale.growth.architecture import Use, Uses
+from unitscale.anatomy.architecture import Use, Uses
+from unitscale.anatomy.optimizer import Moment
 from unitscale.growth.space import Space
 
-__all__ = ["Growth", "Moment"]
-
-Moment = Literal["first", "second"]
-"""A mean of gradients, or of their squares."""
+__all__ = ["Growth"]
 
 
 @dataclass(frozen=True, kw_only=True)

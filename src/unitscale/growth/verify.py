@@ -1,15 +1,12 @@
 """What a grown model computes, against what the small one did, before anything trains."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from unitscale import units
+from unitscale.anatomy.output import called, evaluating, plain
 from unitscale.units.forward import session_of
 
 __all__ = ["TOLERANCE", "Proof", "verify"]
@@ -78,12 +75,12 @@ def verify(
         tolerance = max(TOLERANCE, 4 * torch.finfo(dtype).eps)
     with evaluating(small), evaluating(grown), torch.no_grad():
         with plain(small), plain(grown):
-            loss, own = called(small, batch, in_float32=True)
-            grown_loss, other = called(grown, batch, in_float32=True)
+            loss, own = called(small, batch, "growth", in_float32=True)
+            grown_loss, other = called(grown, batch, "growth", in_float32=True)
         difference = distance(own, other)
         in_recipe = None
         if session_of(small) is not None and session_of(grown) is not None:
-            in_recipe = distance(called(small, batch)[1], called(grown, batch)[1])
+            in_recipe = distance(*(called(one, batch, "growth")[1] for one in (small, grown)))
     return Proof(
         largest=own.abs().max().item(),
         difference=difference,
@@ -111,54 +108,9 @@ def distance(own: Tensor, other: Tensor) -> float:
             f"growth: the small model's output {what}; give another batch, or a model that did not "
             "diverge"
         )
-    return (own.double() - other.double()).abs().max().item()
-
-
-def called(
-    model: nn.Module, batch: Any, *, in_float32: bool = False
-) -> tuple[float | None, Tensor]:
-    """The loss of a call, if the model gives one, and its output."""
-    args = () if isinstance(batch, Mapping) else batch
-    args = tuple(args) if isinstance(args, tuple | list) else (args,)
-    kwargs = dict(batch) if isinstance(batch, Mapping) else {}
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    if in_float32 and any(is_short(value) for _, value in tensors):
-        args, kwargs = tuple(map(widened, args)), {k: widened(v) for k, v in kwargs.items()}
-        found = functional_call(model, {n: widened(value) for n, value in tensors}, args, kwargs)
-    else:
-        found = model(*args, **kwargs)
-    loss = getattr(found, "loss", None)
-    output = getattr(found, "logits", found)
-    if not isinstance(output, Tensor):
+    if not own.any():
         raise ValueError(
-            f"growth: the model returned a {type(found).__name__}; expected logits, or an object "
-            "that has .logits"
+            "growth: the small model's outputs are all zero, which proves nothing; verify before "
+            "its head is set to zero, or after some steps"
         )
-    return None if loss is None else loss.item(), output
-
-
-def is_short(value: Any) -> bool:
-    """Whether a value is a tensor of numbers of fewer bits than float32."""
-    return isinstance(value, Tensor) and value.is_floating_point() and value.itemsize < 4
-
-
-def widened(value: Any) -> Any:
-    """A value in float32, if it is short."""
-    return value.float() if is_short(value) else value
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A context in which a model is in eval(); then it is as it was, module by module."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def plain(model: nn.Module) -> Any:
-    """A context without the recipe of a model, if it has one."""
-    return nullcontext() if session_of(model) is None else units.full_precision(model)
+    return (own.double() - other.double()).abs().max().item()

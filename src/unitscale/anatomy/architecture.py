@@ -1,10 +1,10 @@
-"""What growth must know of an architecture: one row of data for each.
+"""What must be known of an architecture to change its sizes: one row of data for each.
 
 A parameter is named with `*` for the number of its layer, and each of its axes says which space it
 is of and what it does there:
 
     write   makes values of the space: the rows of a matrix, its bias, a table of embeddings
-    read    takes them: the columns of a matrix, whose copies share what the old column had
+    read    takes them: the columns of a matrix
     gain    the gain of a norm over the space
     shift   its bias
     None    stays as it is
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["ARCHITECTURES", "Architecture", "Use", "architecture_of", "starred"]
+__all__ = ["ARCHITECTURES", "Architecture", "Use", "architecture_of", "in_layer", "starred"]
 
 Role = Literal["write", "read", "gain", "shift"]
 
@@ -76,7 +76,7 @@ class Architecture:
         ends: what a block adds to the residual stream with; zero, it adds nothing.
         last_norm: what a tied read-out reads.
         activations: the space of tensors between ops, by starred name, as in `fnmatch`; the first
-        refused: settings of the configuration that growth does not know, and their harmless value.
+        refused: settings of the configuration that nobody here knows, and their harmless value.
     """
 
     name: str
@@ -286,11 +286,13 @@ ARCHITECTURES = {known.name: known for known in (GPT2, LLAMA, BERT, VIT)}
 """By `model_type` of the configuration."""
 
 
-def architecture_of(model: Any) -> Architecture:
+def architecture_of(model: Any, who: str) -> Architecture:
     """The architecture of a model of `transformers`.
 
+    Args:
+        who: asks, for the errors: "growth" or "compress".
     Raises:
-        ValueError: it is none that growth knows, or has a parameter or a setting that it does not,
+        ValueError: it is none that is known, or has a parameter or a setting that it does not,
             or its parameters are not whole.
     """
     name, config = type(model).__name__, getattr(model, "config", None)
@@ -299,26 +301,26 @@ def architecture_of(model: Any) -> Architecture:
         kind = getattr(config, "model_type", None)
         of = f" of model_type {kind!r}" if kind else ""
         raise ValueError(
-            f"growth: {name}{of} is no architecture that growth knows; expected a model of "
+            f"{who}: {name}{of} is no architecture that {who} knows; expected a model of "
             f"transformers of model_type {', '.join(ARCHITECTURES)}"
         )
     if getattr(model, "hf_quantizer", None) is not None:
-        raise ValueError(f"growth: the weights of this {name} are quantized; grow the full ones")
+        raise ValueError(f"{who}: the weights of this {name} are quantized; load the full ones")
     if any(type(p).__name__ == "DTensor" for p in model.parameters()):
         raise ValueError(
-            f"growth: the parameters of this {name} are spread over processes; load a full "
-            "checkpoint into one process, and grow that"
+            f"{who}: the parameters of this {name} are spread over processes; load a full "
+            "checkpoint into one process, and use that"
         )
     for setting, harmless in found.refused.items():
         if getattr(config, setting, harmless) != harmless:
             raise ValueError(
-                f"growth: {name} has {setting}={getattr(config, setting)!r}, which growth does not "
+                f"{who}: {name} has {setting}={getattr(config, setting)!r}, which {who} does not "
                 f"know; expected {harmless!r}"
             )
     for parameter, _ in model.named_parameters():
         if starred(parameter, found.layers)[0] not in found.tensors:
             raise ValueError(
-                f"growth: {name} has a parameter {parameter!r}, which growth does not know of a "
+                f"{who}: {name} has a parameter {parameter!r}, which {who} does not know of a "
                 f"{found.name}; expected {expected_classes(found)}"
             )
     return found
@@ -342,3 +344,8 @@ def starred(name: str, layers: str) -> tuple[str, int | None]:
         if number.isdecimal() and rest:
             return f"{start}*.{rest}", int(number)
     return name, None
+
+
+def in_layer(star: str, number: int) -> str:
+    """The inverse of `starred`."""
+    return star.replace(".*.", f".{number}.", 1)

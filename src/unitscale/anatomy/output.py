@@ -1,0 +1,67 @@
+"""What a model gives for a batch, in eval() and without its recipe."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unitscale import units
+from unitscale.units.forward import session_of
+
+__all__ = ["called", "evaluating", "plain"]
+
+
+def called(
+    model: nn.Module, batch: Any, who: str, *, in_float32: bool = False
+) -> tuple[float | None, Tensor]:
+    """The loss of a call, if the model gives one, and its output; `who` asks, for the error.
+
+    Args:
+        in_float32: compute a model of fewer bits in float32, so that its rounding hides nothing.
+    """
+    args = () if isinstance(batch, Mapping) else batch
+    args = tuple(args) if isinstance(args, tuple | list) else (args,)
+    kwargs = dict(batch) if isinstance(batch, Mapping) else {}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if in_float32 and any(is_short(value) for _, value in tensors):
+        args, kwargs = tuple(map(widened, args)), {k: widened(v) for k, v in kwargs.items()}
+        found = functional_call(model, {n: widened(value) for n, value in tensors}, args, kwargs)
+    else:
+        found = model(*args, **kwargs)
+    loss = getattr(found, "loss", None)
+    output = getattr(found, "logits", found)
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"{who}: the model returned a {type(found).__name__}; expected logits, or an object "
+            "that has .logits"
+        )
+    return None if loss is None else loss.item(), output
+
+
+def is_short(value: Any) -> bool:
+    """Whether a value is a tensor of numbers of fewer bits than float32."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.itemsize < 4
+
+
+def widened(value: Any) -> Any:
+    """A value in float32, if it is short."""
+    return value.float() if is_short(value) else value
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context in which a model is in eval(); then it is as it was, module by module."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def plain(model: nn.Module) -> Any:
+    """A context without the recipe of a model, if it has one."""
+    return nullcontext() if session_of(model) is None else units.full_precision(model)

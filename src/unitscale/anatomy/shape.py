@@ -1,0 +1,69 @@
+"""The shape of a model: the sizes that can change, and a configuration of other ones."""
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from unitscale.anatomy.architecture import Architecture
+
+__all__ = ["Shape", "shape_of", "sized"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of a model.
+
+    Attributes:
+        width: of the residual stream.
+        depth: layers.
+        heads: of the queries; kv_heads: of keys and values, as many unless they are grouped.
+        head_dim: elements of a head, which never changes.
+        ffn: of the inner layer of an MLP.
+        experts: copies of each MLP; 1 is the dense model.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    experts: int = 1
+
+    def __str__(self) -> str:
+        kv = f" ({self.kv_heads} of keys and values)" if self.kv_heads != self.heads else ""
+        experts = f", {self.experts} experts" if self.experts > 1 else ""
+        return (
+            f"width {self.width}, depth {self.depth}, {self.heads} heads{kv} of {self.head_dim}, "
+            f"ffn {self.ffn}{experts}"
+        )
+
+
+def shape_of(config: Any, architecture: Architecture) -> Shape:
+    """The shape that a configuration of `transformers` says."""
+    names = architecture.fields
+    width, heads = getattr(config, names["width"]), getattr(config, names["heads"])
+    own_dim = getattr(config, names["head_dim"], None) if names["head_dim"] else None
+    own_kv = getattr(config, names["kv_heads"], None) if names["kv_heads"] else None
+    return Shape(
+        width=width,
+        depth=getattr(config, names["depth"]),
+        heads=heads,
+        kv_heads=own_kv or heads,
+        head_dim=own_dim or width // heads,
+        ffn=getattr(config, names["ffn"]) or 4 * width,  # GPT-2's default is None
+    )
+
+
+def sized(config: Any, old: Shape, new: Shape, architecture: Architecture) -> Any:
+    """A copy of a configuration with other sizes, and nothing else."""
+    found = copy.deepcopy(config)
+    sizes = asdict(new)
+    for name, own in architecture.fields.items():
+        if own and name in sizes and sizes[name] != getattr(old, name):
+            setattr(found, own, sizes[name])
+    if architecture.fields["head_dim"]:
+        setattr(found, architecture.fields["head_dim"], new.head_dim)
+    if new.width != old.width:
+        setattr(found, architecture.fields["ffn"], new.ffn)  # GPT-2's None follows the width
+    return found

@@ -1,0 +1,231 @@
+"""A pruned model trained to give what the large one gives.
+
+The teacher runs in its own numerics and the student in its recipe; the losses are computed outside
+of both, in float32.
+
+Source: Minitron, arXiv 2407.14679, section 3.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unitscale.anatomy.output import evaluating
+from unitscale.compress.importance import refuse_empty
+from unitscale.compress.plan import Plan
+
+__all__ = ["Distillation", "distil", "hidden_loss", "logit_loss"]
+
+Distance = Literal["mse", "cosine"]
+
+
+def logit_loss(
+    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, mask: Tensor | None = None
+) -> Tensor:
+    """Forward KL divergence of the student's distribution from the teacher's, in nats a position.
+
+    mean over positions of sum_v p(v) (log p(v) - log q(v)), p the teacher's, in float32; times
+    temperature^2, so that gradients keep their size.
+
+    Args:
+        student, teacher: logits [..., symbols], of one shape.
+        mask: [...], true for positions that count.
+    Raises:
+        ValueError: other shapes, a temperature that is not positive, a mask of nothing.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"compress: the student's logits are of shape {list(student.shape)} and the teacher's "
+            f"of {list(teacher.shape)}; expected the same"
+        )
+    if not temperature > 0:
+        raise ValueError(f"compress: temperature is {temperature!r}; expected a number above 0")
+    log_p = F.log_softmax(teacher.float() / temperature, dim=-1)
+    log_q = F.log_softmax(student.float() / temperature, dim=-1)
+    each = (log_p.exp() * (log_p - log_q)).sum(-1) * temperature**2
+    return mean_of(each, mask)
+
+
+def hidden_loss(
+    student: Tensor, teacher: Tensor, *, by: Distance = "mse", mask: Tensor | None = None
+) -> Tensor:
+    """Distance of hidden states [..., width]: mean square, or 1 - cosine, in float32.
+
+    Raises:
+        ValueError: other shapes, another distance, a mask of nothing.
+    """
+    if by not in get_args(Distance):
+        raise ValueError(f"compress: by is {by!r}; expected {', '.join(get_args(Distance))}")
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"compress: the student's hidden states are of shape {list(student.shape)} and the "
+            f"teacher's of {list(teacher.shape)}; expected the same: project them first"
+        )
+    if by == "mse":
+        return mean_of((student.float() - teacher.float()).square().mean(-1), mask)
+    return mean_of(1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1), mask)
+
+
+def mean_of(each: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over positions that count."""
+    if mask is None:
+        return each.mean()
+    if mask.shape != each.shape or not mask.any():
+        raise ValueError(
+            f"compress: the mask is of shape {list(mask.shape)} with {int(mask.sum())} positions "
+            f"that count; expected at least one, of shape {list(each.shape)}"
+        )
+    return (each * mask).sum() / mask.sum()
+
+
+class Distillation(nn.Module):
+    """The loss of a student against its teacher: `loss = distillation(batch)`.
+
+    L = KL(teacher, student) + alpha * hidden + cross_entropy * loss of the labels, where
+    alpha = KL / hidden is computed anew at each step and has no gradient, so that both weigh the
+    same. Hidden states of the student go up to the teacher's width through a learned matrix, which
+    at first puts each channel where it was; train `parameters()` of this with the student's.
+
+    Args:
+        teacher: called in eval() without gradients, in the numerics that it has.
+        student: of `apply(teacher, plan)`.
+        layers: numbers of the student's layers, from 0, whose outputs are compared with those of
+            the layers that they were; -1 is the embeddings. Use few, and none unless depth is cut
+            much.
+        cross_entropy: weight of the student's own loss, which needs labels.
+        temperature: of both distributions.
+        by: the distance of hidden states.
+
+    Raises:
+        ValueError: a layer that the student does not have.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        plan: Plan,
+        *,
+        layers: Iterable[int] = (),
+        cross_entropy: float = 0.0,
+        temperature: float = 1.0,
+        by: Distance = "mse",
+    ) -> None:
+        super().__init__()
+        # Not as submodules: the teacher's parameters are nobody's to train.
+        self.models = (teacher, student)
+        self.plan, self.layers, self.by = plan, tuple(layers), by
+        self.cross_entropy, self.temperature = cross_entropy, temperature
+        if wrong := [n for n in self.layers if not -1 <= n < plan.target.depth]:
+            raise ValueError(
+                f"compress: the student has no layer {wrong[0]}; expected from -1 (the "
+                f"embeddings) to {plan.target.depth - 1}"
+            )
+        first = next(student.parameters())
+        start = torch.zeros(plan.old.width, plan.target.width)
+        start[list(plan.channels), range(plan.target.width)] = 1.0
+        self.up = nn.ParameterList(
+            nn.Parameter(start.clone().to(first.device)) for _ in self.layers
+        )
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """The loss of a batch.
+
+        Raises:
+            ValueError: it is not finite: the batch, the teacher or the student holds NaN.
+        """
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        more = {"output_hidden_states": True} if self.layers else {}
+        large, small = self.models
+        with evaluating(large), torch.no_grad():
+            teacher = large(**inputs, **more)
+        with warnings.catch_warnings():
+            # Of hidden states transformers makes a second graph, and torch warns of itself there.
+            warnings.filterwarnings(
+                "ignore", r"The \.grad attribute of a Tensor that is not a leaf"
+            )
+            student = small(**inputs, **more)
+        mask = counted(batch, student.logits)
+        loss = logit_loss(student.logits, teacher.logits, temperature=self.temperature, mask=mask)
+        if self.layers:
+            hidden = self.hidden(student.hidden_states, teacher.hidden_states, mask)
+            alpha = loss.detach() / hidden.detach().clamp(min=torch.finfo(torch.float32).tiny)
+            loss = loss + alpha * hidden
+        if self.cross_entropy:
+            loss = loss + self.cross_entropy * label_loss(student.logits, batch, self.plan)
+        if not loss.isfinite():
+            raise ValueError(
+                f"compress: the loss of distillation is {loss.item()}; the batch, the teacher or "
+                "the student holds NaN or infinity"
+            )
+        return loss
+
+    def hidden(self, student: Any, teacher: Any, mask: Tensor | None) -> Tensor:
+        """The sum of distances of the layers' outputs.
+
+        The last state that `transformers` gives is after the last norm, in both models.
+        """
+        total = torch.zeros((), device=student[0].device)
+        for layer, up in zip(self.layers, self.up, strict=True):
+            # State n + 1 is the output of layer n, and state 0 the embeddings.
+            is_last = layer == self.plan.target.depth - 1
+            source = -1 if layer == -1 else self.plan.layers[layer]
+            theirs = teacher[-1] if is_last else teacher[source + 1]
+            raised = student[layer + 1].float() @ up.T
+            total = total + hidden_loss(raised, theirs, by=self.by, mask=mask)
+        return total
+
+
+def counted(batch: Mapping[str, Any], logits: Tensor) -> Tensor | None:
+    """The positions that count: those that `attention_mask` has, if there are any."""
+    mask = batch.get("attention_mask")
+    return mask.bool() if mask is not None and mask.shape == logits.shape[:-1] else None
+
+
+def label_loss(logits: Tensor, batch: Mapping[str, Any], plan: Plan) -> Tensor:
+    """Cross-entropy with the labels, which causal models are shifted by one against.
+
+    Raises:
+        ValueError: the batch has no labels.
+    """
+    labels = batch.get("labels")
+    if labels is None:
+        raise ValueError("compress: cross_entropy needs labels; the batch has none")
+    if plan.architecture in ("gpt2", "llama"):
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
+
+
+def distil(
+    distillation: Distillation,
+    batches: Iterable[Mapping[str, Any]],
+    optimizer: torch.optim.Optimizer,
+    *,
+    schedule: Any = None,
+) -> list[float]:
+    """Train a student for as many steps as there are batches; the losses of the steps.
+
+    Args:
+        optimizer: of the student's parameters, and of the distillation's.
+        schedule: of torch, stepped after the optimizer; None is a constant rate.
+
+    Raises:
+        ValueError: no batch; a loss that is not finite, before the step is made.
+    """
+    losses: list[float] = []
+    for batch in batches:
+        refuse_empty(batch, len(losses))
+        optimizer.zero_grad()
+        loss = distillation(batch)
+        loss.backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        losses.append(loss.item())
+    if not losses:
+        raise ValueError("compress: there is no batch; expected at least one to train on")
+    return losses

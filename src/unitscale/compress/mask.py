@@ -1,0 +1,184 @@
+"""Single weights set to zero, the smallest first, by the masks of `torch.nn.utils.prune`.
+
+A mask is part of the model: `weight = weight_orig * weight_mask` before each call. Under a recipe
+the product rounds the masked weight, so that zeros stay zeros; `check_masks` proves it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from unitscale.anatomy.output import called, evaluating
+from unitscale.units.forward import session_of
+
+__all__ = [
+    "check_masks",
+    "make_permanent",
+    "mask_smallest",
+    "masked_layers",
+    "sparsify",
+    "sparsity",
+]
+
+MASK, ORIGINAL = "weight_mask", "weight_orig"
+
+
+def matrices(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Modules with a matrix that multiplies, embeddings apart; a tied one is none."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        is_matrix = isinstance(weight, Tensor) and weight.ndim >= 2
+        if is_matrix and not isinstance(module, nn.Embedding) and id(weight) not in tables:
+            yield name, module
+
+
+def masked_layers(model: nn.Module) -> dict[str, Any]:
+    """Modules whose weight has a mask, by name."""
+    return {name: m for name, m in model.named_modules() if hasattr(m, MASK)}
+
+
+def sparsity(model: nn.Module) -> float:
+    """The share of weights that masks set to zero, among those that can be masked."""
+    zeros = total = 0
+    for _, module in matrices(model):
+        mask = getattr(module, MASK, None)
+        total += module.weight.numel()
+        zeros += 0 if mask is None else int((mask == 0).sum())
+    return zeros / max(total, 1)
+
+
+def mask_smallest(
+    model: nn.Module, amount: float, *, layers: Sequence[str] | None = None
+) -> nn.Module:
+    """Set the smallest weights of each matrix to zero, so that `amount` of them are; in place.
+
+    Masks that are there stay: what was zero remains so. It may be called again with a larger
+    amount.
+
+    Args:
+        model: plain or under a recipe, which goes on with the masks; see `check_masks`.
+        amount: the share of each matrix that is zero afterwards, from 0 to below 1.
+        layers: names of modules; None is every matrix but embeddings.
+
+    Raises:
+        ValueError: a share that cannot be, a name that is no matrix, a matrix with more zeros
+            than that already. The model is left as it was.
+    """
+    if not 0 <= amount < 1:
+        raise ValueError(f"compress: amount is {amount!r}; expected from 0 to below 1, as 0.5")
+    found = dict(matrices(model))
+    if strange := [name for name in layers or () if name not in found]:
+        raise ValueError(
+            f"compress: {strange[0]!r} is no module with a matrix of its own; one is "
+            f"{next(iter(found), 'not there')!r}"
+        )
+    chosen = {name: found[name] for name in (found if layers is None else layers)}
+    for name, module in chosen.items():
+        own = zeros_of(module)
+        if own > round(amount * module.weight.numel()):
+            raise ValueError(
+                f"compress: amount is {amount:g}, and {own / module.weight.numel():.3g} of {name} "
+                "is zero by its mask already; expected at least that"
+            )
+    for module in chosen.values():
+        # Of what is left, since torch counts only that.
+        more = round(amount * module.weight.numel()) - zeros_of(module)
+        prune.l1_unstructured(module, "weight", amount=more)  # type: ignore[no-untyped-call]
+    return model
+
+
+def zeros_of(module: Any) -> int:
+    """How many weights a module's mask sets to zero."""
+    mask = getattr(module, MASK, None)
+    return 0 if mask is None else int((mask == 0).sum())
+
+
+def sparsify(
+    model: nn.Module,
+    amount: float,
+    *,
+    rounds: int,
+    recover: Callable[[nn.Module, int], Any],
+    layers: Sequence[str] | None = None,
+) -> list[float]:
+    """Prune in rounds, with training between them; in place. The sparsity after each round.
+
+    After round r of n, a share of 1 - (1 - amount)^(r / n) is zero: each round takes the same part
+    of what is left.
+
+    Args:
+        recover: trains the model; called with it and the number of the round.
+
+    Raises:
+        ValueError: as `mask_smallest`; no round; `recover` removed a mask.
+    """
+    if type(rounds) is not int or rounds < 1:
+        raise ValueError(f"compress: rounds is {rounds!r}; expected a whole number of at least 1")
+    found = []
+    for number in range(1, rounds + 1):
+        mask_smallest(model, 1 - (1 - amount) ** (number / rounds), layers=layers)
+        before = sparsity(model)
+        recover(model, number)
+        if sparsity(model) < before:
+            raise ValueError(
+                f"compress: after round {number} {sparsity(model):.3g} of the weights are masked, "
+                f"and {before:.3g} were before; recover must leave the masks"
+            )
+        found.append(before)
+    return found
+
+
+@torch.no_grad()
+def check_masks(model: nn.Module, batch: Any) -> int:
+    """Prove that masks are in force: what they hide changes no output, to the bit.
+
+    Each hidden weight is set to a large value and back. The model is called in eval(), in its
+    recipe.
+
+    Args:
+        batch: what the model takes.
+    Returns:
+        how many weights are masked.
+    Raises:
+        ValueError: no mask, or one that is not in force.
+    """
+    layers = masked_layers(model)
+    if not layers:
+        raise ValueError("compress: the model has no mask; call mask_smallest first")
+    with evaluating(model):
+        _, before = called(model, batch, "compress")
+        for name, module in layers.items():
+            weight, hidden = getattr(module, ORIGINAL), getattr(module, MASK) == 0
+            if not hidden.any():
+                continue
+            own = weight.detach().clone()
+            try:
+                weight.masked_fill_(hidden, 1.0 + 100 * own.abs().max().item())
+                _, after = called(model, batch, "compress")
+            finally:
+                weight.copy_(own)
+            if not before.equal(after):
+                raise ValueError(
+                    f"compress: the mask of {name} is not in force: its hidden weights change the "
+                    "output; call us.unscale(model), mask, and us.unit_scale(model) again"
+                )
+    return sum(zeros_of(module) for module in layers.values())
+
+
+def make_permanent(model: nn.Module) -> nn.Module:
+    """Put zeros into the weights and remove the masks, in place: training may fill them again.
+
+    Raises:
+        ValueError: no mask, or a model under a recipe.
+    """
+    if session_of(model) is not None:
+        raise ValueError("compress: the model is under a recipe; call us.unscale(model) first")
+    if not masked_layers(model):
+        raise ValueError("compress: the model has no mask; call mask_smallest first")
+    for module in masked_layers(model).values():
+        prune.remove(module, "weight")  # type: ignore[no-untyped-call]
+    return model

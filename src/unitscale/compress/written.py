@@ -1,0 +1,328 @@
+"""Compression from a folder to a folder: of `transformers`, or a run of `unitscale train`."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unitscale.anatomy.folder import (
+    START,
+    command_of,
+    described,
+    into,
+    loaded,
+    random_batch,
+    read_run,
+    save_beside,
+)
+from unitscale.anatomy.rebuilt import undrawn
+from unitscale.compress.apply import Report, apply, prune_optimizer, pruned_state, verify
+from unitscale.compress.distil import Distillation, distil
+from unitscale.compress.importance import Importance, drawn, magnitude, measure
+from unitscale.compress.plan import Plan, plan
+from unitscale.compress.target import parse_target
+from unitscale.data import Corpus, open_corpus, sample_windows
+from unitscale.models.next_byte import NextByte
+from unitscale.recipes import parse
+from unitscale.train.checkpoint import TrainState, save_checkpoint
+from unitscale.train.config import TrainConfig
+from unitscale.train.initial import build_optimizer
+from unitscale.train.run_folder import CHECKPOINT, CONFIG, identity_of, write_json
+from unitscale.train.units import apply_numerics
+from unitscale.units import unit_scale, unscale
+
+__all__ = ["Written", "compress_folder"]
+
+LINEAGE = "compress.json"
+"""Beside a compressed model: the plan, the report, and what it came from."""
+
+BATCH, LENGTH = 8, 64
+"""Windows of a batch, and tokens of a window, at most."""
+
+RANKINGS = ("activations", "magnitude", "random")
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What compression did to a folder.
+
+    Attributes:
+        folder: where the small model is; None where it was only planned.
+        report: None likewise.
+        losses: of the steps of distillation.
+        command: that trains on, of a run.
+    """
+
+    plan: Plan
+    folder: Path | None = None
+    report: Report | None = None
+    losses: tuple[float, ...] = ()
+    command: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as data, without the shapes of every parameter."""
+        made = asdict(self.plan)
+        del made["shapes"]
+        return {
+            "folder": None if self.folder is None else str(self.folder),
+            "plan": {**made, "parameters": self.plan.parameters},
+            "report": None if self.report is None else asdict(self.report),
+            "losses": list(self.losses),
+            "command": list(self.command),
+        }
+
+
+def compress_folder(
+    source: Path,
+    out: Path,
+    target: str,
+    *,
+    data: Path | None = None,
+    importance: str = "activations",
+    samples: int = 64,
+    distil_steps: int = 0,
+    lr: float = 1e-3,
+    recipe: str = "fp32",
+    seed: int = 0,
+    steps: int | None = None,
+    write: bool = True,
+) -> Written:
+    """Compress the model in a folder and write it to another one.
+
+    A folder of `transformers` gives one that `from_pretrained` loads. A run gives a run at its
+    first step, with optimizer and units carried over, which `unitscale train --resume` trains.
+
+    Args:
+        source: a folder of `save_pretrained`, or of `unitscale train --model gpt2` or llama.
+        out: new, or empty. It is written whole or not at all.
+        target: see `parse_target`.
+        data: text; None is the standard library's source.
+        importance: "activations", "magnitude" or "random".
+        samples: windows of text to measure with.
+        distil_steps: of training against the large model, for a folder.
+        lr: of that, by AdamW with a cosine; recipe: of the student in it.
+        seed: of random scores, and of the text's windows.
+        steps: of the compressed run; None is as many as before.
+        write: false only plans.
+
+    Raises:
+        ValueError: no such folder, an `out` that holds something, what `plan` refuses, an option
+            that does not go with the folder.
+        CheckpointError: a file of the run is damaged.
+    """
+    if importance not in RANKINGS:
+        raise ValueError(f"importance is {importance!r}; expected {', '.join(RANKINGS)}")
+    for name, number, least in (
+        ("samples", samples, 1),
+        ("distil_steps", distil_steps, 0),
+        ("seed", seed, 0),
+    ):
+        if type(number) is not int or number < least:
+            raise ValueError(f"{name} is {number!r}; expected a whole number of at least {least}")
+    if not lr > 0:
+        raise ValueError(f"lr is {lr!r}; expected a number above 0")
+    parse(recipe)
+    description, is_run = described(source, out, "compress", write=write)
+    corpus = open_corpus(data)
+    if is_run:
+        if distil_steps:
+            raise ValueError(
+                f"distil_steps is {distil_steps}, and {source} is a run: it trains on by "
+                "unitscale train --resume; distil a folder of save_pretrained, or in Python"
+            )
+        with undrawn():
+            old, config = read_run(source, description, "compress")
+            assert isinstance(old.model, NextByte)
+            model: Any = old.model.model
+            asked: dict[str, Any] = in_proportion(model, parse_target(target, size_of(model)))
+            length = config.sequence_length
+            scores = ranked(model, importance, seed, byte_batches(corpus, seed, samples, length))
+            made = plan(model, importance=scores, **asked)
+            check_run(made, config)
+            if not write:
+                return Written(plan=made)
+            return write_run(source, out, description, (old, config), made, corpus, steps)
+    if steps is not None:
+        raise ValueError(f"steps is {steps!r}, and {source} is no run of `unitscale train`")
+    model = loaded(source, description)
+    if model.config.model_type == "vit" and (importance == "activations" or distil_steps):
+        raise ValueError(
+            f"{source} is a vit, which reads no text: give importance='magnitude' and no "
+            "distil_steps, or compress it in Python with pictures of your own"
+        )
+    batches = batches_for(source, model, corpus, data, seed)
+    scores = ranked(model, importance, seed, batches(0, -(-samples // BATCH)))
+    made = plan(model, importance=scores, **parse_target(target, size_of(model)))
+    if not write:
+        return Written(plan=made)
+    student, losses = apply(model, made), []
+    if distil_steps:
+        if recipe != "fp32":
+            unit_scale(student, recipe)
+        student.train()
+        optimizer = torch.optim.AdamW(student.parameters(), lr=lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, distil_steps)
+        first = -(-samples // BATCH)
+        given = batches(first, first + distil_steps)
+        losses = distil(Distillation(model, student, made), given, optimizer, schedule=schedule)
+        student = (unscale(student) if recipe != "fp32" else student).eval()
+    report = verify(model, student, next(iter(batches(-1, 0)), None) or random_batch(model.config))
+    done = Written(plan=made, folder=out, report=report, losses=tuple(losses))
+
+    def fill(folder: Path) -> None:
+        save_beside(student, source, folder)
+        write_json(folder / LINEAGE, lineage(source, done))
+
+    into(out, fill)
+    return done
+
+
+def size_of(model: nn.Module) -> int:
+    """The number of parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def ranked(model: nn.Module, how: str, seed: int, batches: Iterator[Batch]) -> Importance:
+    """Scores of a model by name."""
+    if how == "random":
+        return drawn(model, seed)
+    return magnitude(model) if how == "magnitude" else measure(model, batches)
+
+
+def byte_batches(corpus: Corpus, seed: int, samples: int, length: int) -> Iterator[Batch]:
+    """Windows of bytes, in batches."""
+    corpus.require(batch_size=BATCH, length=length)
+    for step in range(-(-samples // BATCH)):
+        windows = sample_windows(
+            corpus.train, seed=seed, step=step, batch_size=BATCH, length=length
+        )
+        yield {"input_ids": torch.from_numpy(windows.astype("int64"))}
+
+
+def batches_for(source: Path, model: Any, corpus: Corpus, data: Path | None, seed: int) -> Any:
+    """A function of a first and a last number: the batches between, for a model of a folder.
+
+    Text goes through the folder's tokenizer; without one, a model of fewer than 512 symbols reads
+    bytes. A ViT gets random pictures, by which only weights are to be ranked.
+
+    Raises:
+        ValueError: the model reads no text that could be given to it.
+    """
+    config = model.config
+    if config.model_type == "vit":
+        return lambda first, last: iter([random_batch(config)] if last > first else [])
+    length = min(LENGTH, getattr(config, "max_position_embeddings", LENGTH))
+    tokens = None
+    if any((source / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
+        from transformers import AutoTokenizer
+
+        text = corpus.train.read(0, min(len(corpus.train), 1 << 22)).decode(errors="replace")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokens = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(tokens) <= length:
+            raise ValueError(
+                f"{data or 'the text'} has {len(tokens)} tokens; expected more than {length}"
+            )
+    elif not 256 <= config.vocab_size < 512:
+        raise ValueError(
+            f"{source} has no tokenizer, and its model of {config.vocab_size} symbols does not "
+            "read bytes; put the tokenizer's files into the folder"
+        )
+    causal = config.model_type in ("gpt2", "llama")
+
+    def batches(first: int, last: int) -> Iterator[Batch]:
+        for step in range(first, last):
+            if tokens is None:
+                given = sample_windows(
+                    corpus.train, seed=seed, step=step % 2**32, batch_size=BATCH, length=length
+                )
+                ids = torch.from_numpy(given.astype("int64"))
+            else:
+                generator = torch.Generator().manual_seed(seed * 2**20 + step % 2**20)
+                starts = torch.randint(len(tokens) - length, (BATCH,), generator=generator)
+                ids = torch.stack([tokens[at : at + length] for at in starts.tolist()])
+            yield {"input_ids": ids, **({"labels": ids.clone()} if causal else {})}
+
+    return batches
+
+
+def in_proportion(model: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """Sizes of a run: heads and MLPs follow the width, unless they are given."""
+    config = model.config
+    width = asked.get("width")
+    own = getattr(config, "hidden_size", None) or config.n_embd
+    if width is None:
+        return asked
+    heads = config.num_attention_heads
+    ffn = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * own
+    follow = {"heads": heads * width / own, "ffn": ffn * width / own}
+    for name, size in follow.items():
+        if name not in asked and size != int(size):
+            raise ValueError(
+                f"compress: at width {width} the {name} of this run would be {size:g}; give a "
+                "width that divides"
+            )
+    return {**{name: int(size) for name, size in follow.items()}, **asked}
+
+
+def check_run(made: Plan, config: TrainConfig) -> None:
+    """Refuse a shape that the models of `unitscale train` cannot have.
+
+    Raises:
+        ValueError: says which size.
+    """
+    old, target = made.old, made.target
+    for name in ("ffn", "heads", "kv_heads"):
+        if getattr(target, name) * old.width != getattr(old, name) * target.width:
+            raise ValueError(
+                f"compress: {name} would be {getattr(target, name)} at width {target.width}; in a "
+                f"run of {config.existing} sizes follow the width: give width=, or depth="
+            )
+
+
+def write_run(
+    source: Path,
+    out: Path,
+    description: dict[str, Any],
+    run: tuple[TrainState, TrainConfig],
+    made: Plan,
+    corpus: Corpus,
+    steps: int | None,
+) -> Written:
+    """`compress_folder` of a run."""
+    (old, config), target = run, made.target
+    large: Any = old.model.model
+    model = {**config.model, "width": target.width, "depth": target.depth, "heads": target.heads}
+    new = replace(config, model=model, steps=steps or config.steps)
+    pruned = apply(large, made)
+    state = TrainState(NextByte(pruned), torch.optim.SGD(pruned.parameters(), 0.0), old.loss_scale)
+    state.optimizer = build_optimizer(new, state.model)
+    prune_optimizer(old.optimizer, state.optimizer, model=large, pruned=pruned, plan=made)
+    batch = next(byte_batches(corpus, config.seed, BATCH, config.sequence_length))
+    report = verify(large, pruned, {**batch, "labels": batch["input_ids"]})
+    if old.units is not None:
+        parameters = dict(large.named_parameters()), dict(pruned.named_parameters())
+        state.units = pruned_state(old.units, made, *parameters, START)
+    apply_numerics(replace(new, device="cpu", inner="eager"), state.model, state.units)
+    renewed = {**description, "config": new.to_json()}
+    state.run = identity_of(renewed)
+    done = Written(plan=made, folder=out, report=report, command=command_of(new, out))
+
+    def fill(folder: Path) -> None:
+        write_json(folder / CONFIG, renewed)
+        save_checkpoint(state, folder / CHECKPOINT)
+        write_json(folder / LINEAGE, {**lineage(source, done), "step": old.step})
+
+    into(out, fill)
+    return done
+
+
+def lineage(source: Path, done: Written) -> dict[str, Any]:
+    """What compress.json holds."""
+    found = done.to_json()
+    return {"from": source.resolve().name, "plan": found["plan"], "report": found["report"]}

@@ -1,0 +1,128 @@
+import copy
+import math
+
+import pytest
+import torch
+
+import unitscale as us
+from compress import trained
+from growth import tiny
+from unitscale.units.forward import session_of
+
+
+def student_of(model, **asked):
+    made = us.compress.plan(model, importance=us.compress.drawn(model), **asked)
+    return made, us.compress.apply(model, made)
+
+
+def test_the_loss_of_logits_is_the_divergence_from_the_teacher():
+    teacher = torch.tensor([[math.log(0.5), math.log(0.25), math.log(0.25)]])
+    student = torch.tensor([[math.log(0.25), math.log(0.5), math.log(0.25)]])
+    expected = 0.5 * math.log(2) + 0.25 * math.log(0.5)
+    assert us.compress.logit_loss(student, teacher).item() == pytest.approx(expected)
+    assert us.compress.logit_loss(teacher + 3, teacher).item() == pytest.approx(0, abs=1e-6)
+    # Not the reverse: that is another number for other distributions.
+    skewed = torch.tensor([[math.log(0.9), math.log(0.05), math.log(0.05)]])
+    one, other = (us.compress.logit_loss(*pair) for pair in ((skewed, teacher), (teacher, skewed)))
+    assert one.item() != pytest.approx(other.item(), rel=0.1)
+
+
+def test_the_loss_of_logits_keeps_its_gradient_over_temperatures():
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(4, 8, generator=generator) / 100
+    student = torch.zeros(4, 8, requires_grad=True)
+    gradients = []
+    for temperature in (1.0, 8.0):
+        loss = us.compress.logit_loss(student, teacher, temperature=temperature)
+        gradients.append(torch.autograd.grad(loss, student)[0])
+    torch.testing.assert_close(*gradients, rtol=0.05, atol=1e-5)
+
+
+def test_only_positions_that_count_do():
+    teacher, student = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    found = us.compress.logit_loss(student, teacher, mask=mask)
+    expected = us.compress.logit_loss(student[mask], teacher[mask])
+    torch.testing.assert_close(found, expected)
+
+
+def test_hidden_states_by_square_or_angle():
+    x = torch.randn(2, 3, 5)
+    assert us.compress.hidden_loss(2 * x, x, by="cosine").item() == pytest.approx(0, abs=1e-6)
+    found = us.compress.hidden_loss(2 * x, x).item()
+    assert found == pytest.approx(x.square().mean().item(), rel=1e-5)
+
+
+def test_hidden_losses_weigh_as_much_as_logits_and_begin_where_the_channels_were():
+    teacher = tiny.llama()
+    made, student = student_of(teacher, width=8)
+    batch = tiny.batch_for(teacher)
+    alone = us.compress.Distillation(teacher, student, made)(batch)
+    both = us.compress.Distillation(teacher, student, made, layers=(-1, 1))
+    assert both(batch).item() == pytest.approx(2 * alone.item(), rel=1e-5)
+    assert len(list(both.parameters())) == 2
+    states = student(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states
+    raised = states[0] @ both.up[0].T
+    torch.testing.assert_close(raised[..., list(made.channels)], states[0])
+    # Of the same model there is nothing to lose.
+    whole, same = student_of(teacher, depth=2)
+    nothing = us.compress.Distillation(teacher, same, whole, layers=(0, 1))(batch)
+    assert nothing.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_labels_are_shifted_as_in_the_model():
+    teacher = tiny.llama()
+    made, student = student_of(teacher, ffn=9)
+    batch = tiny.batch_for(teacher)
+    alone = us.compress.Distillation(teacher, student, made)(batch)
+    more = us.compress.Distillation(teacher, student, made, cross_entropy=0.5)(batch)
+    own = student(**batch).loss
+    torch.testing.assert_close(more, alone + 0.5 * own)
+
+
+def test_a_student_learns_in_fp8_under_units_and_the_teacher_stays_in_its_own_numerics():
+    teacher = trained.teacher()
+    before = copy.deepcopy(teacher.state_dict())
+    made, student = student_of(teacher, ffn=32)
+    us.unit_scale(student, "fp8")
+    distillation = us.compress.Distillation(teacher, student.train(), made, layers=(-1, 1))
+    optimizer = torch.optim.Adam([*student.parameters(), *distillation.parameters()], 3e-3)
+    losses = us.compress.distil(distillation, trained.batches(5, 25), optimizer)
+    assert losses[-1] < losses[0] / 2
+    assert session_of(student) is not None
+    assert us.coverage(student) > 0.9
+    assert session_of(teacher) is None
+    assert all(value.equal(before[name]) for name, value in teacher.state_dict().items())
+    assert not teacher.training
+    assert student.training
+
+
+def test_bad_input_is_one_line():
+    teacher = tiny.llama()
+    made, student = student_of(teacher, ffn=9)
+    batch = tiny.batch_for(teacher)
+    a, b = torch.zeros(2, 3), torch.zeros(2, 4)
+    with pytest.raises(ValueError, match=r"logits are of shape \[2, 3\]"):
+        us.compress.logit_loss(a, b)
+    with pytest.raises(ValueError, match=r"hidden states are of shape \[2, 3\]"):
+        us.compress.hidden_loss(a, b)
+    with pytest.raises(ValueError, match="by is 'kl'; expected mse, cosine"):
+        us.compress.hidden_loss(a, a, by="kl")
+    with pytest.raises(ValueError, match="temperature is 0"):
+        us.compress.logit_loss(a, a, temperature=0)
+    with pytest.raises(ValueError, match="with 0 positions that count"):
+        us.compress.logit_loss(a, a, mask=torch.zeros(2).bool())
+    with pytest.raises(ValueError, match="no layer 2; expected from -1"):
+        us.compress.Distillation(teacher, student, made, layers=(2,))
+    plain = us.compress.Distillation(teacher, student, made, cross_entropy=1.0)
+    with pytest.raises(ValueError, match="cross_entropy needs labels"):
+        plain({"input_ids": batch["input_ids"]})
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    with pytest.raises(ValueError, match="there is no batch"):
+        us.compress.distil(plain, [], optimizer)
+    with torch.no_grad():
+        teacher.lm_head.weight[0, 0] = float("nan")
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(ValueError, match="loss of distillation is nan"):
+        us.compress.distil(us.compress.Distillation(teacher, student, made), [batch], optimizer)
+    assert all(value.equal(before[name]) for name, value in student.state_dict().items())

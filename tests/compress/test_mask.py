@@ -1,0 +1,132 @@
+import copy
+
+import pytest
+from torch.nn.utils import prune
+
+import unitscale as us
+from compress import trained
+from growth import tiny
+from unitscale.compress.mask import masked_layers
+from unitscale.compress.search import mean_loss
+
+ONE = {"num_hidden_layers": 1}
+
+
+def inputs_of(model):
+    return {"input_ids": tiny.batch_for(model)["input_ids"]}
+
+
+def test_the_smallest_weights_of_each_matrix_are_zero():
+    model = tiny.llama()
+    before = copy.deepcopy(model.state_dict())
+    us.compress.mask_smallest(model, 0.5)
+    assert us.compress.sparsity(model) == pytest.approx(0.5, abs=0.01)
+    assert len(masked_layers(model)) == 2 * 7 + 1
+    for name, module in masked_layers(model).items():
+        size, hidden = before[f"{name}.weight"].abs(), module.weight_mask == 0
+        assert size[hidden].max() <= size[~hidden].min()
+        assert (module.weight[hidden] == 0).all()
+
+
+def test_embeddings_and_what_is_tied_to_them_have_no_mask():
+    model = tiny.llama(tie_word_embeddings=True)
+    us.compress.mask_smallest(model, 0.5)
+    assert "lm_head" not in masked_layers(model)
+    assert "model.embed_tokens" not in masked_layers(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [
+        ("llama", "before"),
+        pytest.param("gpt2", "before", marks=pytest.mark.slow),
+        # Every module's graph is made anew.
+        pytest.param("llama", "after a step", marks=pytest.mark.slow),
+        pytest.param("gpt2", "after a step", marks=pytest.mark.slow),
+    ],
+)
+def test_masks_stay_in_force_under_a_recipe(name, when):
+    model = tiny.MODELS[name](**(ONE if name == "llama" else {"n_layer": 1}))
+    given = inputs_of(model)
+    if when == "before":
+        us.compress.mask_smallest(model, 0.5)
+    us.unit_scale(model, "fp8")
+    model(**given).logits.square().mean().backward()
+    if when != "before":
+        us.compress.mask_smallest(model, 0.5)
+    model.zero_grad()
+    model(**given).logits.square().mean().backward()
+    number = us.compress.check_masks(model, given)
+    total = sum(m.weight.numel() for m in masked_layers(model).values())
+    assert number == pytest.approx(total / 2, abs=20)
+    for module in masked_layers(model).values():
+        assert (module.weight_orig.grad[module.weight_mask == 0] == 0).all()
+    assert us.coverage(model) > 0.9
+
+
+def test_a_mask_that_is_not_in_force_is_found():
+    model = tiny.llama(**ONE)
+    us.compress.mask_smallest(model, 0.5)
+    module = model.model.layers[0].mlp.up_proj
+    before = module.weight_orig.detach().clone()
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, prune.BasePruningMethod):
+            del module._forward_pre_hooks[key]
+    module.weight = module.weight_orig  # as a library would that knows nothing of masks
+    with pytest.raises(ValueError, match=r"mask of model.layers.0.mlp.up_proj is not in force"):
+        us.compress.check_masks(model, inputs_of(model))
+    assert module.weight_orig.equal(before)
+
+
+def test_rounds_with_training_between_beat_one_shot():
+    batches = list(trained.batches(7, 2))
+    dense = mean_loss(trained.teacher(), batches)
+    once = us.compress.mask_smallest(trained.teacher(), 0.8)
+    damage = mean_loss(once, batches) - dense
+    model = trained.teacher()
+
+    def recover(own, number):
+        trained.train(own, lambda batch: own(**batch).loss, trained.batches(20 + number, 12), 3e-3)
+
+    found = us.compress.sparsify(model, 0.8, rounds=4, recover=recover)
+    assert found == pytest.approx([1 - 0.2 ** (r / 4) for r in (1, 2, 3, 4)], abs=0.01)
+    assert us.compress.sparsity(model) == pytest.approx(0.8, abs=0.01)
+    us.compress.check_masks(model, batches[0])
+    assert mean_loss(model, batches) - dense < damage / 2
+
+
+def test_zeros_can_be_made_permanent():
+    model = tiny.llama(**ONE)
+    names = set(model.state_dict())
+    before = model(**inputs_of(model)).logits
+    us.compress.mask_smallest(model, 0.5)
+    masked = model(**inputs_of(model)).logits
+    us.compress.make_permanent(model)
+    assert set(model.state_dict()) == names
+    assert model(**inputs_of(model)).logits.equal(masked)
+    assert not masked.equal(before)
+
+
+def test_bad_input_is_one_line_and_changes_nothing():
+    model = tiny.llama(**ONE)
+    with pytest.raises(ValueError, match="amount is 1; expected from 0 to below 1"):
+        us.compress.mask_smallest(model, 1)
+    with pytest.raises(ValueError, match="'mlp' is no module with a matrix"):
+        us.compress.mask_smallest(model, 0.5, layers=["lm_head", "mlp"])
+    with pytest.raises(ValueError, match="has no mask"):
+        us.compress.check_masks(model, inputs_of(model))
+    with pytest.raises(ValueError, match="has no mask"):
+        us.compress.make_permanent(model)
+    with pytest.raises(ValueError, match="rounds is 0"):
+        us.compress.sparsify(model, 0.5, rounds=0, recover=print)
+    assert not masked_layers(model)
+    us.compress.mask_smallest(model, 0.5)
+    with pytest.raises(ValueError, match=r"amount is 0.3, and 0.5 of .* is zero"):
+        us.compress.mask_smallest(model, 0.3)
+    assert us.compress.sparsity(model) == pytest.approx(0.5, abs=0.01)
+
+    def forget(own, _):
+        us.compress.make_permanent(own)
+
+    with pytest.raises(ValueError, match="recover must leave the masks"):
+        us.compress.sparsify(model, 0.9, rounds=2, recover=forget)
