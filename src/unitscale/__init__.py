@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from . import (
+        adapt,
         data,
         deploy,
         distributed,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Parameter",
     "__version__",
+    "adapt",
     "apply_recipe",
     "coverage",
     "data",
