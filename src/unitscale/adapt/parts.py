@@ -50,8 +50,8 @@ def find(model: nn.Module, parts: Parts | None, caller: str) -> Found:
     """The parts of a model.
 
     Raises:
-        TypeError: not a module. ValueError: a model without a class token, whose parts are not known,
-            or that does not have the parts given.
+        TypeError: not a module. ValueError: a model without a class token, whose parts are not
+            known, or that does not have the parts given.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: got {type(model).__name__}; expected a torch.nn.Module.")
@@ -59,15 +59,16 @@ def find(model: nn.Module, parts: Parts | None, caller: str) -> Found:
     tokens = [p for path, p in model.named_parameters() if path.rpartition(".")[2] in CLASS_TOKENS]
     if not tokens and parts is None:
         raise ValueError(
-            f"{caller}: {name} has no class token, whose features this shifts and compares; expected "
-            "a vision transformer with one, such as ViTForImageClassification (for a token of "
-            "another name, pass parts=us.adapt.Parts(...))."
+            f"{caller}: {name} has no class token, whose features this shifts and compares; "
+            "expected a vision transformer with one, such as ViTForImageClassification (for a "
+            "token of another name, pass parts=us.adapt.Parts(...))."
         )
     parts = parts or KNOWN.get(name)
     if parts is None:
         raise ValueError(
-            f"{caller}: the parts of {name} are not known; pass parts=us.adapt.Parts(embeddings=..., "
-            f"blocks=..., head=...), paths of its modules. Known: {', '.join(KNOWN)}."
+            f"{caller}: the parts of {name} are not known; pass "
+            f"parts=us.adapt.Parts(embeddings=..., blocks=..., head=...), paths of its modules. "
+            f"Known: {', '.join(KNOWN)}."
         )
     embeddings, blocks, head = (
         _at(model, path, caller) for path in (parts.embeddings, parts.blocks, parts.head)
@@ -75,12 +76,13 @@ def find(model: nn.Module, parts: Parts | None, caller: str) -> Found:
     width = getattr(head, "in_features", None)
     if width is None:
         raise ValueError(
-            f"{caller}: {parts.head!r} of {name} is a {type(head).__name__}; expected a linear layer."
+            f"{caller}: {parts.head!r} of {name} is a {type(head).__name__}; expected a linear "
+            "layer."
         )
     if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
         raise ValueError(
-            f"{caller}: {parts.blocks!r} of {name} is a {type(blocks).__name__}; expected a ModuleList "
-            "of at least one block."
+            f"{caller}: {parts.blocks!r} of {name} is a {type(blocks).__name__}; expected a "
+            "ModuleList of at least one block."
         )
     return Found(embeddings=embeddings, blocks=tuple(blocks), head=head, width=width)
 

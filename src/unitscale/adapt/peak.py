@@ -15,8 +15,8 @@ __all__ = ["peak_bytes"]
 def peak_bytes(call: Callable[[], Any], *, device: str | torch.device = "cpu") -> int:
     """Bytes that a call has allocated at once, beyond what there was before it.
 
-    On a GPU they are those of torch's allocator; on a CPU those that torch's profiler sees, which are
-    the tensors' alone. Let the call run once before, or what is compiled and kept counts too.
+    On a GPU they are those of torch's allocator; on a CPU those that torch's profiler sees, which
+    are the tensors' alone. Let the call run once before, or what is compiled and kept counts too.
 
     Raises:
         ValueError: a device that is neither.

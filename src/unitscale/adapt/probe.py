@@ -1,7 +1,7 @@
 """One forward pass of a model with prompts put in and features taken out, by hooks.
 
-The hooks are there during the pass alone. They run inside of the graph of a scaled model, so that the
-tokens of the prompts, and the shifted features, meet the same products in the same formats.
+The hooks are there during the pass alone. They run inside of the graph of a scaled model, so that
+the tokens of the prompts, and the shifted features, meet the same products in the same formats.
 """
 
 from collections.abc import Iterator
@@ -114,10 +114,10 @@ class Probe:
             or len(logits) != rows
         ):
             raise ValueError(
-                f"{type(model).__name__}: the parts given took out {len(features)} features of shapes "
-                f"{sorted(shapes)} and {len(logits)} rows of logits; expected {len(found.blocks)} of "
-                f"({len(images)}, {found.width}) and {rows}: the head has to be called once, with "
-                "the class token of each image."
+                f"{type(model).__name__}: the parts given took out {len(features)} features of "
+                f"shapes {sorted(shapes)} and {len(logits)} rows of logits; expected "
+                f"{len(found.blocks)} of ({len(images)}, {found.width}) and {rows}: the head has "
+                "to be called once, with the class token of each image."
             )
         return Pass(
             logits=logits[: len(images)],

@@ -19,8 +19,9 @@ def calibration_error(logits: Tensor, labels: Tensor, *, bins: int = 15) -> floa
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(
-            f"calibration_error: logits are {tuple(logits.shape)} and labels {tuple(labels.shape)}; "
-            "expected (images, classes) and (images,) of at least one image."
+            f"calibration_error: logits are {tuple(logits.shape)} and labels "
+            f"{tuple(labels.shape)}; expected (images, classes) and (images,) of at least one "
+            "image."
         )
     if bins < 1:
         raise ValueError(f"calibration_error: bins is {bins}; expected 1 or more.")

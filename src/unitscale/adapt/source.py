@@ -68,8 +68,8 @@ Images = Tensor | Iterable[Tensor | tuple[Tensor, ...]]
 def measure_source(model: nn.Module, images: Images, *, parts: Parts | None = None) -> Source:
     """The statistics of a model's features on source images, by one forward pass each.
 
-    Labels are not needed: of a batch that is a tuple the first is taken. Measure with the recipe that
-    will serve, since the statistics are those of the rounded model.
+    Labels are not needed: of a batch that is a tuple the first is taken. Measure with the recipe
+    that will serve, since the statistics are those of the rounded model.
 
     Raises:
         TypeError, ValueError: no images or bad ones, a model without a class token or in training

@@ -14,8 +14,8 @@ def check_images(images: Any, caller: str, like: tuple[int, ...] | None = None) 
     Args:
         like: (channels, height, width) of the images that were seen first; None takes any.
     Raises:
-        TypeError: not a floating-point tensor. ValueError: not (images, channels, height, width), no
-            image, another size, or a value that is NaN or infinite.
+        TypeError: not a floating-point tensor. ValueError: not (images, channels, height, width),
+            no image, another size, or a value that is NaN or infinite.
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
@@ -26,8 +26,8 @@ def check_images(images: Any, caller: str, like: tuple[int, ...] | None = None) 
     shape = tuple(images.shape)
     if images.ndim != 4:
         raise ValueError(
-            f"{caller}: the batch has the shape {shape}; expected (images, channels, height, width); "
-            "for one image use images[None]."
+            f"{caller}: the batch has the shape {shape}; expected (images, channels, height, "
+            "width); for one image use images[None]."
         )
     if not images.numel():
         raise ValueError(
@@ -43,8 +43,8 @@ def check_images(images: Any, caller: str, like: tuple[int, ...] | None = None) 
     if not bool(finite.all()):
         bad = (~finite).nonzero().flatten().tolist()
         raise ValueError(
-            f"{caller}: {len(bad)} of {len(images)} images hold NaN or infinity, the first is number "
-            f"{bad[0]}; leave those out."
+            f"{caller}: {len(bad)} of {len(images)} images hold NaN or infinity, the first is "
+            f"number {bad[0]}; leave those out."
         )
     return images
 

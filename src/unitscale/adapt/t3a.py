@@ -18,10 +18,10 @@ __all__ = ["T3A"]
 class T3A:
     """Adapts the classifier alone, by one forward pass a batch: `logits = t3a(images)`.
 
-    A class is the mean direction of its supports: its row of the head's weight at first, and then the
-    features of the stream that were given to it with the lowest entropies. The model does not change
-    and keeps its recipe; the last product, features by classes, is one of T3A's own in float32. The
-    logits are not probabilities' logarithms: their size is that of the features.
+    A class is the mean direction of its supports: its row of the head's weight at first, and then
+    the features of the stream that were given to it with the lowest entropies. The model does not
+    change and keeps its recipe; the last product, features by classes, is one of T3A's own in
+    float32. The logits are not probabilities' logarithms: their size is that of the features.
 
     Args:
         model: in evaluation mode, as for `FOA`.
@@ -62,8 +62,8 @@ class T3A:
             features, logits = got.features[-1], got.logits.float()
             if not bool(torch.isfinite(features).all() and torch.isfinite(logits).all()):
                 raise ValueError(
-                    f"T3A: {type(self.model).__name__} gives NaN or infinity for this batch; expected "
-                    "finite logits; does it without adaptation?"
+                    f"T3A: {type(self.model).__name__} gives NaN or infinity for this batch; "
+                    "expected finite logits; does it without adaptation?"
                 )
             pool = torch.cat([self.features, features])
             classes = torch.cat([self.classes, logits.argmax(dim=1)])

@@ -19,16 +19,17 @@ __all__ = ["TENT"]
 class TENT:
     """Adapts a model by one gradient step a batch: `logits = tent(images)`; it changes the model.
 
-    It is here to compare with: it needs gradients, so the activations of a training step, and a recipe
-    rounds its backward pass too. The answer is that before the step. `reset` gives the model its own
-    gains and biases back. Gradients that parameters have, and what needs one, stay as they were.
+    It is here to compare with: it needs gradients, so the activations of a training step, and a
+    recipe rounds its backward pass too. The answer is that before the step. `reset` gives the model
+    its own gains and biases back. Gradients that parameters have, and what needs one, stay as they
+    were.
 
     Args:
         model: in evaluation mode; any classifier with norms that have parameters.
         lr: learning rate of SGD. momentum: of it.
     Raises:
-        TypeError, ValueError: not a module, one in training mode or without such norms, a rate that is
-            not above 0, a momentum outside [0, 1).
+        TypeError, ValueError: not a module, one in training mode or without such norms, a rate that
+            is not above 0, a momentum outside [0, 1).
     """
 
     def __init__(self, model: nn.Module, *, lr: float = 1e-3, momentum: float = 0.9) -> None:
@@ -76,8 +77,8 @@ class TENT:
             loss = entropy(logits).mean()
             if not math.isfinite(float(loss.detach())):
                 raise ValueError(
-                    f"TENT: the entropy of {type(self.model).__name__} is {float(loss.detach())} for "
-                    "this batch; expected a finite one; does it classify without adaptation?"
+                    f"TENT: the entropy of {type(self.model).__name__} is {float(loss.detach())} "
+                    "for this batch; expected a finite one; does it classify without adaptation?"
                 )
             torch.autograd.backward(loss)
             self.optimizer.step()
