@@ -310,11 +310,16 @@ class FOA:
         return None if session_of(self.model) is None else coverage(self.model)
 
     def _coverage_in_force(self) -> float | None:
-        now = self._coverage()
-        if self.coverage is not None and (now is None or now < self.coverage):
+        """The coverage now; a warning if it fell from one generation to the next.
+
+        The first sets the mark: prompts alone move it where attention is not covered.
+        """
+        now, before = self._coverage(), self.coverage
+        lost = before is not None and now is None
+        if lost or (self.last and before is not None and now is not None and now < before):
             warnings.warn(
-                f"FOA: the recipe rounded {self.coverage:.1%} of the multiply-adds when the source "
-                f"was measured, and {now or 0:.1%} now; us.summary(model) says why.",
+                f"FOA: the recipe rounded {before:.1%} of the multiply-adds, and {now or 0:.1%} "
+                "now; us.summary(model) says why.",
                 stacklevel=4,
             )
         self.coverage = now

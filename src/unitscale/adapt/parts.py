@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["Found", "Parts", "find"]
 
@@ -73,18 +73,18 @@ def find(model: nn.Module, parts: Parts | None, caller: str) -> Found:
     embeddings, blocks, head = (
         _at(model, path, caller) for path in (parts.embeddings, parts.blocks, parts.head)
     )
-    width = getattr(head, "in_features", None)
-    if width is None:
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise ValueError(
             f"{caller}: {parts.head!r} of {name} is a {type(head).__name__}; expected a linear "
-            "layer."
+            "layer, with a weight of (classes, width)."
         )
     if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
         raise ValueError(
             f"{caller}: {parts.blocks!r} of {name} is a {type(blocks).__name__}; expected a "
             "ModuleList of at least one block."
         )
-    return Found(embeddings=embeddings, blocks=tuple(blocks), head=head, width=width)
+    return Found(embeddings=embeddings, blocks=tuple(blocks), head=head, width=weight.shape[1])
 
 
 def _at(model: nn.Module, path: str, caller: str) -> nn.Module:

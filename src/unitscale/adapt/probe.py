@@ -61,11 +61,12 @@ class Probe:
     def take(self, module: nn.Module, args: Any, tokens: Any) -> None:
         """A hook on each block but the last."""
         tokens = tokens[0] if isinstance(tokens, tuple) else tokens
-        self.features.append(tokens[:, 0].float())
+        # A copy: a view would hold the tokens of every block until the end.
+        self.features.append(tokens[:, 0].to(torch.float32, copy=True))
 
     def enter_head(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """A hook before the head: one product for the features and the shifted ones."""
-        self.features.append(args[0].float())
+        self.features.append(args[0].to(torch.float32, copy=True))
         if self.shift is None:
             return None
         return (torch.cat([args[0], args[0] + self.shift.to(args[0])]), *args[1:])

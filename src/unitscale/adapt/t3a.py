@@ -3,6 +3,8 @@
 Source: Iwasawa and Matsuo 2021, "Test-Time Classifier Adjustment Module", and the authors' code.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,9 +43,10 @@ class T3A:
 
     def reset(self) -> None:
         """Forget the stream."""
-        head = self.found.head
-        weight = head.get_parameter("weight").detach().float()
-        bias = head.bias.detach().float() if isinstance(head.bias, Tensor) else None
+        head: Any = self.found.head
+        weight = head.weight.detach().float()
+        bias = getattr(head, "bias", None)
+        bias = None if bias is None else bias.detach().float()
         logits = F.linear(weight, weight, bias)
         self.features, self.classes = weight.clone(), logits.argmax(dim=1)
         self.entropies = entropy(logits)
