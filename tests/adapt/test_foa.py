@@ -280,7 +280,7 @@ def test_memory_is_that_of_one_forward_pass(vit):
     assert peak_bytes(lambda: tent(images)) >= 3 * base
 
 
-@pytest.mark.parametrize("recipe", ["fp8", pytest.param("mxfp6", marks=slow)])
+@pytest.mark.parametrize("recipe", ["fp8", slow("mxfp6")])
 def test_the_recipe_stays_in_force(vit, images, source_images, recipe):
     """Prompts and shift go through the scaled graph, and the graph without them stays as it was."""
     plain, model = vit(num_hidden_layers=1), vit(num_hidden_layers=1)
