@@ -99,5 +99,5 @@ def test_parts_that_do_not_do_what_they_should(source_images):
                 x, _ = stage(x)
             return self.fc(self.norm(x))[:, 0]
 
-    with pytest.raises(ValueError, match=r"Whole: the parts given took out .* \(32, 5, 8\)"):
+    with pytest.raises(ValueError, match=r"Whole: the parts given took out .*\(32, 5, 8\)"):
         us.adapt.FOA(Whole().eval(), source_images, parts=OWN, n_prompts=0)
