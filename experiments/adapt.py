@@ -22,8 +22,12 @@ import unitscale as us
 
 CORRUPTIONS = ("contrast", "fog", "gaussian_noise", "brightness", "defocus_blur")
 RECIPES = {32: None, 8: "fp8", 6: "mxfp6"}
-METHODS = {32: ("none", "t3a", "tent", "shift", "foa"), 8: ("none", "t3a", "shift", "foa")}
-METHODS[6] = METHODS[8]
+SEARCHED = ("prompts", "foa", "foa-default")
+METHODS = {
+    32: ("none", "t3a", "tent", "tent-1e-2", "shift", *SEARCHED),
+    8: ("none", "t3a", "shift", "foa"),
+    6: ("none", "t3a", "shift", "foa"),
+}
 CLASSES, SIZE, BATCH = 8, 32, 64
 
 
@@ -107,9 +111,15 @@ def adapter(method: str, model: torch.nn.Module, source: object, seed: int) -> o
         return us.adapt.FOA(model, source, n_prompts=0, gamma=0)
     if method == "t3a":
         return us.adapt.T3A(model)
-    if method == "tent":
-        return us.adapt.TENT(model)
-    options = {"shift": {"n_prompts": 0}, "entropy": {"lam": 0, "gamma": 0}}.get(method, {})
+    if method.startswith("tent"):
+        return us.adapt.TENT(model, lr=1e-2 if method == "tent-1e-2" else 1e-3)
+    if method == "foa-default":
+        return us.adapt.FOA(model, source, seed=seed)
+    options = {
+        "shift": {"n_prompts": 0},
+        "prompts": {"gamma": 0},
+        "entropy": {"lam": 0, "gamma": 0},
+    }.get(method, {})
     # Chosen on another 256 images, clean and under gaussian_blur of severity 3, in 32 bits.
     options = {"normalize_lam": True, "sigma": 0.1, **options}
     return us.adapt.FOA(model, source, seed=seed, **options)
@@ -135,12 +145,12 @@ def measure(
     for name, stream in streams.items():
         extra = ("entropy",) if name == "contrast" and bits == 8 else ()
         for method in (*METHODS[bits], *extra):
-            if (name, bits, method, seed) in done:
+            if (name, bits, method, seed) in done or (seed and method not in SEARCHED):
                 continue
             start = time.process_time()
             adapt = adapter(method, model, source, seed)
             logits = torch.cat([adapt(batch) for batch in batches(stream[order])])
-            if method == "tent":
+            if method.startswith("tent"):
                 adapt.reset()
             targets = torch.from_numpy(labels[order])
             row = {
@@ -180,25 +190,27 @@ def read(rows: Path) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Accuracy / calibration error in percent, a row per precision and method."""
+    """Accuracy / calibration error in percent, means over seeds, a row per precision and method."""
     names = ["clean", *CORRUPTIONS]
     lines = ["| bits | method | " + " | ".join([*names, "mean of corruptions"]) + " |"]
     lines.append("|---|---|" + "---|" * (len(names) + 1))
     for bits in RECIPES:
         for method in (*METHODS[bits], "entropy"):
-            found = {r["corruption"]: r for r in rows if (r["bits"], r["method"]) == (bits, method)}
-            if not found:
+            own = [r for r in rows if (r["bits"], r["method"]) == (bits, method)]
+            if not own:
                 continue
-            cells = [
-                f"{found[n]['accuracy']:.1f} / {found[n]['ece']:.1f}" if n in found else "-"
-                for n in names
+            cells = {
+                name: tuple(np.mean([r[k] for r in found]) for k in ("accuracy", "ece"))
+                for name in names
+                if (found := [r for r in own if r["corruption"] == name])
+            }
+            if all(name in cells for name in CORRUPTIONS):
+                cells["mean"] = tuple(np.mean([cells[name] for name in CORRUPTIONS], axis=0))
+            shown = [
+                f"{cells[name][0]:.1f} / {cells[name][1]:.1f}" if name in cells else "-"
+                for name in [*names, "mean"]
             ]
-            damaged = [found[n] for n in CORRUPTIONS if n in found]
-            mean = "-"
-            if len(damaged) == len(CORRUPTIONS):
-                means = (np.mean([r[k] for r in damaged]) for k in ("accuracy", "ece"))
-                mean = " / ".join(f"{m:.1f}" for m in means)
-            lines.append(f"| {bits} | {method} | " + " | ".join([*cells, mean]) + " |")
+            lines.append(f"| {bits} | {method} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
