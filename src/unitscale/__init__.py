@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from . import (
+        adapt,
         compress,
         data,
         deploy,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Parameter",
     "__version__",
+    "adapt",
     "apply_recipe",
     "compress",
     "coverage",
