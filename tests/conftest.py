@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before torch is imported; pytest-xdist runs one process per core, so each computes in one thread
 # and compiles by itself (inductor would start a pool of compilers in each).
@@ -28,6 +29,24 @@ settings.load_profile("any machine")
 # torch, transformers and what compilers keep are millions of objects, and each full collection
 # walks them all: a fifth of the suite's time. What is freed by count is freed as ever.
 gc.set_threshold(100_000, 50, 100)
+
+
+SLOW_CASES = Path(__file__).with_name("slow_cases.txt")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the listed cases slow; one that a whole file does not have is an error."""
+    lines = SLOW_CASES.read_text(encoding="utf-8").splitlines()
+    listed = {line for line in lines if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
+    if any("::" in argument for argument in config.args):
+        return
+    files, names = {item.nodeid.partition("::")[0] for item in items}, {x.nodeid for x in items}
+    if gone := sorted(x for x in listed - names if x.partition("::")[0] in files):
+        raise pytest.UsageError(f"{SLOW_CASES.name} lists what is no test: {', '.join(gone)}")
 
 
 @pytest.fixture(autouse=True)
