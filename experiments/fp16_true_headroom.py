@@ -266,6 +266,9 @@ def draw(args: argparse.Namespace, found: dict[Point, float], path: Path) -> Non
             costs = {x: over(found, recipe, None, count, steps) for x, count in windows.items()}
             plot(right, costs, style | more)
     left.set(xlabel="log2 of the loss scale", ylabel="loss over FP32, nats a byte")
+    if not any(len(line.get_xdata()) for line in right.lines):
+        right.text(0.5, 0.5, "not run yet", transform=right.transAxes, ha="center")
+        right.set(xticks=[])
     right.set(xlabel="log2 of the tokens a step (squares: by accumulation)")
     left.set_yscale("symlog", linthresh=FAILED)
     left.legend()

@@ -106,6 +106,13 @@ def run(name, chosen):
     return scope
 
 
+def test_pages_named_in_docstrings_are_there():
+    """The site makes links of them, in its pages of the API."""
+    sources = sorted((REPOSITORY / "src").rglob("*.py"))
+    named_pages = {n for path in sources for n in re.findall(r"`docs/(\w+\.md)`", path.read_text())}
+    assert named_pages - set(PAGES) == set()
+
+
 @pytest.mark.parametrize("name", RUN)
 def test_python_of_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -35,7 +35,7 @@ class TorchtitanConverter:
     Raises:
         ValueError: the job compiles the model, which would run its blocks around the recipe; it
             has tensor, context, pipeline or expert parallelism; another converter rounds products.
-    Source: torchtitan 0.2.2, `docs/extension.md` and `protocols/model_converter.py`. Its main
+    Source: torchtitan 0.2.2, its page on extensions and `protocols/model_converter.py`. Its main
     branch of August 2026 has no such protocol any more: it converts the model's configuration.
     """
 
