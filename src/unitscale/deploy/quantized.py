@@ -143,6 +143,36 @@ class QuantizedLayer(nn.Module):
         """The layer's output."""
         return self.op(self.rounded(x), self.decoded(x.dtype), self.bias)
 
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """The names, in a state, of what a plain layer does not have."""
+        return (*self._buffers, "_extra_state")
+
+    def get_extra_state(self) -> Tensor:
+        """What the codes and scales of a state mean, as the bytes of a text."""
+        return torch.tensor(list(self.scheme.numbers.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: it was compared before a tensor was loaded."""
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load, unless the state is of another scheme.
+
+        Raises:
+            ValueError: it is: its codes are other numbers, and would be cast in silence.
+        """
+        if any(f"{prefix}{name}" in state_dict for name in self._buffers):
+            words = state_dict.get(f"{prefix}_extra_state")
+            found = bytes(words.tolist()).decode() if isinstance(words, Tensor) else "no known ones"
+            if found != self.scheme.numbers:
+                raise ValueError(
+                    f"load_state_dict: the state of {prefix.removesuffix('.')!r} has {found}; "
+                    f"expected {self.scheme.numbers}; quantize the model by the recipe of the state"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"{self.kind}, {self.in_features} -> {self.out_features}, {self.scheme}"
