@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unitscale.deploy.histogram import Histogram
 
-__all__ = ["Batch", "call", "check_reached", "checked", "eager", "seen"]
+__all__ = ["Batch", "arguments", "call", "check_reached", "checked", "eager", "seen"]
 
 Batch = Any
 """What a model is called on: a tensor, a tuple of arguments, or a mapping of keyword arguments."""

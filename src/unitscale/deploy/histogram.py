@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from unitscale.deploy.scheme import Scheme
 from unitscale.formats import BlockFormat, Codec
 
 __all__ = ["CLIPS", "FRACTIONS", "Clip", "Histogram", "check_clip", "scale_of"]
@@ -18,17 +19,28 @@ FRACTIONS = torch.linspace(0.2, 1.0, 33)
 """Of the amax: the clips that "mse" tries."""
 
 
-def check_clip(clip: str, percentile: float) -> None:
-    """Refuse an unknown way to clip.
+def check_clip(clip: str, percentile: float, scheme: Scheme) -> None:
+    """Refuse an unknown way to clip, and one that a scheme has no scale for.
 
     Raises:
-        ValueError: there is no such way, or the percentile is none.
+        ValueError: there is no such way, the percentile is none, or scales follow their blocks.
     """
     if clip not in CLIPS:
         raise ValueError(f"quantize: clip is {clip!r}; expected one of {', '.join(CLIPS)}")
     if not 50 < percentile <= 100:
         raise ValueError(
             f"quantize: percentile is {percentile!r}; expected above 50 and at most 100, as 99.99"
+        )
+    static = scheme.input if scheme.is_static else None
+    if clip == "mse" and isinstance((static or scheme.weight).format, BlockFormat):
+        raise ValueError(
+            f"quantize: clip='mse' chooses one scale for a tensor or row, and {scheme.name!r} has "
+            "blocks, whose scales follow their amax; leave clip out"
+        )
+    if clip == "percentile" and static is None:
+        raise ValueError(
+            f"quantize: clip='percentile' is of static scales for inputs, and {scheme.name!r} has "
+            "none; leave clip out"
         )
 
 
@@ -79,7 +91,8 @@ class Histogram:
             return min(self.amax, (index + 1) * self.range / BINS)
         centers = (torch.arange(BINS) + 0.5) * (self.range / BINS)
         clips = FRACTIONS * self.amax
-        scales = (clips / codec.element.max).unsqueeze(1)
+        # The scales that the codec makes of them: a power of two is far from the quotient.
+        scales = torch.stack([scale_of(float(clip), codec) for clip in clips])
         rounded = codec.round(centers.expand(len(clips), BINS).contiguous(), scale=scales)
         errors = ((rounded - centers).double().square() * self.counts).sum(1)
         return float(clips.flip(0)[errors.flip(0).argmin()])  # of equals the largest

@@ -33,7 +33,13 @@ def is_conv1d_of_gpt2(module: nn.Module) -> bool:
 def why_not(module: nn.Module, scheme: Scheme) -> str | None:
     """Why a module with a weight keeps full precision; None if it can be quantized."""
     kind = type(module)
-    if kind in (nn.Linear, unn.Linear) or is_conv1d_of_gpt2(module):
+    if "forward" in vars(module):
+        return "it has a forward of its own, which a replacement would not have"
+    is_linear = kind in (nn.Linear, unn.Linear) or is_conv1d_of_gpt2(module)
+    more = sorted(set(module._parameters) - {"weight", "bias"})
+    if more and (is_linear or kind in CONVOLUTIONS):
+        return f"a hook makes its weight of {', '.join(more)}"
+    if is_linear:
         return None
     if kind not in CONVOLUTIONS:
         return f"{kind.__name__} is no nn.Linear and no convolution"
@@ -139,9 +145,9 @@ class QuantizedLayer(nn.Module):
             return passed
         return round_input(x, codec, self.input_scale)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The layer's output."""
-        return self.op(self.rounded(x), self.decoded(x.dtype), self.bias)
+        return self.op(self.rounded(input), self.decoded(input.dtype), self.bias)
 
     @property
     def own_names(self) -> tuple[str, ...]:
