@@ -197,8 +197,7 @@ class QuantizedLayer(nn.Module):
         super()._apply(fn, recurse)
         for name, dtype in dtypes.items():
             self._buffers[name] = self.get_buffer(name).view(dtype)
-        if self.bias is not None:
-            self.dtype = self.bias.dtype
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype  # a layer may have no bias to ask
         return self
 
 
