@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unitscale.deploy import SCHEMES
-from unitscale.deploy.histogram import BINS, Histogram, check_clip, scale_of
+from unitscale.deploy.histogram import BINS, Histogram, check_use, scale_of
 from unitscale.formats import E4M3FN, INT8, NVFP4, Codec
 
 INTEGERS, FLOATS = Codec(format=INT8), Codec(format=E4M3FN)
@@ -104,6 +104,6 @@ def test_mse_is_that_of_scales_that_are_powers_of_two(codec):
 )
 def test_a_clip_that_would_do_nothing_is_refused(clip, recipe, message):
     with pytest.raises(ValueError, match=message):
-        check_clip(clip, 99.99, SCHEMES[recipe])
-    check_clip("amax", 99.99, SCHEMES[recipe])
-    check_clip(clip, 99.99, SCHEMES["int8"])
+        check_use(clip, SCHEMES[recipe])
+    check_use("amax", SCHEMES[recipe])
+    check_use(clip, SCHEMES["int8"])

@@ -9,7 +9,7 @@ from torch import Tensor
 from unitscale.deploy.scheme import Scheme
 from unitscale.formats import BlockFormat, Codec
 
-__all__ = ["CLIPS", "FRACTIONS", "Clip", "Histogram", "check_clip", "scale_of"]
+__all__ = ["CLIPS", "FRACTIONS", "Clip", "Histogram", "check_clip", "check_use", "scale_of"]
 
 Clip = Literal["amax", "percentile", "mse"]
 CLIPS: tuple[str, ...] = get_args(Clip)
@@ -19,11 +19,11 @@ FRACTIONS = torch.linspace(0.2, 1.0, 33)
 """Of the amax: the clips that "mse" tries."""
 
 
-def check_clip(clip: str, percentile: float, scheme: Scheme) -> None:
-    """Refuse an unknown way to clip, and one that a scheme has no scale for.
+def check_clip(clip: str, percentile: float) -> None:
+    """Refuse an unknown way to clip.
 
     Raises:
-        ValueError: there is no such way, the percentile is none, or scales follow their blocks.
+        ValueError: there is no such way, or the percentile is none.
     """
     if clip not in CLIPS:
         raise ValueError(f"quantize: clip is {clip!r}; expected one of {', '.join(CLIPS)}")
@@ -31,6 +31,14 @@ def check_clip(clip: str, percentile: float, scheme: Scheme) -> None:
         raise ValueError(
             f"quantize: percentile is {percentile!r}; expected above 50 and at most 100, as 99.99"
         )
+
+
+def check_use(clip: str, scheme: Scheme) -> None:
+    """Refuse a way to clip that a scheme has no scale for, and which so would do nothing.
+
+    Raises:
+        ValueError: its scales follow their blocks, or each input.
+    """
     static = scheme.input if scheme.is_static else None
     if clip == "mse" and isinstance((static or scheme.weight).format, BlockFormat):
         raise ValueError(

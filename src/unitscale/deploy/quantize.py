@@ -8,7 +8,7 @@ from unitscale.deploy.calibration import Batch, checked
 from unitscale.deploy.choice import plan_of
 from unitscale.deploy.distance import Metric, Output
 from unitscale.deploy.fallback import Fallback, check_target
-from unitscale.deploy.histogram import Clip, check_clip
+from unitscale.deploy.histogram import Clip, check_clip, check_use
 from unitscale.deploy.making import Progress, made_layers
 from unitscale.deploy.replacement import replace_layers
 from unitscale.deploy.scheme import Scheme, scheme_of
@@ -76,7 +76,8 @@ def quantize(
     """
     scheme = scheme_of(recipe)
     scheme = scheme.at_powers_of_two() if power_of_two else scheme
-    check_clip(clip, percentile, scheme)
+    check_clip(clip, percentile)
+    check_use(clip, scheme)
     check_parts(also, scheme)
     check_target(target, metric, most, calibration)
     plan = plan_of(model, scheme, skip, spare)

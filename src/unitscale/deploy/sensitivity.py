@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from unitscale.deploy.calibration import Batch, checked
 from unitscale.deploy.choice import plan_of
 from unitscale.deploy.distance import Metric, Output, check_metric, mean_distance, outputs
-from unitscale.deploy.histogram import Clip, check_clip
+from unitscale.deploy.histogram import Clip, check_clip, check_use
 from unitscale.deploy.making import Progress, made_layers
 from unitscale.deploy.replacement import swapped
 from unitscale.deploy.scheme import Scheme, scheme_of
@@ -79,7 +79,8 @@ def sensitivity(
     """
     scheme = scheme_of(recipe)
     scheme = scheme.at_powers_of_two() if power_of_two else scheme
-    check_clip(clip, percentile, scheme)
+    check_clip(clip, percentile)
+    check_use(clip, scheme)
     check_metric(metric)
     check_parts(also, scheme)
     plan = plan_of(model, scheme, skip, spare)
