@@ -1,9 +1,12 @@
 """Magnitudes over many batches, and the clips that are chosen from them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from unitscale.deploy.histogram import BINS, Histogram, scale_of
+from unitscale.deploy import SCHEMES
+from unitscale.deploy.histogram import BINS, Histogram, check_use, scale_of
 from unitscale.formats import E4M3FN, INT8, NVFP4, Codec
 
 INTEGERS, FLOATS = Codec(format=INT8), Codec(format=E4M3FN)
@@ -72,3 +75,35 @@ def test_scales():
     assert torch.equal(scale_of(3.0, INTEGERS), torch.tensor([3.0]) / 127)
     assert torch.equal(scale_of(2688.0, Codec(format=NVFP4)), torch.ones(1))
     assert scale_of(3.0, Codec(format=INT8, power_of_two="rceil")) == 2.0**-5
+
+
+@pytest.mark.parametrize("codec", [INTEGERS, FLOATS], ids=str)
+def test_mse_is_that_of_scales_that_are_powers_of_two(codec):
+    """The chosen scale is the best of all powers of two; the amax's is not, in integers."""
+    rounded = replace(codec, power_of_two="rceil")
+    found = counted(NORMAL)
+    scale = scale_of(found.clip("mse", 99, rounded), rounded)
+    error = lambda scale: (codec.round(NORMAL, scale=scale) - NORMAL).square().sum().item()
+    largest = scale_of(found.amax, rounded).item()
+    best = min(error(largest / 2**k) for k in range(3))
+    # What the bins hide of it: a 16th of a step's error at most, both ways.
+    assert error(scale.item()) <= best * (1 + 2 / 16)
+    if codec is INTEGERS:
+        assert error(largest) > 2 * best
+
+
+@pytest.mark.parametrize(
+    ("clip", "recipe", "message"),
+    [
+        ("mse", "nvfp4", "clip='mse' chooses one scale .*, and 'nvfp4' has blocks"),
+        ("mse", "mxfp8", "and 'mxfp8' has blocks"),
+        ("mse", "nvfp4-weight", "and 'nvfp4-weight' has blocks"),
+        ("percentile", "fp8-dynamic", "static scales for inputs, and 'fp8-dynamic' has none"),
+        ("percentile", "int8-weight", "and 'int8-weight' has none"),
+    ],
+)
+def test_a_clip_that_would_do_nothing_is_refused(clip, recipe, message):
+    with pytest.raises(ValueError, match=message):
+        check_use(clip, SCHEMES[recipe])
+    check_use("amax", SCHEMES[recipe])
+    check_use(clip, SCHEMES["int8"])

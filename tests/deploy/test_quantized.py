@@ -96,7 +96,8 @@ def test_sizes():
         scale = torch.ones(1) if SCHEMES[recipe].is_static else None
         found = QuantizedLayer(layer, SCHEMES[recipe], input_scale=scale)
         state = found.state_dict()
-        assert sum(x.numel() * x.element_size() for x in state.values()) == found.nbytes
+        state = [x for name, x in state.items() if name != "_extra_state"]
+        assert sum(x.numel() * x.element_size() for x in state) == found.nbytes
         assert before / found.nbytes >= least, recipe
 
 
@@ -187,3 +188,39 @@ def test_compiled_as_in_eager_code():
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert torch.equal(compiled(inputs()), model(inputs()))
     assert "E4M3FN row" in str(model)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("saved", "here"),
+    [
+        ("fp8-e5m2", "fp8"),
+        ("fp8", "int8"),
+        ("int8", "int8-fp8"),
+        ("fp8", "fp8-weight"),
+        ("fp8-tensor", "fp8"),
+        ("mxfp8-weight", "mxfp8"),
+    ],
+)
+def test_a_state_of_another_scheme_is_refused(saved, here, strict, assign):
+    model, state = quantized(here), quantized(saved).state_dict()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"state of 'gate_proj' has weights .*expected weights"):
+        model.load_state_dict(state, strict=strict, assign=assign)
+    after = model.state_dict()
+    assert all(torch.equal(after[name].float(), x.float()) for name, x in before.items())
+
+
+def test_a_state_without_a_scheme_is_refused():
+    model, state = quantized("fp8"), quantized("fp8").state_dict()
+    model.load_state_dict(state, assign=True)
+    del state["gate_proj._extra_state"]
+    with pytest.raises(ValueError, match="'gate_proj' has no known ones; expected weights E4M3FN"):
+        model.load_state_dict(state, strict=False)
+
+
+def test_a_state_of_scales_that_are_powers_of_two_is_of_the_same_scheme():
+    model, other = quantized("fp8"), quantized("fp8", power_of_two=True)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model(inputs()), other(inputs()))

@@ -52,14 +52,19 @@ def test_scales_that_are_powers_of_two_serve_in_bfloat16(tmp_path):
     assert torch.equal(logits(stock(tmp_path / "out"), ids()), ours)
 
 
+class Activated(Gated):
+    def forward(self, x):
+        return nn.functional.gelu(super().forward(x))
+
+
 @pytest.mark.parametrize("recipe", ["fp8", "fp8-e5m2", "int8", "mxfp8", "nvfp4"])
 def test_any_module_goes_through_our_own_files(recipe, tmp_path):
     torch.manual_seed(0)
-    model = deploy.quantize(Gated(), recipe, [inputs()], also=("gelu",))
+    model = deploy.quantize(Activated(), recipe, [inputs()], also=("gelu",))
     expected = model(inputs())
     found = deploy.export(model, tmp_path / "out", format="safetensors")
     assert found.layers == 3
-    loaded = deploy.load(tmp_path / "out", Gated())
+    loaded = deploy.load(tmp_path / "out", Activated())
     assert torch.equal(loaded(inputs()), expected)
     assert deploy.quantization(loaded).recipe == recipe
     assert deploy.quantization(loaded).also == ("gelu",)
@@ -133,17 +138,59 @@ def test_faults_of_scales_are_named(tmp_path):
         deploy.verify(tmp_path / "out")
 
 
-@pytest.mark.parametrize("damage", ["layers", "weight", "input"])
+@pytest.mark.parametrize("damage", ["layers", "weight", "input", "dtypes"])
 def test_a_damaged_description_of_our_own_is_refused(damage, tmp_path):
     model = deploy.quantize(Gated(), "fp8", [inputs()])
     deploy.export(model, tmp_path / "out", format="safetensors")
     file = tmp_path / "out" / "unitscale.json"
     content = json.loads(file.read_text())
-    content["quantized"][damage] = ["norm"] if damage == "layers" else {"format": "E9"}
+    content["quantized"][damage] = ["norm"] * 3 if damage == "layers" else {"format": "E9"}
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"layer 'norm', and the model has none|is damaged"):
         deploy.load(tmp_path / "out", Gated())
     assert type(Gated().gate_proj) is nn.Linear
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["weight_scale", "input_scale"])
+def test_scales_of_our_own_files_are_checked(name, value, tmp_path):
+    model = deploy.quantize(Gated(), "int8", [inputs()])
+    deploy.export(model, tmp_path / "out", format="safetensors")
+    changed(tmp_path / "out", lambda tensors: tensors[f"up_proj.{name}"].view(-1)[0].fill_(value))
+    plain = Gated()
+    with pytest.raises(ValueError, match=f"'up_proj.{name}' has a scale that is not positive"):
+        deploy.load(tmp_path / "out", plain)
+    assert type(plain.up_proj) is nn.Linear
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_our_own_files_are_for_a_model_in_their_dtype(bias, late, tmp_path):
+    plain = nn.Sequential(nn.Linear(16, 16, bias=bias))
+    model = plain if late else plain.bfloat16()
+    model = deploy.quantize(model, "fp8-weight")
+    deploy.export(model.bfloat16(), tmp_path / "out", format="safetensors")
+    other = nn.Sequential(nn.Linear(16, 16, bias=bias))
+    with pytest.raises(ValueError, match=r"is in float32, and was exported in bfloat16.*model\.to"):
+        deploy.load(tmp_path / "out", other)
+    assert type(other[0]) is nn.Linear
+    x = inputs().bfloat16()
+    assert torch.equal(deploy.load(tmp_path / "out", other.bfloat16())(x), model(x))
+
+
+def test_a_tied_head_of_its_own_codes_is_refused(tmp_path):
+    import transformers as T
+
+    from deploy.tiny import GROUPED
+
+    tied = T.LlamaForCausalLM(T.LlamaConfig(**GROUPED, tie_word_embeddings=True)).eval()
+    model = deploy.quantize(tied, "fp8-weight", spare=())
+    with pytest.raises(ValueError, match=r"'lm_head' is quantized, and tie_word_.*skip=\['lm_head"):
+        deploy.export(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    model = deploy.quantize(made("llama"), "fp8-weight", spare=())
+    deploy.export(model, tmp_path / "out")
+    deploy.verify(tmp_path / "out")
 
 
 def test_a_report_that_loads_whole_is_checked():

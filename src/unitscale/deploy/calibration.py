@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unitscale.deploy.histogram import Histogram
 
-__all__ = ["Batch", "call", "checked", "eager", "seen"]
+__all__ = ["Batch", "arguments", "call", "check_reached", "checked", "eager", "seen"]
 
 Batch = Any
 """What a model is called on: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
@@ -20,6 +20,7 @@ def checked(batches: Iterable[Batch] | None) -> list[Batch]:
 
     Raises:
         TypeError: they are no iterable of batches. ValueError: there is none, or one holds NaN.
+            Infinity is legal: masks hold it. `seen` refuses it where it comes into a layer.
     """
     if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
         raise TypeError(
@@ -31,10 +32,9 @@ def checked(batches: Iterable[Batch] | None) -> list[Batch]:
         raise ValueError("quantize: calibration is empty; pass some batches, 32 sentences or more")
     for number, batch in enumerate(found):
         for name, x in tensors_in(batch):
-            if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            if x.is_floating_point() and bool(torch.isnan(x).any()):
                 raise ValueError(
-                    f"quantize: calibration batch {number} holds NaN or infinity in {name}; remove "
-                    "it"
+                    f"quantize: calibration batch {number} holds NaN in {name}; remove it"
                 )
             if not x.numel():
                 raise ValueError(f"quantize: calibration batch {number} is empty in {name}")
@@ -95,16 +95,18 @@ def seen(
     """The magnitudes that come into each layer over all batches.
 
     Raises:
-        ValueError: a batch does not fit; a layer never ran, or got NaN.
+        ValueError: a batch does not fit; a layer got NaN or infinity, in which batch.
     """
     found = {path: Histogram() for path in layers}
-    ran: set[str] = set()
+    broken: dict[str, int] = {}
+    current = 0
 
     def hook(path: str) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-            x = args[0] if args else next(iter(kwargs.values()))
-            found[path].add(x)
-            ran.add(path)
+            histogram = found[path]
+            histogram.add(args[0] if args else next(iter(kwargs.values())))
+            if not histogram.is_finite:
+                broken.setdefault(path, current)
 
         return note
 
@@ -114,20 +116,33 @@ def seen(
     ]
     try:
         with eager(model):
-            for number, batch in enumerate(batches):
-                call(model, batch, number)
-                progress("calibrate", number + 1, len(batches))
+            for current, batch in enumerate(batches):
+                call(model, batch, current)
+                progress("calibrate", current + 1, len(batches))
     finally:
         for handle in handles:
             handle.remove()
-    if idle := [path for path in layers if path not in ran]:
+    for path, number in broken.items():
         raise ValueError(
-            f"quantize: {idle[0]!r} and {len(idle) - 1} other layers never ran on the calibration "
-            f"batches; add some that reach them, or keep them in full precision: skip={idle[:3]!r}"
-        )
-    if broken := [path for path, histogram in found.items() if not histogram.is_finite]:
-        raise ValueError(
-            f"quantize: {broken[0]!r} gets NaN or infinity on the calibration batches; the model "
-            "itself is broken before it is quantized"
+            f"quantize: {path!r} gets NaN or infinity on calibration batch {number}; the batch or "
+            "the model itself is broken before it is quantized"
         )
     return found
+
+
+def check_reached(histograms: Mapping[str, Histogram]) -> None:
+    """Refuse layers whose scales nothing was seen for: any scale from it would make them dead.
+
+    Raises:
+        ValueError: a layer never ran, or only on empty tensors; or only zeros came into it.
+    """
+    for what, paths in (
+        ("never ran", [path for path, seen in histograms.items() if not seen.counts.any()]),
+        ("got zeros alone", [path for path, seen in histograms.items() if not seen.amax]),
+    ):
+        if paths:
+            raise ValueError(
+                f"quantize: {paths[0]!r} and {len(paths) - 1} other layers {what} on the "
+                "calibration batches; add some that reach them, or keep them in full precision: "
+                f"skip={paths[:3]!r}"
+            )

@@ -193,7 +193,7 @@ def refuse_names(exported: Exported, plan: Plan, *, any_name: bool) -> None:
 def own_tensors(plan: Plan) -> set[str]:
     """The names of what quantized layers hold in the model's own state."""
     stored = (layer for layer in plan.layers if isinstance(layer, StoredLayer))
-    return {f"{layer.path}.{name}" for layer in stored for name in layer.module._buffers}
+    return {f"{layer.path}.{name}" for layer in stored for name in layer.module.own_names}
 
 
 def refuse_not_finite(exported: Exported) -> None:

@@ -6,9 +6,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from unitscale.deploy.scheme import Scheme
 from unitscale.formats import BlockFormat, Codec
 
-__all__ = ["CLIPS", "FRACTIONS", "Clip", "Histogram", "check_clip", "scale_of"]
+__all__ = ["CLIPS", "FRACTIONS", "Clip", "Histogram", "check_clip", "check_use", "scale_of"]
 
 Clip = Literal["amax", "percentile", "mse"]
 CLIPS: tuple[str, ...] = get_args(Clip)
@@ -29,6 +30,25 @@ def check_clip(clip: str, percentile: float) -> None:
     if not 50 < percentile <= 100:
         raise ValueError(
             f"quantize: percentile is {percentile!r}; expected above 50 and at most 100, as 99.99"
+        )
+
+
+def check_use(clip: str, scheme: Scheme) -> None:
+    """Refuse a way to clip that a scheme has no scale for, and which so would do nothing.
+
+    Raises:
+        ValueError: its scales follow their blocks, or each input.
+    """
+    static = scheme.input if scheme.is_static else None
+    if clip == "mse" and isinstance((static or scheme.weight).format, BlockFormat):
+        raise ValueError(
+            f"quantize: clip='mse' chooses one scale for a tensor or row, and {scheme.name!r} has "
+            "blocks, whose scales follow their amax; leave clip out"
+        )
+    if clip == "percentile" and static is None:
+        raise ValueError(
+            f"quantize: clip='percentile' is of static scales for inputs, and {scheme.name!r} has "
+            "none; leave clip out"
         )
 
 
@@ -79,7 +99,8 @@ class Histogram:
             return min(self.amax, (index + 1) * self.range / BINS)
         centers = (torch.arange(BINS) + 0.5) * (self.range / BINS)
         clips = FRACTIONS * self.amax
-        scales = (clips / codec.element.max).unsqueeze(1)
+        # The scales that the codec makes of them: a power of two is far from the quotient.
+        scales = torch.stack([scale_of(float(clip), codec) for clip in clips])
         rounded = codec.round(centers.expand(len(clips), BINS).contiguous(), scale=scales)
         errors = ((rounded - centers).double().square() * self.counts).sum(1)
         return float(clips.flip(0)[errors.flip(0).argmin()])  # of equals the largest

@@ -57,7 +57,7 @@ def load_own(folder: Path, model: nn.Module | None) -> nn.Module:
     content = read_object(folder / OWN)
     values = dict(read_file(folder / TENSORS))
     if "quantized" in content:
-        restored(model, content["quantized"], folder / OWN)
+        restored(model, content["quantized"], values, folder / OWN)
         own = model.state_dict(keep_vars=True)
         fill(model, folder, own, values)
         return model.eval()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from unitscale.deploy.calibration import Batch, seen
+from unitscale.deploy.calibration import Batch, check_reached, seen
 from unitscale.deploy.choice import Plan
 from unitscale.deploy.histogram import FRACTIONS, Clip, scale_of
 from unitscale.deploy.quantized import QuantizedLayer, matrix_of
@@ -76,7 +76,7 @@ def input_scales(
     codec = scheme.input
     if codec is None or not scheme.is_static:
         if batches is not None:  # they must fit all the same, and other schemes need them
-            seen(model, batches, {}, progress)
+            seen(model, batches, plan.layers, progress)
         return {}
     if session is not None:
         return scales_of_units(model, plan, scheme)
@@ -87,6 +87,7 @@ def input_scales(
             "it once: us.unit_scale(model, 'fp8-serve'); model(batch)"
         )
     histograms = seen(model, batches, plan.layers, progress)
+    check_reached(histograms)
     return {
         path: scale_of(histogram.clip(clip, percentile, codec), codec).to(device_of(model))
         for path, histogram in histograms.items()

@@ -8,12 +8,13 @@ from unitscale.deploy.calibration import Batch, checked
 from unitscale.deploy.choice import plan_of
 from unitscale.deploy.distance import Metric, Output
 from unitscale.deploy.fallback import Fallback, check_target
-from unitscale.deploy.histogram import Clip, check_clip
+from unitscale.deploy.histogram import Clip, check_clip, check_use
 from unitscale.deploy.making import Progress, made_layers
 from unitscale.deploy.replacement import replace_layers
 from unitscale.deploy.scheme import Scheme, scheme_of
 from unitscale.deploy.summary import Quantization, of_model, remember
 from unitscale.deploy.switch import Part, check_parts, install
+from unitscale.deploy.trial import check_held, try_out
 from unitscale.recipes import Recipe
 from unitscale.units import unscale
 from unitscale.units.forward import session_of
@@ -76,11 +77,16 @@ def quantize(
     scheme = scheme_of(recipe)
     scheme = scheme.at_powers_of_two() if power_of_two else scheme
     check_clip(clip, percentile)
+    check_use(clip, scheme)
     check_parts(also, scheme)
     check_target(target, metric, most, calibration)
     plan = plan_of(model, scheme, skip, spare)
     batches = None if calibration is None else checked(calibration)
     made = made_layers(model, plan, scheme, batches, clip, percentile, progress)
+    if batches is None:
+        check_held(model, plan.layers)
+    else:
+        try_out(model, plan.layers, made, batches, also, scheme)
     kept = dict(plan.kept)
     if target is not None:
         assert batches is not None

@@ -33,7 +33,13 @@ def is_conv1d_of_gpt2(module: nn.Module) -> bool:
 def why_not(module: nn.Module, scheme: Scheme) -> str | None:
     """Why a module with a weight keeps full precision; None if it can be quantized."""
     kind = type(module)
-    if kind in (nn.Linear, unn.Linear) or is_conv1d_of_gpt2(module):
+    if "forward" in vars(module):
+        return "it has a forward of its own, which a replacement would not have"
+    is_linear = kind in (nn.Linear, unn.Linear) or is_conv1d_of_gpt2(module)
+    more = sorted(set(module._parameters) - {"weight", "bias"})
+    if more and (is_linear or kind in CONVOLUTIONS):
+        return f"a hook makes its weight of {', '.join(more)}"
+    if is_linear:
         return None
     if kind not in CONVOLUTIONS:
         return f"{kind.__name__} is no nn.Linear and no convolution"
@@ -139,9 +145,39 @@ class QuantizedLayer(nn.Module):
             return passed
         return round_input(x, codec, self.input_scale)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The layer's output."""
-        return self.op(self.rounded(x), self.decoded(x.dtype), self.bias)
+        return self.op(self.rounded(input), self.decoded(input.dtype), self.bias)
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """The names, in a state, of what a plain layer does not have."""
+        return (*self._buffers, "_extra_state")
+
+    def get_extra_state(self) -> Tensor:
+        """What the codes and scales of a state mean, as the bytes of a text."""
+        return torch.tensor(list(self.scheme.numbers.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: it was compared before a tensor was loaded."""
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load, unless the state is of another scheme.
+
+        Raises:
+            ValueError: it is: its codes are other numbers, and would be cast in silence.
+        """
+        if any(f"{prefix}{name}" in state_dict for name in self._buffers):
+            words = state_dict.get(f"{prefix}_extra_state")
+            found = bytes(words.tolist()).decode() if isinstance(words, Tensor) else "no known ones"
+            if found != self.scheme.numbers:
+                raise ValueError(
+                    f"load_state_dict: the state of {prefix.removesuffix('.')!r} has {found}; "
+                    f"expected {self.scheme.numbers}; quantize the model by the recipe of the state"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -161,8 +197,7 @@ class QuantizedLayer(nn.Module):
         super()._apply(fn, recurse)
         for name, dtype in dtypes.items():
             self._buffers[name] = self.get_buffer(name).view(dtype)
-        if self.bias is not None:
-            self.dtype = self.bias.dtype
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype  # a layer may have no bias to ask
         return self
 
 

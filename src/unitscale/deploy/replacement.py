@@ -29,6 +29,10 @@ def swapped(
             setattr(parent, name, child)
         for encoder, nested in before:
             encoder.use_nested_tensor = nested
+        for parent in model.modules():
+            hooks = parent._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if hook is nothing]:
+                del hooks[key]
 
 
 def replace_layers(
@@ -42,7 +46,8 @@ def replace_layers(
     stands = {id(layers[path]): layer for path, layer in made.items()}
     for path, layer in made.items():
         for name in HOOKS:
-            getattr(layer, name).update(getattr(layers[path], name))
+            # The same dict, and no copy of it: the handle of a hook must remove it here too.
+            setattr(layer, name, getattr(layers[path], name))
     places = [
         (parent, name, child)
         for parent in model.modules()
@@ -62,6 +67,7 @@ def replace_layers(
 HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook"),
 )
 
 
@@ -70,9 +76,10 @@ def keep_from_fast_path(layer: nn.TransformerEncoderLayer) -> None:
 
     It is not taken where a module inside has a hook (torch 2.13, `why_not_sparsity_fast_path`).
     """
-    for part in layer.modules():
-        if isinstance(part, QuantizedLayer) and not part._forward_pre_hooks:
-            part.register_forward_pre_hook(nothing)
+    if any(isinstance(part, QuantizedLayer) for part in layer.modules()) and not any(
+        hook is nothing for hook in layer._forward_pre_hooks.values()
+    ):
+        layer.register_forward_pre_hook(nothing)
 
 
 def nothing(module: nn.Module, args: Any) -> None:

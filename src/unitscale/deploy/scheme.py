@@ -58,6 +58,19 @@ class Scheme:
             f"weights {self.weight}, inputs {self.input} {'static' * self.is_static or 'dynamic'}"
         )
 
+    @property
+    def numbers(self) -> str:
+        """What codes and scales mean: a state of other numbers is no state of such a layer.
+
+        The name does not count, nor the rule of scales that the state holds.
+        """
+        weight = f"weights {self.weight.format} {self.weight.groups}"
+        if self.input is None:
+            return weight
+        if self.is_static:
+            return f"{weight}, inputs {self.input.format} {self.input.groups} static"
+        return f"{weight}, inputs {self.input} dynamic"
+
     def at_powers_of_two(self) -> "Scheme":
         """The same with every scale a power of two; block formats stay as they are."""
         weight, x = (

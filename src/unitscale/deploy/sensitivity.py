@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from unitscale.deploy.calibration import Batch, checked
 from unitscale.deploy.choice import plan_of
 from unitscale.deploy.distance import Metric, Output, check_metric, mean_distance, outputs
-from unitscale.deploy.histogram import Clip, check_clip
+from unitscale.deploy.histogram import Clip, check_clip, check_use
 from unitscale.deploy.making import Progress, made_layers
 from unitscale.deploy.replacement import swapped
 from unitscale.deploy.scheme import Scheme, scheme_of
 from unitscale.deploy.switch import Part, check_parts, rounding
+from unitscale.deploy.trial import try_out
 from unitscale.recipes import Recipe
 
 __all__ = ["Sensitivity", "SensitivityRow", "losses", "sensitivity"]
@@ -79,11 +80,13 @@ def sensitivity(
     scheme = scheme_of(recipe)
     scheme = scheme.at_powers_of_two() if power_of_two else scheme
     check_clip(clip, percentile)
+    check_use(clip, scheme)
     check_metric(metric)
     check_parts(also, scheme)
     plan = plan_of(model, scheme, skip, spare)
     batches = checked(calibration)
     made = made_layers(model, plan, scheme, batches, clip, percentile, progress)
+    try_out(model, plan.layers, made, batches, also, scheme)
     reference = outputs(model, batches, output)
     rows = losses(model, plan.layers, made, batches, reference, metric, output, progress)
     for part in also:

@@ -34,6 +34,7 @@ def plan_of_quantized(model: nn.Module, exported: Exported, format: str) -> Plan
         check_scheme(scheme, format)
         check_kinds(layers)
         check_joined(exported.module, layers)
+        check_tied(exported.module, layers)
         differences = list(served_otherwise(layers, scheme, exported.dtype, also))
     ignored = [
         path for path, module in exported.module.named_modules() if isinstance(module, nn.Linear)
@@ -107,6 +108,23 @@ def check_joined(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None
                 )
 
 
+def check_tied(model: Any, layers: Mapping[str, QuantizedLayer]) -> None:
+    """Refuse a quantized head of a model whose configuration ties it to the embedding.
+
+    It has codes of its own, and a loader would put the embedding in their place.
+    """
+    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        return
+    head = model.get_output_embeddings()
+    for path, layer in layers.items():
+        if layer is head or f"{path}.weight" in (getattr(model, "_tied_weights_keys", None) or ()):
+            raise ValueError(
+                f"export: {path!r} is quantized, and tie_word_embeddings says that it is the "
+                f"embedding, which keeps full precision; quantize with skip={[path]!r}, or untie "
+                "them and set config.tie_word_embeddings to False"
+            )
+
+
 LAYERS = (nn.Linear, QuantizedLayer)
 
 
@@ -143,6 +161,11 @@ def described(plan: Plan) -> dict[str, Any]:
         "static": scheme.is_static,
         "also": list(plan.also),
         "layers": [layer.path for layer in plan.layers],
+        "dtypes": [
+            str(layer.module.dtype).removeprefix("torch.")
+            for layer in plan.layers
+            if isinstance(layer, StoredLayer)
+        ],
     }
 
 
@@ -174,11 +197,15 @@ def codec_of_words(words: Any) -> Codec:
     )
 
 
-def restored(model: nn.Module, words: Any, file: object) -> None:
+def restored(model: nn.Module, words: Any, values: Mapping[str, Tensor], file: object) -> None:
     """Give a plain model quantized layers as a description says; their numbers are yet to come.
 
+    Args:
+        values: the tensors of the export, which are checked here and not loaded.
+        file: that has the description.
     Raises:
-        ValueError: the description is damaged, or the model has no such layers; it is unchanged.
+        ValueError: the description is damaged, the model has no such layers or is in another
+            dtype, or a scale is none; the model is unchanged.
     """
     try:
         x = None if words["input"] is None else codec_of_words(words["input"])
@@ -188,12 +215,14 @@ def restored(model: nn.Module, words: Any, file: object) -> None:
         )
         also = tuple(words["also"])
         paths = [str(path) for path in words["layers"]]
+        dtypes = dict(zip(paths, map(str, words["dtypes"]), strict=True))
         check_parts(also, scheme)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{file}: its description of quantized layers is damaged: {error}"
         ) from None
     layers = {path: layer_at(model, path) for path in paths}
+    check_values(model, layers, dtypes, values)
     scale = torch.ones(1) if scheme.is_static else None
     made = {
         path: QuantizedLayer(layer, scheme, input_scale=None if scale is None else scale.clone())
@@ -202,6 +231,47 @@ def restored(model: nn.Module, words: Any, file: object) -> None:
     replace_layers(model, layers, made)
     install(model, also, scheme)
     remember(model, scheme, {}, also)
+
+
+def check_values(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    dtypes: Mapping[str, str],
+    values: Mapping[str, Tensor],
+) -> None:
+    """Refuse scales that no export has, and a model in another dtype than the export's.
+
+    Raises:
+        ValueError: names the first tensor.
+    """
+    for path in layers:
+        for name in SCALES:
+            scale = values.get(f"{path}.{name}")
+            if scale is None:
+                continue
+            # The scales of blocks of zeros may be the smallest code, which is 0 in some formats.
+            wide, is_code = scale.float(), scale.element_size() == 1
+            if not bool((torch.isfinite(wide) & ((wide > 0) | (is_code & (wide == 0)))).all()):
+                raise ValueError(
+                    f"load: {path + '.' + name!r} has a scale that is not positive and finite; "
+                    "the file is damaged: export the model again"
+                )
+    here = {
+        name: str(value.dtype).removeprefix("torch.")
+        for name, value in model.state_dict().items()
+        if isinstance(value, Tensor)
+    }
+    stored = {name: str(value.dtype).removeprefix("torch.") for name, value in values.items()}
+    stored |= {f"{path}.weight": dtype for path, dtype in dtypes.items()}
+    for name, dtype in stored.items():
+        if here.get(name, dtype) != dtype:
+            raise ValueError(
+                f"load: {name!r} is in {here[name]}, and was exported in {dtype}; make the model "
+                f"in the dtype of the export, as model.to(torch.{dtype})"
+            )
+
+
+SCALES = ("weight_scale", "weight_tensor_scale", "input_scale")
 
 
 def layer_at(model: nn.Module, path: str) -> nn.Module:

@@ -13,8 +13,10 @@ in the element format of the scheme's inputs, with one scale for each tensor, fr
 
 import inspect
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from unitscale.deploy.scheme import Scheme
 from unitscale.formats import Codec
 
-__all__ = ["PARTS", "Part", "check_parts", "install", "rounding"]
+__all__ = ["PARTS", "Part", "check_parts", "install", "rounding", "unmet"]
 
 Part = Literal["attention", "softmax", "gelu"]
 PARTS: tuple[str, ...] = get_args(Part)
@@ -59,6 +61,13 @@ def rounding(parts: Sequence[str], scheme: Scheme) -> AbstractContextManager[Any
     return Rounding(tuple(parts), scheme) if parts else nullcontext()
 
 
+def unmet(mode: AbstractContextManager[Any]) -> list[str]:
+    """The parts that a context of `rounding` has met nowhere yet."""
+    if not isinstance(mode, Rounding):
+        return []
+    return [part for part in mode.parts if part not in mode.met]
+
+
 def install(model: nn.Module, parts: Sequence[str], scheme: Scheme) -> None:
     """Have a model's forward round these parts from now on."""
     if parts:
@@ -71,6 +80,7 @@ class Forward:
     def __init__(self, model: nn.Module, parts: tuple[str, ...], scheme: Scheme) -> None:
         self.model, self.parts, self.scheme = model, parts, scheme
         self.own = model.__dict__.get("forward")  # of this model alone, where someone gave it one
+        self.is_checked = False
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -82,10 +92,21 @@ class Forward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call of the model."""
-        with Rounding(self.parts, self.scheme):
-            if self.own is not None:
-                return self.own(*args, **kwargs)
-            return type(self.model).forward(self.model, *args, **kwargs)
+        forward = self.own or partial(type(self.model).forward, self.model)
+        if self.is_checked or torch.compiler.is_compiling():
+            with Rounding(self.parts, self.scheme):
+                return forward(*args, **kwargs)
+        with (mode := Rounding(self.parts, self.scheme)):
+            result = forward(*args, **kwargs)
+        self.is_checked = True
+        if missing := unmet(mode):
+            warnings.warn(
+                f"also={tuple(missing)!r} rounded nothing in the first call of this "
+                f"{type(self.model).__name__}: it computes it by other functions than torch's, or "
+                "not at all",
+                stacklevel=2,
+            )
+        return result
 
 
 class Rounding(TorchFunctionMode):
@@ -95,6 +116,7 @@ class Rounding(TorchFunctionMode):
         super().__init__()
         assert scheme.input is not None
         self.parts, self.codec = parts, Codec(format=scheme.input.element)
+        self.met: set[str] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -102,14 +124,23 @@ class Rounding(TorchFunctionMode):
         """One function of torch, called inside of the model."""
         kwargs = kwargs or {}
         if func is ATTENTION and ("attention" in self.parts or "softmax" in self.parts):
+            self.note("attention", "softmax")
             return self.attention(*args, **kwargs)
         if func in SOFTMAX and "softmax" in self.parts:
+            self.note("softmax")
             return self.probabilities(func(*args, **kwargs))
         if func in GELU and "gelu" in self.parts:
+            self.note("gelu")
             return self.codec.round(func(*args, **kwargs))
         if func in PRODUCTS and "attention" in self.parts and are_activations(args):
+            self.note("attention")
             args = tuple(self.codec.round(x) for x in args)
         return func(*args, **kwargs)
+
+    def note(self, *parts: str) -> None:
+        """Parts that were met; compiled code keeps no record."""
+        if not torch.compiler.is_compiling():
+            self.met.update(parts)
 
     def probabilities(self, p: Tensor) -> Tensor:
         """Rounded at the scale that makes 1 the largest value."""
@@ -140,7 +171,9 @@ class Rounding(TorchFunctionMode):
         if attn_mask is not None:
             is_kept = attn_mask.dtype == torch.bool
             scores = scores.masked_fill(~attn_mask, -torch.inf) if is_kept else scores + attn_mask
-        p = self.probabilities(torch.softmax(scores, -1))
+        # Of a row with every place masked torch's own gives zeros, where softmax gives NaN.
+        is_masked = torch.isneginf(scores).all(-1, keepdim=True)
+        p = self.probabilities(torch.softmax(scores, -1).masked_fill(is_masked, 0.0))
         return F.dropout(p, dropout_p) @ value
 
 
