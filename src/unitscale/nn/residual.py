@@ -16,8 +16,8 @@ from typing import Any, Protocol, Self
 from torch import Tensor, nn
 
 import unitscale.functional as U
+from unitscale.functional.arguments import check_mult
 
-from .constrained import check_mult
 
 PLACEMENTS = ("pre", "post", "none", "res-post")
 
