@@ -38,7 +38,7 @@ def undrawn() -> Iterator[None]:
 
 @torch.no_grad()
 def fill(model: nn.Module, values: Iterator[tuple[str, Tensor]]) -> None:
-    """Put values into the parameters of a model, in their dtypes: all of them, each of its shape."""
+    """Put values into all parameters of a model, in their dtypes; each has its shape."""
     missing = {name for name, _ in model.named_parameters()}
     for name, value in values:
         parameter = model.get_parameter(name)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import unitscale.functional as U
 from unitscale.functional.arguments import check_mult
 
-
 PLACEMENTS = ("pre", "post", "none", "res-post")
 
 
