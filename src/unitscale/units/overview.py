@@ -83,9 +83,9 @@ class Summary:
 
     def __str__(self) -> str:
         has_run = bool(self.products or self.plain)
-        share = f"{self.coverage:.1%} of multiply-adds rounded, " if has_run else ""
+        covered = f"{self.coverage:.1%} of multiply-adds rounded, " if has_run else ""
         lines = [
-            f"{self.model}, recipe {self.recipe}: {share}"
+            f"{self.model}, recipe {self.recipe}: {covered}"
             f"{self.units} tensors with a unit, {self.steps} training steps"
         ]
         if self.suspended:
