@@ -63,8 +63,7 @@ def test_a_grown_run_trains_on_in_fp8_with_optimizer_and_units(tmp_path, monkeyp
     assert new.keys() == old.keys()
     assert any(name.startswith("optimizer.") for name in tensors)
     assert shlex.join(done["command"]).startswith("unitscale train --resume --out")
-    options = [*done["command"][1:], "--data", tmp_path / "text.txt", "--threads", 1]
-    assert run(monkeypatch, *options) == 0
+    assert run(monkeypatch, *done["command"][1:], "--threads", 1) == 0
     log = read_log(out / "log.jsonl")
     losses = [record["loss"] for record in log if "loss" in record]
     last = [record["loss"] for record in read_log(small / "log.jsonl") if "loss" in record][-1]
@@ -72,6 +71,26 @@ def test_a_grown_run_trains_on_in_fp8_with_optimizer_and_units(tmp_path, monkeyp
     steps = [record for record in log if "loss" in record]
     assert steps[0]["coverage"] == 1.0
     assert "measured" not in steps[0]
+
+
+def test_the_printed_command_names_the_text_and_all_that_the_run_was_given(
+    tmp_path, monkeypatch, capsys
+):
+    given = {"optimizer": "sgd", "lr": 0.25, "betas": (0.5, 0.75), "clip_norm": 1.5}
+    given |= {"model": {"width": 16, "depth": 1, "heads": 4}, "eval_every": 2}
+    small, out = trained(tmp_path, "fp32", **given), tmp_path / "grown"
+    monkeypatch.chdir(tmp_path)  # as it was trained: --data text.txt
+    command = ("grow", "run", "--width", 32, "--steps", 1, "--out", "grown", "--noise", 0)
+    assert run(monkeypatch, *command) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if "--resume" in line]
+    assert len(printed) == 1
+    assert run(monkeypatch, *shlex.split(printed[0])[1:], "--threads", 1) == 0
+    assert read_log(out / "log.jsonl")
+    (tmp_path / "text.txt").rename(small / "other.txt")
+    assert run(monkeypatch, *command[:-3], "again") == 0
+    said = capsys.readouterr().out
+    assert "--data text.txt" in said
+    assert "(the run's text.txt was not found here: give its path as --data)" in said
 
 
 def test_only_a_plan_is_printed_and_nothing_is_written(plain, tmp_path, monkeypatch, capsys):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -91,3 +93,25 @@ def test_gated_units_refuse_shapes_that_do_not_fit() -> None:
         U.silu_glu(torch.zeros(3), torch.zeros(4))
     with pytest.raises(ValueError, match=r"glu: input of shape \[2, 3\] has an odd size"):
         U.glu(torch.zeros(2, 3))
+
+
+WITH_MULT = {
+    "gelu": lambda x, mult: U.gelu(x, mult=mult),
+    "glu": lambda x, mult: U.glu(x, mult=mult),
+    "softmax": lambda x, mult: U.softmax(x, -1, mult=mult),
+    "softmin": lambda x, mult: U.softmin(x, -1, mult=mult),
+    "elementwise": lambda x, mult: U.elementwise(torch.sin, mult=mult)(x),
+    "cross_entropy": lambda x, mult: U.cross_entropy(x, torch.tensor([0, 1]), mult=mult),
+    "scaled_dot_product_attention": lambda x, mult: U.scaled_dot_product_attention(
+        x, x, x, mult=mult
+    ),
+}
+
+
+@pytest.mark.parametrize("mult", [-1.0, 0, math.nan, math.inf, True, "2"], ids=str)
+@pytest.mark.parametrize("name", WITH_MULT)
+def test_mult_is_a_positive_number_in_every_op(name: str, mult: object) -> None:
+    x = torch.randn(2, 4)
+    WITH_MULT[name](x, 2)
+    with pytest.raises(ValueError, match=f"^{name}: mult is {mult!r}; expected a positive number"):
+        WITH_MULT[name](x, mult)

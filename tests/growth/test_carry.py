@@ -4,6 +4,7 @@ import copy
 import functools
 
 import pytest
+import torch
 import torch.nn.functional as F
 
 import unitscale as us
@@ -144,3 +145,53 @@ def test_a_schedule_of_ones_own_steps_goes_on():
     grown = us.growth.apply(small, us.growth.plan(small, ffn=96))
     assert session_of(grown).store.step == 5
     assert not session_of(grown).store.is_due()
+
+
+def test_noise_and_not_growth_is_what_changes_outputs_under_a_recipe():
+    """Doubled without noise, weights are halved: the same codes. Noise makes other ones.
+
+    Two roundings of one function differ by at most the error of both: twice the small model's, and
+    half of that more, since the largest of other elements is taken.
+    """
+    small, batch, _ = small_model("llama")
+    small = copy.deepcopy(small)
+    with torch.no_grad():
+        rounded = small(**batch).logits
+        with us.full_precision(small):
+            exact = small(**batch).logits
+    own = ((rounded - exact).abs().max() / exact.abs().max()).item()
+    parts = {}
+    for noise in (0.0, 0.02):
+        made = us.growth.plan(small, width=24, heads=8, kv_heads=2, noise=noise)
+        proof = us.growth.verify(small, us.growth.apply(small, made), batch)
+        assert proof.preserved
+        parts[noise] = proof.in_recipe / proof.largest
+        assert "under the recipe by" in str(proof)
+        assert "noise" in str(proof)
+    assert parts[0.0] <= 1e-5
+    assert own / 10 < parts[0.02] < 3 * own
+
+
+def test_the_summary_of_a_grown_or_pruned_model_counts_its_own_steps_and_all_units():
+    small, batch, _ = small_model("llama")
+    grown = us.growth.apply(small, us.growth.plan(small, width=24, noise=0.0))
+    pruned = us.compress.apply(
+        small, us.compress.plan(small, importance=us.compress.drawn(small, 0), ffn=10)
+    )
+    for model in (grown, pruned):
+        before = us.summary(model)
+        assert before.steps == 0
+        assert before.units >= 40
+        first, second, *_ = str(before).splitlines()
+        assert "multiply-adds" not in first
+        assert second == "  nothing has run yet: call the model first"
+        step(model, batch)
+        after = us.summary(model)
+        assert (after.steps, after.coverage) == (1, 1.0)
+        rows = us.unit_rows(model)
+        assert 0 < after.units == sum(row.reason is None for row in rows) <= len(rows)
+    again = us.growth.apply(grown, us.growth.plan(grown, width=48, noise=0.0))
+    assert us.summary(again).steps == 0
+    state = session_of(again).store.state_dict()
+    with pytest.raises(ValueError, match="'began' is 99; expected a whole number up to the step"):
+        session_of(again).store.load_state_dict({**state, "began": 99})

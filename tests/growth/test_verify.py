@@ -72,3 +72,38 @@ class Body(torch.nn.Module):
 
     def forward(self, ids):
         return self.model.model(ids).last_hidden_state
+
+
+def test_parameters_of_two_dtypes_keep_theirs():
+    small = tiny.llama()
+    small.model.embed_tokens.to(torch.bfloat16)
+    small.model.embed_tokens.register_forward_hook(lambda module, args, out: out.float())
+    grown = us.growth.apply(small, us.growth.plan(small, depth=3))
+    pruned = us.compress.apply(
+        small, us.compress.plan(small, importance=us.compress.drawn(small, 0), depth=1)
+    )
+    for found in (grown, pruned):
+        assert found.model.embed_tokens.weight.dtype == torch.bfloat16
+        assert found.lm_head.weight.equal(small.lm_head.weight)
+        assert found.lm_head.weight.dtype == torch.float32
+
+
+def test_buffers_that_are_wider_than_the_weights_stay_so():
+    small = tiny.llama()
+    frequencies = small.model.rotary_emb.inv_freq.clone()
+    small.to(torch.bfloat16)
+    small.model.rotary_emb.inv_freq = frequencies  # as from_pretrained leaves them
+    grown = us.growth.apply(small, us.growth.plan(small, width=24))
+    assert grown.model.rotary_emb.inv_freq.equal(frequencies)
+    assert grown.model.norm.weight.dtype == torch.bfloat16
+
+
+def test_a_quantized_model_is_refused_by_name():
+    model = tiny.llama()
+    batch = tiny.batch_for(model)
+    us.deploy.quantize(model, "fp8", calibration=[batch])
+    message = r"layers of this LlamaForCausalLM are quantized \(us.deploy.quantize\), the first is"
+    with pytest.raises(ValueError, match="growth: 1[0-9] " + message):
+        us.growth.plan(model, width=24)
+    with pytest.raises(ValueError, match="compress: 1[0-9] " + message):
+        us.compress.magnitude(model)

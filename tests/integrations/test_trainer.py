@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,3 +147,20 @@ def test_units_of_another_model_are_refused(tmp_path) -> None:
     path.write_text(json.dumps(state))
     with pytest.raises(ValueError, match=r"another Small: missing \['down.*extra \['other'\]"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_a_best_checkpoint_that_is_gone_is_a_warning(tmp_path) -> None:
+    callback, model = KeepUnits(), us.unit_scale(Small(), "fp8", inner="eager")
+    callback.model = model
+    before = keep(model)
+    args = SimpleNamespace(load_best_model_at_end=True)
+    state = SimpleNamespace(best_model_checkpoint=str(tmp_path / "checkpoint-2"))
+    with pytest.warns(
+        UserWarning, match=r"best checkpoint cannot be read \(FileNotFoundError.*stay"
+    ):
+        callback.on_train_end(args, state, None)
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text("{")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        callback.on_train_end(args, state, None)
+    assert keep(model) == before

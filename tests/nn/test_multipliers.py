@@ -200,7 +200,7 @@ def test_bad_multiplier_is_named(build: object, mult: object) -> None:
 
 
 def test_bad_multiplier_of_a_function_is_named() -> None:
-    with pytest.raises(ValueError, match=r"cross_entropy: mult is -1\.0, expected a positive"):
+    with pytest.raises(ValueError, match=r"cross_entropy: mult is -1\.0; expected a positive"):
         U.cross_entropy(torch.zeros(2, 3), torch.zeros(2).long(), mult=-1.0)
 
 

@@ -1,7 +1,11 @@
 """A real recording of a model that goes NaN: the verdict names where it began."""
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch import Tensor, nn
 
 from unitscale.record import record
 from unitscale.report import group, judge
+from unitscale.report.verdict import Blank, blank_sentences
 
 
 class Masked(nn.Module):
@@ -64,3 +69,12 @@ def test_first_tensor_without_data_is_named(
     assert blank is not None
     assert blank.series.label.endswith(first)
     assert (blank.step, blank.before) == (3, 2)
+
+
+def test_the_page_of_diverging_runs_quotes_what_is_printed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "diverges.md").read_text()
+    (quoted,) = re.findall(r'^## 3\. "(.*)"$', page, re.MULTILINE)
+    series: Any = SimpleNamespace(label="the loss")
+    blank = Blank(series=series, data_fraction=0.0, step=4, before=3, count=21, total=44)
+    (sentence,) = blank_sentences(blank)
+    assert re.match(re.escape(quoted).replace(r"\.\.\.", ".*"), sentence)

@@ -4,6 +4,7 @@ import pytest
 
 from report.sample import RUNS, run
 from unitscale.report import summarize
+from unitscale.report.cost import COST_TITLES, cost_rows
 from unitscale.report.summary import (
     TITLES,
     Spread,
@@ -90,3 +91,16 @@ def test_cells_say_what_is_missing_and_what_diverged() -> None:
 )
 def test_bytes_have_a_unit(count: float | None, text: str) -> None:
     assert bytes_text(count) == text
+
+
+@pytest.mark.parametrize("name", ["fp16-true", "fp16-true-units", "fp16-true(11)"])
+def test_memory_of_what_is_emulated_in_fp32_is_no_memory_of_the_recipe(name) -> None:
+    runs = {"runs": [run("fp32", 0, 1.0), run("fp8", 0, 1.0), run(name, 0, 1.1)]}
+    plain, fp8, emulated = (summary.cells() for summary in summarize_results(runs))
+    memory = TITLES.index(next(title for title in TITLES if "saved" in title or "mem" in title))
+    assert emulated[memory] == "–"
+    assert "–" not in (plain[memory], fp8[memory])
+    assert emulated[-1] == "emulated in FP32"
+    assert fp8[-1] == ""
+    rows = list(cost_rows(runs))
+    assert [row[COST_TITLES.index("saved\nover fp32")] for row in rows][1:] == ["1.00", "–"]

@@ -124,7 +124,9 @@ def given(units: dict[str, tuple[int, int]]) -> Any:
 
 def test_given_units_hold_in_every_graph() -> None:
     model = given(UNITS)
+    assert us.summary(model).units == len(UNITS)  # its inputs have no names yet
     step(model)
+    assert us.summary(model).units > len(UNITS)
     with torch.no_grad():
         model(inputs()[:1])
     rows = layer_units(model)

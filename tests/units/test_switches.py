@@ -319,3 +319,19 @@ def test_summary_names_what_has_not_run():
     model(batch())
     assert us.summary(model).unseen == ("spare",)
     assert "has not run: spare" in str(us.summary(model))
+
+
+def test_a_scaled_child_is_named_where_the_module_around_it_is_asked(tmp_path):
+    around = nn.Module()
+    around.net = made(unit_scale)
+    for name, call in (
+        ("summary", us.summary),
+        ("summary", us.coverage),
+        ("units", us.unit_rows),
+        ("save_units", lambda model: us.save_units(model, tmp_path / "units.json")),
+        ("recalibrate", us.recalibrate),
+    ):
+        message = rf"^{name}: this Module has no units of its own, but its 'net' has; .*\('net'\)$"
+        with pytest.raises(ValueError, match=message):
+            call(around)
+    assert list(tmp_path.iterdir()) == []

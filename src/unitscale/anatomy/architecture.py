@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from unitscale.deploy.quantized import quantized_layers
+
 __all__ = ["ARCHITECTURES", "Architecture", "Use", "architecture_of", "in_layer", "starred"]
 
 Role = Literal["write", "read", "gain", "shift"]
@@ -306,6 +308,12 @@ def architecture_of(model: Any, who: str) -> Architecture:
         )
     if getattr(model, "hf_quantizer", None) is not None:
         raise ValueError(f"{who}: the weights of this {name} are quantized; load the full ones")
+    if layers := quantized_layers(model):
+        raise ValueError(
+            f"{who}: {len(layers)} layers of this {name} are quantized (us.deploy.quantize), the "
+            f"first is {next(iter(layers))!r}; {who} needs full weights: use the model as it was "
+            "before"
+        )
     if any(type(p).__name__ == "DTensor" for p in model.parameters()):
         raise ValueError(
             f"{who}: the parameters of this {name} are spread over processes; load a full "

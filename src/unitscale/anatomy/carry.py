@@ -70,7 +70,9 @@ def give_session(
         for new in passage.descendants(name)
     }
     if not isinstance(session.store.remeasure, str):
-        state["step"] = session.store.step  # those steps are counted from the beginning
+        state["step"] = state["began"] = (
+            session.store.step
+        )  # those steps are counted from the beginning
     carried.store.load_state_dict(state)
     carried.store.join(fused_weights(model, session.recipe.fused))
     attach(model, carried)
@@ -131,6 +133,7 @@ def carried_state(state: Mapping[str, Any], passage: Passage, start: str = "") -
     return {
         **state,
         "step": min(state["step"], RESTARTED),
+        "began": min(state["step"], RESTARTED),
         "graphs": [
             [index, is_whole, parameters(own), names]
             for index, is_whole, own, names in state["graphs"]

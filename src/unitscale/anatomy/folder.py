@@ -1,6 +1,7 @@
 """Folders of models and of runs: read, and written whole or not at all."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from unitscale.data import open_corpus
 from unitscale.models.existing import BUILT_IN
 from unitscale.train.checkpoint import TrainState, load_checkpoint
 from unitscale.train.config import TrainConfig
@@ -34,11 +36,15 @@ __all__ = [
     "random_batch",
     "read_run",
     "save_beside",
+    "text_of",
 ]
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".index.json")
 START = "model."
 """What the names in a run's model have in front: it stands in a `NextByte`."""
+
+STANDARD_LIBRARY = r"Python [0-9.]+ standard library"
+"""The name of the text of runs without `--data`."""
 
 State = dict[str, Any]
 
@@ -140,21 +146,49 @@ def random_batch(config: Any) -> dict[str, torch.Tensor]:
     return {"input_ids": ids}
 
 
-def command_of(config: TrainConfig, out: Path) -> tuple[str, ...]:
-    """The command that trains a run on; `--data` is left to who knows the file."""
+def command_of(config: TrainConfig, out: Path, text: Path | None) -> tuple[str, ...]:
+    """The command that trains a run on.
+
+    Args:
+        text: that of the run, see `text_of`; None is the standard library's source.
+    """
     own, default = config.to_json(), TrainConfig().to_json()
     named = ("recipe", "steps", "lr", "seed", "batch_size", "sequence_length", "inner", "dtype")
     words = ["unitscale", "train", "--resume", "--out", str(out), "--model", str(config.existing)]
-    words += ["--width", str(config.model["width"]), "--depth", str(config.model["depth"])]
-    words += ["--set", f"model.heads={config.model['heads']}", "--device", config.device]
+    words += [] if text is None else ["--data", str(text)]
     for name in (*named, "states"):
         if own.get(name) != default.get(name):
             words += [f"--{name.replace('_', '-')}", str(own[name])]
-    rest = own.keys() - {*named, "states", "existing", "model", "device"}
-    for name in sorted(rest):
-        if own[name] != default[name]:
-            words += ["--set", f"{name}={json.dumps(own[name])}"]
+    words += ["--device", config.device]
+    options = dict(config.model)
+    for name in ("width", "depth"):
+        words += [f"--{name}", str(options.pop(name))]
+    rest = {f"model.{name}": value for name, value in options.items()}
+    rest |= {
+        name: own[name]
+        for name in sorted(own.keys() - {*named, "states", "existing", "model", "device"})
+        if own[name] != default.get(name)
+    }
+    for name, value in rest.items():
+        words += ["--set", f"{name}={json.dumps(value)}"]
     return tuple(words)
+
+
+def text_of(description: dict[str, Any], *near: Path) -> Path | None:
+    """The text file of a run, which knows its name and its fingerprint; None without a file.
+
+    It is looked for in the working directory, then at each path of `near`: a file, or a folder
+    that holds it. Where none has the fingerprint, the name alone is returned.
+    """
+    name = str(description["data"])
+    if re.fullmatch(STANDARD_LIBRARY, name):
+        return None
+    places = [Path(name), *(path / name if path.is_dir() else path for path in near)]
+    for path in places:
+        is_text = path.is_file() and path.stat().st_size
+        if is_text and open_corpus(path).fingerprint == description["fingerprint"]:
+            return path
+    return Path(name)
 
 
 def into(out: Path, fill: Callable[[Path], object]) -> None:

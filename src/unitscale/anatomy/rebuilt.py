@@ -12,9 +12,10 @@ __all__ = ["copy_buffers", "fill", "is_tied", "rebuilt", "undrawn"]
 
 
 def rebuilt(model: Any, config: Any) -> nn.Module:
-    """A model of the class, dtype and device of another one, by its own configuration.
+    """A model of the class and device of another one, by its own configuration.
 
-    It holds any values, and draws no random numbers of others.
+    It holds any values, and draws no random numbers of others. Its dtype is that of the other
+    one's first parameter; `fill` and `copy_buffers` give each tensor the dtype of what it holds.
     """
     first = next(model.parameters())
     with undrawn():
@@ -37,11 +38,12 @@ def undrawn() -> Iterator[None]:
 
 @torch.no_grad()
 def fill(model: nn.Module, values: Iterator[tuple[str, Tensor]]) -> None:
-    """Put values into the parameters of a model: all of them, each of its shape."""
+    """Put values into all parameters of a model, in their dtypes; each has its shape."""
     missing = {name for name, _ in model.named_parameters()}
     for name, value in values:
         parameter = model.get_parameter(name)
         assert parameter.shape == value.shape, (name, parameter.shape, value.shape)
+        parameter.data = parameter.data.to(value.dtype)
         parameter.copy_(value)
         missing.discard(name)
     assert not missing, missing
@@ -49,11 +51,13 @@ def fill(model: nn.Module, values: Iterator[tuple[str, Tensor]]) -> None:
 
 @torch.no_grad()
 def copy_buffers(model: nn.Module, other: nn.Module) -> None:
-    """Give another model the buffers of this one that have the same shape."""
+    """Give another model the dtypes of this one's buffers, and those that have the same shape."""
     new = dict(other.named_buffers())
     for name, buffer in model.named_buffers():
-        if name in new and new[name].shape == buffer.shape:
-            new[name].copy_(buffer)
+        if name in new:
+            new[name].data = new[name].data.to(buffer.dtype)
+            if new[name].shape == buffer.shape:
+                new[name].copy_(buffer)
 
 
 def is_tied(model: Any) -> bool:

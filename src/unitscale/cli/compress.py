@@ -1,7 +1,6 @@
 """`unitscale compress`: a smaller model from a trained one, in a folder."""
 
 import json as json_module
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 
 from unitscale.cli import option
 from unitscale.cli.exit import checking_arguments, running
-from unitscale.cli.output import show
+from unitscale.cli.output import show, train_on
 
 
 def compress(
@@ -91,5 +90,5 @@ def compress(
     if done.report is not None:
         lines += ["", str(done.report), str(done.folder)]
     if done.command:
-        lines += ["", shlex.join(done.command), "(with the --data of the run, if it had one)"]
+        lines += ["", *train_on(done.command, done.text)]
     show(*lines)

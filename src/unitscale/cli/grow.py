@@ -1,7 +1,6 @@
 """`unitscale grow`: a larger model from a trained one, in a folder."""
 
 import json as json_module
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 
 from unitscale.cli import option
 from unitscale.cli.exit import checking_arguments, running
-from unitscale.cli.output import show
+from unitscale.cli.output import show, train_on
 
 
 def grow(
@@ -114,5 +113,5 @@ def grow(
     if done.proof is not None:
         lines += ["", str(done.proof), str(done.folder)]
     if done.command:
-        lines += ["", shlex.join(done.command), "(with the --data of the run, if it had one)"]
+        lines += ["", *train_on(done.command, done.text)]
     show(*lines)

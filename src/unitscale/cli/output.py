@@ -1,6 +1,8 @@
 """What a command prints on stdout for people."""
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 WIDTH_OF_A_FILE = 120
@@ -29,3 +31,15 @@ def show(*things: Any) -> None:
     console = console_of()
     for thing in things:
         console.print(thing, soft_wrap=isinstance(thing, str))
+
+
+def train_on(command: Sequence[str], text: Path | None) -> list[str]:
+    """The lines that say how a new run is trained on.
+
+    Args:
+        text: the file that the command reads, if any.
+    """
+    lines = [shlex.join(command)]
+    if text is not None and not text.is_file():
+        lines.append(f"(the run's {text} was not found here: give its path as --data)")
+    return lines

@@ -17,6 +17,7 @@ from unitscale.anatomy.folder import (
     random_batch,
     read_run,
     save_beside,
+    text_of,
 )
 from unitscale.anatomy.rebuilt import undrawn
 from unitscale.compress.apply import Report, apply, prune_optimizer, pruned_state, verify
@@ -56,6 +57,7 @@ class Written:
         report: None likewise.
         losses: of the steps of distillation.
         command: that trains on, of a run.
+        text: the file that the command reads; None is the standard library's source.
     """
 
     plan: Plan
@@ -63,6 +65,7 @@ class Written:
     report: Report | None = None
     losses: tuple[float, ...] = ()
     command: tuple[str, ...] = ()
+    text: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same as data, without the shapes of every parameter."""
@@ -146,7 +149,7 @@ def compress_folder(
             check_run(made, config)
             if not write:
                 return Written(plan=made)
-            return write_run(source, out, description, (old, config), made, corpus, steps)
+            return write_run(source, out, description, (old, config), made, corpus, data, steps)
     if steps is not None:
         raise ValueError(f"steps is {steps!r}, and {source} is no run of `unitscale train`")
     model = loaded(source, description)
@@ -292,6 +295,7 @@ def write_run(
     run: tuple[TrainState, TrainConfig],
     made: Plan,
     corpus: Corpus,
+    data: Path | None,
     steps: int | None,
 ) -> Written:
     """`compress_folder` of a run."""
@@ -311,7 +315,10 @@ def write_run(
     apply_numerics(replace(new, device="cpu", inner="eager"), state.model, state.units)
     renewed = {**description, "config": new.to_json()}
     state.run = identity_of(renewed)
-    done = Written(plan=made, folder=out, report=report, command=command_of(new, out))
+    given = () if data is None else (data,)
+    text = text_of(description, *given, source, source.parent, out.parent)
+    command = command_of(new, out, text)
+    done = Written(plan=made, folder=out, report=report, command=command, text=text)
 
     def fill(folder: Path) -> None:
         write_json(folder / CONFIG, renewed)

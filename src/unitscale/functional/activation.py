@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.functional.arguments import check_floating
+from unitscale.functional.arguments import check_floating, check_mult
 from unitscale.scaling import scaled
 from unitscale.scaling.constraints import apply_constraint
 from unitscale.scaling.factors import (
@@ -37,6 +37,7 @@ def activate(
 ) -> Tensor:
     """`scaled(f(mult * x))`: around a function of one input, one factored edge is enough."""
     check_floating(name, input=input)
+    check_mult(name, mult=mult)
     factors = activation_factors(name, center=center, mult=mult, **params)
     output_scale, grad_input_scale = apply_constraint(
         constraint, factors.output_scale, factors.grad_input_scale

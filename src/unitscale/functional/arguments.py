@@ -1,5 +1,7 @@
 """What every operation checks of its arguments, and how it tells the caller."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,16 @@ def check_floating(op: str, **tensors: Tensor | None) -> None:
             raise TypeError(
                 f"{op}: {name} has dtype {tensor.dtype}, expected a floating-point dtype; "
                 f"convert it first, for example with {name}.float()."
+            )
+
+
+def check_mult(owner: str, **multipliers: float) -> None:
+    """Raise ValueError, with the name of the multiplier, unless each is a positive number."""
+    for name, mult in multipliers.items():
+        is_number = isinstance(mult, int | float) and not isinstance(mult, bool)
+        if not (is_number and 0 < mult < math.inf):
+            raise ValueError(
+                f"{owner}: {name} is {mult!r}; expected a positive number, and 1 changes nothing."
             )
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.functional.arguments import axis_size, check_floating, shape
+from unitscale.functional.arguments import axis_size, check_floating, check_mult, shape
 from unitscale.functional.folded import can_fold
 from unitscale.scaling import scale_bwd, scaled
 from unitscale.scaling.constraints import apply_constraint
@@ -35,6 +35,7 @@ def softmax(
         center: "rms" or "std".
     """
     check_floating("softmax", input=input)
+    check_mult("softmax", mult=mult)
     factors = softmax_factors(axis_size(input, dim), mult=mult, center=center)
     output_scale, grad_input_scale = apply_constraint(
         constraint, factors.output_scale, factors.grad_input_scale
@@ -54,6 +55,7 @@ def softmin(
 ) -> Tensor:
     """`softmax` of `-x`."""
     check_floating("softmin", input=input)
+    check_mult("softmin", mult=mult)
     return softmax(-input, dim, dtype, mult=mult, center=center, constraint=constraint)
 
 
@@ -111,6 +113,7 @@ def scaled_dot_product_attention(
         logits and values.
     """
     check_attention(query, key, value, enable_gqa)
+    check_mult("scaled_dot_product_attention", mult=mult)
     if scale is not None and mult != 1.0:
         raise ValueError(
             f"scaled_dot_product_attention: scale={scale} and mult={mult}, expected one of them; "

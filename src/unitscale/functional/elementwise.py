@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.functional.arguments import check_floating
+from unitscale.functional.arguments import check_floating, check_mult
 from unitscale.scaling import scale_bwd, scale_fwd, scaled
 from unitscale.scaling.constant import constant
 from unitscale.scaling.constraints import apply_constraint
@@ -45,6 +45,7 @@ def elementwise(
     Raises:
         ValueError: `fn` changes the shape, is constant, or is not finite on [-14, 14].
     """
+    check_mult("elementwise", mult=mult)
     factors = elementwise_factors(fn, tuple(map(constant, kinks)), constant(mult), center)
     output_scale, grad_input_scale = apply_constraint(
         constraint, factors.output_scale, factors.grad_input_scale

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.functional.arguments import axis_size, check_floating, shape
+from unitscale.functional.arguments import axis_size, check_floating, check_mult, shape
 from unitscale.scaling import scale_bwd, scaled
 from unitscale.scaling.constraints import apply_constraint
 from unitscale.scaling.factors import gated_factors
@@ -29,6 +29,7 @@ def gate_with(
 ) -> Tensor:
     """`scaled(input * f(mult * gate))`, with what the gate's gradient needs beyond the input's."""
     check_floating(op, input=input, gate=gate)
+    check_mult(op, mult=mult)
     if input.shape != gate.shape:
         raise ValueError(
             f"{op}: input has shape {shape(input)} and gate {shape(gate)}, expected equal shapes."

@@ -15,14 +15,13 @@ factor is computed from them, on the device and without the input. A loss of Inf
 Half-precision input is computed in float32, and a loss returned in float32.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitscale.functional.arguments import check_floating, num_rows, shape
+from unitscale.functional.arguments import check_floating, check_mult, num_rows, shape
 from unitscale.scaling import scaled
 from unitscale.scaling.factors import (
     LossFactors,
@@ -193,8 +192,7 @@ def sharpened(op: str, logits: Tensor, mult: float) -> Tensor:
     Raises:
         ValueError: `mult` is not a positive number.
     """
-    if not 0 < mult < math.inf:
-        raise ValueError(f"{op}: mult is {mult!r}, expected a positive number; 1 changes nothing.")
+    check_mult(op, mult=mult)
     return scaled(logits, mult, 1.0)
 
 

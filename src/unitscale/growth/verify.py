@@ -25,7 +25,10 @@ class Proof:
         difference: the largest difference to it, without rounding to any recipe.
         loss, grown_loss: of both models, where they compute one.
         tolerance: what `difference` may be, relative to `largest`.
-        in_recipe: the largest difference with both under their recipe; None without one.
+        in_recipe: the largest difference with both under their recipe; None without one. Where the
+            recipe rounds, the noise that a plan adds moves weights to other codes, so that this is
+            of the size of its rounding; with noise=0 and twice the width it is that of sums in
+            another order.
     """
 
     largest: float
@@ -47,7 +50,10 @@ class Proof:
             f"(tolerance {self.tolerance * self.largest:.2e})"
         )
         if self.in_recipe is not None:
-            text += f", under the recipe by {self.in_recipe:.2e}"
+            text += (
+                f", under the recipe by {self.in_recipe:.2e} (noise of the plan moves weights to "
+                "other codes; with noise=0 sums in another order alone)"
+            )
         if self.loss is not None and self.grown_loss is not None:
             text += f"; loss {self.loss:.6f} -> {self.grown_loss:.6f}"
         return text
@@ -71,8 +77,8 @@ def verify(
         ValueError: outputs of different shapes, or not finite; a batch without an output.
     """
     if tolerance is None:
-        dtype = next(small.parameters()).dtype
-        tolerance = max(TOLERANCE, 4 * torch.finfo(dtype).eps)
+        dtypes = {p.dtype for p in small.parameters() if p.is_floating_point()}
+        tolerance = max(TOLERANCE, *(4 * torch.finfo(dtype).eps for dtype in dtypes))
     with evaluating(small), evaluating(grown), torch.no_grad():
         with plain(small), plain(grown):
             loss, own = called(small, batch, "growth", in_float32=True)

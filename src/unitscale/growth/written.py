@@ -16,6 +16,7 @@ from unitscale.anatomy.folder import (
     random_batch,
     read_run,
     save_beside,
+    text_of,
 )
 from unitscale.anatomy.rebuilt import undrawn
 from unitscale.growth.apply import apply
@@ -49,12 +50,14 @@ class Written:
         folder: where the grown model is; None where it was only planned.
         proof: None likewise.
         command: that trains on, of a run.
+        text: the file that the command reads; None is the standard library's source.
     """
 
     plan: Plan
     folder: Path | None = None
     proof: Proof | None = None
     command: tuple[str, ...] = ()
+    text: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -163,7 +166,9 @@ def grow_run(
     apply_numerics(replace(new, device="cpu", inner="eager"), state.model, state.units)
     renewed = {**description, "config": new.to_json()}
     state.run = identity_of(renewed)
-    done = Written(plan=made, folder=out, proof=proof, command=command_of(new, out))
+    text = text_of(description, source, source.parent, out.parent)
+    command = command_of(new, out, text)
+    done = Written(plan=made, folder=out, proof=proof, command=command, text=text)
 
     def fill(folder: Path) -> None:
         write_json(folder / CONFIG, renewed)

@@ -67,7 +67,16 @@ class KeepUnits(TrainerCallback, ExportableState):
         """The Trainer has loaded the best weights, if it was told to."""
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             path = Path(state.best_model_checkpoint) / "trainer_state.json"
-            self.restore(json.loads(path.read_text()).get("stateful_callbacks", {}))
+            try:
+                saved = json.loads(path.read_text()).get("stateful_callbacks", {})
+            except (OSError, ValueError) as error:  # deleted since, as by save_total_limit
+                warnings.warn(
+                    f"{CALLER}: the units of the best checkpoint cannot be read "
+                    f"({type(error).__name__}: {error}); those of the last step stay.",
+                    stacklevel=2,
+                )
+                return
+            self.restore(saved)
 
     def restore(self, callbacks: dict[str, Any]) -> None:
         """Take the units from the states of the callbacks in a checkpoint."""

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 import unitscale.functional as U
+from unitscale.functional.arguments import check_mult
 
-from .constrained import check_mult
 from .linear import Linear
 
 

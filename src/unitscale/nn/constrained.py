@@ -1,10 +1,11 @@
 """What the counterparts of torch's modules share: constraint, initialization, parameter kinds."""
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+
+from unitscale.functional.arguments import check_mult
 
 UNSUPPORTED = ("inplace", "return_indices", "divisor_override")
 
@@ -70,16 +71,6 @@ class Multiplied(Constrained):
         """With the multiplier where it is not 1."""
         parts = [super().extra_repr(), "" if self.mult == 1 else f"mult={self.mult}"]
         return ", ".join(filter(None, parts))
-
-
-def check_mult(owner: str, **multipliers: float) -> None:
-    """Raise ValueError, with the name of the multiplier, unless each is a positive number."""
-    for name, mult in multipliers.items():
-        is_number = isinstance(mult, int | float) and not isinstance(mult, bool)
-        if not (is_number and 0 < mult < math.inf):
-            raise ValueError(
-                f"{owner}: {name} is {mult!r}; expected a positive number, and 1 changes nothing."
-            )
 
 
 def counterpart(

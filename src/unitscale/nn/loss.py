@@ -5,8 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import unitscale.functional as U
-
-from .constrained import check_mult
+from unitscale.functional.arguments import check_mult
 
 
 class MultipliedLogits(nn.Module):

@@ -16,8 +16,7 @@ from typing import Any, Protocol, Self
 from torch import Tensor, nn
 
 import unitscale.functional as U
-
-from .constrained import check_mult
+from unitscale.functional.arguments import check_mult
 
 PLACEMENTS = ("pre", "post", "none", "res-post")
 

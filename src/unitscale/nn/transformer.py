@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 import unitscale.functional as U
+from unitscale.functional.arguments import check_mult
 
 from .attention import MultiheadAttention
-from .constrained import check_mult
 from .dropout import Dropout
 from .linear import Linear
 from .normalization import LayerNorm

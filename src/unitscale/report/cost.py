@@ -24,7 +24,7 @@ def cost_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     summaries = summarize_results(results)
     base = next((s for s in summaries if s.recipe == BASELINE), None)
     base_speed = None if base is None else base.tokens_per_s
-    base_bytes = None if base is None else base.peak_bytes_saved_for_backward
+    base_bytes = None if base is None else base.saved_bytes
     known = results.get("recipes", {})
     for summary in summaries:
         cost = known.get(summary.recipe, {})
@@ -33,7 +33,7 @@ def cost_rows(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             summary.recipe,
             ratio(base_speed, summary.tokens_per_s),
             *(str(passes.get(kind, "–")) for kind in ("amax", "casts", "transposes")),
-            ratio(summary.peak_bytes_saved_for_backward, base_bytes),
+            ratio(summary.saved_bytes, base_bytes),
             ", ".join(cost.get("chosen", ())) or "–",
             cost.get("hardware", "–"),
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from unitscale.recipes import RECIPES
+from unitscale.recipes import RECIPES, parse
 
 Run = Mapping[str, Any]
 
@@ -65,7 +65,8 @@ class Summary:
     Of that difference, `format_change` is what the formats make: the difference to `control`, the
     recipe with the same parametrization that rounds nothing. The rest is the parametrization's:
     the control's own difference to the baseline. `control` is None for a recipe that rounds
-    nothing, and `format_change` has no mean where the control was not run.
+    nothing, and `format_change` has no mean where the control was not run. `saves_format` is false
+    where what is saved is emulated in FP32, so that its bytes are not those of the recipe.
     """
 
     recipe: str
@@ -79,6 +80,7 @@ class Summary:
     share_in_range: Mapping[str, float | None]
     control: str | None = None
     format_change: Spread = Spread(mean=None, std=None)
+    saves_format: bool = True
 
     def cells(self) -> tuple[str, ...]:
         """The texts under `TITLES`."""
@@ -90,16 +92,21 @@ class Summary:
             "" if self.control is None else self.format_change.text("+"),
             self.final_train_loss.text(),
             "–" if self.tokens_per_s is None else f"{self.tokens_per_s:,.0f}",
-            bytes_text(self.peak_bytes_saved_for_backward),
+            bytes_text(self.saved_bytes),
             "/".join(percent(self.share_in_range.get(kind)) for kind in KINDS),
             self.note(),
         )
 
+    @property
+    def saved_bytes(self) -> float | None:
+        """Bytes saved for backward; None where they are those of the emulation."""
+        return self.peak_bytes_saved_for_backward if self.saves_format else None
+
     def note(self) -> str:
-        """Whether it diverged, and how often."""
-        if not self.diverged:
-            return ""
-        return "diverged" + (f" ({self.diverged} of {self.seeds})" if self.seeds > 1 else "")
+        """Whether it diverged, and how often; whether its memory is left out."""
+        several = f" ({self.diverged} of {self.seeds})" if self.seeds > 1 else ""
+        notes = [f"diverged{several}"] if self.diverged else []
+        return ", ".join([*notes, *([] if self.saves_format else ["emulated in FP32"])])
 
 
 def summarize_results(results: Mapping[str, Any]) -> list[Summary]:
@@ -136,6 +143,14 @@ def control_of(run: Run) -> str | None:
         return None
     is_unit = run.get("unit_scaled", False) if recipe is None else recipe.unit_scaled
     return UNITS_CONTROL if is_unit else BASELINE
+
+
+def is_emulated_throughout(name: str) -> bool:
+    """Whether a recipe rounds every tensor of a run, which is then held in FP32 all the same."""
+    try:
+        return parse(name).throughout is not None
+    except ValueError:  # a recipe of one's own, or of another version
+        return False
 
 
 def outcome(summaries: Sequence[Summary]) -> str:
@@ -218,6 +233,7 @@ def summarize_recipe(
             for kind in KINDS
         },
         control=control,
+        saves_format=not is_emulated_throughout(runs[0]["recipe"]),
         format_change=Spread(mean=None, std=None) if control is None else changes(control),
     )
 

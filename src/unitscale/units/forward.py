@@ -82,8 +82,16 @@ def require_session(model: nn.Module, caller: str) -> Session:
     """
     session = session_of(model)
     if session is None:
+        name = type(model).__name__
+        inner = [path for path, m in model.named_modules() if m is not model and session_of(m)]
+        if inner:
+            raise ValueError(
+                f"{caller}: this {name} has no units of its own, but its {inner[0]!r} has; call "
+                f"{caller} on that: model.get_submodule({inner[0]!r})"
+                + (f" (and on {', '.join(map(repr, inner[1:3]))})" if inner[1:] else "")
+            )
         raise ValueError(
-            f"{caller}: this {type(model).__name__} has no units; call us.unit_scale(model) or "
+            f"{caller}: this {name} has no units; call us.unit_scale(model) or "
             "us.apply_recipe(model, recipe) first (a pickle of a scaled model is a plain model)."
         )
     return session

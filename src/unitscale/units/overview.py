@@ -45,7 +45,8 @@ class Summary:
         recipe: the name of the recipe.
         rounds: whether the recipe rounds anything.
         units: how many tensors have a unit.
-        steps: training calls so far.
+        steps: training calls so far, of this model: those before it grew or was pruned are not
+            among them.
         products: those of every graph that ran.
         plain: modules, by path, that ran without the recipe, and why.
         plain_macs: their multiply-adds.
@@ -81,13 +82,15 @@ class Summary:
         return rounded / total if total else 0.0
 
     def __str__(self) -> str:
+        has_run = bool(self.products or self.plain)
+        covered = f"{self.coverage:.1%} of multiply-adds rounded, " if has_run else ""
         lines = [
-            f"{self.model}, recipe {self.recipe}: {self.coverage:.1%} of multiply-adds rounded, "
+            f"{self.model}, recipe {self.recipe}: {covered}"
             f"{self.units} tensors with a unit, {self.steps} training steps"
         ]
         if self.suspended:
             lines.append("  now in full precision (us.full_precision); what follows is of before")
-        if not self.products and not self.plain:
+        if not has_run:
             since = "" if self.steps == 0 else " under this recipe"
             lines.append(f"  nothing has run{since} yet: call the model first")
         total = (self.plain_macs + sum(product.macs for product in self.products)) or 1
@@ -145,7 +148,7 @@ def summarize(session: Session) -> Summary:
         recipe=session.recipe.name,
         rounds=session.recipe.rounds,
         units=session.held(),
-        steps=session.store.step,
+        steps=session.store.step - session.store.began,
         products=tuple(found.values()),
         plain=dict(session.plain),
         plain_macs=sum(session.plain_macs.values()),

@@ -256,9 +256,15 @@ class Session:
             )
 
     def held(self) -> int:
-        """How many tensors are held at a unit that was measured."""
-        rows = self.rows() if self.scale else []
-        return sum(row.reason is None and row.rms is not None for row in rows)
+        """How many tensors have a unit: measured, or carried over, loaded or given.
+
+        Before anything has run, of units that were given by weights the weights alone are known.
+        """
+        if not self.scale:
+            return 0
+        if not self.executables:
+            return len(self.store.units.keys() | self.store.given.keys())
+        return sum(row.reason is None for row in self.rows())
 
     def line(self) -> str:
         """The recipe and how far it holds, in one line."""

@@ -40,7 +40,8 @@ class UnitStore:
         units: replaced, never changed in place, when a measurement is adopted; so whoever holds it
             has the units of one moment.
         version: counts those replacements.
-        step: training calls of the model so far, over all its graphs.
+        step: where the schedule stands: training calls so far, over all graphs of the model.
+        began: where it stood before the first call of a model that others' units were carried to.
         without_phi: tensors whose value was measured and whose gradient was not (evaluation).
         evaluated: tensors that only graphs of evaluation have. Their units are dropped whenever
             training measures, and set again by the next evaluation.
@@ -60,7 +61,7 @@ class UnitStore:
         self.without_phi: frozenset[str] = frozenset()
         self.evaluated: frozenset[str] = frozenset()
         self.signatures: dict[Signature, int] = {}
-        self.step, self.version, self.requested = 0, 0, False
+        self.step, self.began, self.version, self.requested = 0, 0, 0, False
         self.parameters: set[str] = set()
         self.readings: dict[str, Reading] = {}
         self.adopted_at: dict[str, int] = {}
@@ -217,6 +218,7 @@ class UnitStore:
         return {
             "version": STATE_VERSION,
             "step": self.step,
+            **({"began": self.began} if self.began else {}),
             "requested": self.requested,
             "graphs": [
                 [index, is_whole, list(parameters), list(names)]
@@ -258,6 +260,7 @@ class UnitStore:
             for index, is_whole, parameters, names in state["graphs"]
         }
         self.step, self.requested = state["step"], state["requested"]
+        self.began = state.get("began", 0)
         self.readings = {name: Reading() for name in self.units}
         self.adopted_at, self.unshared = {}, unshared
         self.version += 1
@@ -293,6 +296,11 @@ def check_state(state: Any) -> None:
         value = state.get(key)
         if not isinstance(value, kind) or (kind is int and not is_count(value)):
             raise ValueError(f"units: {key!r} is {shortened(value)}; expected a {kind.__name__}")
+    if not is_count(began := state.get("began", 0)) or began > state["step"]:
+        raise ValueError(
+            f"units: 'began' is {shortened(began)}; expected a whole number up to the step, "
+            f"{state['step']}"
+        )
     for name, unit in state["units"].items():
         check_unit(name, unit)
     for key in ("without_phi", "evaluated"):
