@@ -147,3 +147,9 @@ def test_tensors_that_were_changed_are_refused(
     save_file(tensors | {name: change(tensors[name])}, file)
     with pytest.raises(ValueError, match=message):
         deploy.load(tmp_path / "out", Gated())
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_none(tmp_path):
+    for model in (None, torch.nn.Linear(2, 2)):
+        with pytest.raises(ValueError, match=r"nowhere is no folder; expected one that `export`"):
+            deploy.load(tmp_path / "nowhere", model)

@@ -56,6 +56,7 @@ class Export:
         differences: what a loader computes otherwise than the model's evaluation; none, unless
             they were asked for.
         bytes: of all files.
+        recipe: what the layers are stored in: "FP8" at units, or the recipe of `quantize`.
     """
 
     folder: Path
@@ -64,10 +65,11 @@ class Export:
     ignored: tuple[str, ...]
     differences: tuple[str, ...]
     bytes: int
+    recipe: str = "FP8"
 
     def __str__(self) -> str:
         lines = [
-            f"{self.folder}: {self.format}, {self.layers} linear layers in FP8, "
+            f"{self.folder}: {self.format}, {self.layers} linear layers in {self.recipe}, "
             f"{len(self.ignored)} in full precision, {self.bytes:,} bytes"
         ]
         return "\n".join([*lines, *(f"  differs: {what}" for what in self.differences)])
@@ -149,6 +151,7 @@ def export(
         ignored=tuple(plan.ignored),
         differences=tuple(plan.differences),
         bytes=sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
+        recipe="FP8" if plan.scheme is None else plan.scheme.name,
     )
 
 

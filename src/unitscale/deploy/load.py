@@ -36,6 +36,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         ValueError: it is no export, or has a fault (see `verify`); the model does not fit.
     """
     path = Path(folder)
+    if not path.is_dir():
+        raise ValueError(f"load: {folder} is no folder; expected one that `export` wrote")
     if is_own(path):
         return load_own(path, model)
     if model is not None:

@@ -319,6 +319,7 @@ def units() -> list[Recipe]:
 
 HEADS = (
     *("*lm_head", "*embed_out", "*proj_out", "*vocab_projector", "*predictions", "*cls"),
+    *("head", "*.head"),
     *("*score", "*classifier", "*classification_head", "*qa_outputs", "*pooler"),
 )
 ROUTERS = ("*.gate", "*router", "*shared_expert_gate", "*.experts")
