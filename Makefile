@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	  --recipes fp32,fp8-none,fp8 --out demo/llama --resume
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
