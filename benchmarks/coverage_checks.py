@@ -59,6 +59,7 @@ def check(entry: Entry, text: Split) -> dict[str, Any]:
         "unseen": list(summary.unseen),
         "warnings": sorted({first_line(w) for w in fp8["warnings"]}),
         "known": known / macs if macs else None,
+        "breaks": list(summary.breaks) if known < KNOWN * macs else [],
         "silent": is_silent(summary, known, macs),
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -85,10 +86,11 @@ def is_silent(summary: Any, known: int, macs: int) -> bool:
     """Whether something is in full precision without a word.
 
     Either no product is rounded and no reason is given, or torch's own count of the plain model's
-    multiply-adds has some that the summary does not.
+    multiply-adds has some that the summary neither counts nor says it cannot know: those of code
+    between two graphs.
     """
     is_nothing = summary.coverage == 0 and not summary.plain and not unrounded(summary)
-    return is_nothing or known < KNOWN * macs
+    return is_nothing or (known < KNOWN * macs and not summary.breaks)
 
 
 def compile_in_place(model: nn.Module) -> nn.Module:

@@ -114,5 +114,11 @@ def notes_of(name: str, result: dict[str, Any]) -> Iterator[str]:
         names = ", ".join(f"`{path}`" for path in paths[:3])
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
         yield f"- {name}: {names}{more}: {why.rstrip('.')}."
+    if result["breaks"]:
+        why = ", ".join(dict.fromkeys(result["breaks"]))
+        yield (
+            f"- {name}: {1 - result['known']:.1%} of torch's count: products of two activations in "
+            f"code between two graphs, which `us.summary` says are not known ({why})."
+        )
     if result["silent"]:
         yield f"- {name}: **something is in full precision without a word**."

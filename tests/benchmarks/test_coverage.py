@@ -1,5 +1,6 @@
 """The coverage script on its smallest models: checks, the cache, the page and its faults."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -88,6 +89,9 @@ def test_silence_is_seen() -> None:
     summary = us.summary(model)
     assert not is_silent(summary, 128, 128)
     assert is_silent(summary, 126, 128)  # a product of which the summary does not know
+    told = dataclasses.replace(summary, breaks=("a call of .item()",))
+    assert not is_silent(told, 126, 128)  # it says that there may be some between two graphs
+    assert str(told).startswith("Linear, recipe fp8: 100.0% of known multiply-adds rounded")
     us.set_recipe(model, "fp8")
     assert is_silent(us.summary(model), 0, 0)  # nothing has run, nothing is told
 
@@ -114,6 +118,7 @@ ROW = {
     "unrounded": [],
     "plain": {},
     "known": 1.0,
+    "breaks": [],
     "silent": False,
 }
 
@@ -148,6 +153,7 @@ def test_the_page_has_the_reasons(tmp_path) -> None:
         "whole": ROW | {"against": "compiled"},
         "half": ROW | {"coverage": 0.99999, "unrounded": [why], "plain": plain, "loss": 2e-7},
         "silent": ROW | {"known": 0.5, "silent": True, "in_force": False},
+        "broken": ROW | {"known": 0.75, "breaks": ["a call of .item()"]},
     }
     write_page(tmp_path / "coverage.md", list(rows), rows)
     page = (tmp_path / "coverage.md").read_text()
@@ -157,7 +163,8 @@ def test_the_page_has_the_reasons(tmp_path) -> None:
     assert "- half: 4 products (`a`, `b`, `c` and more): it says | why." in page
     assert "- half: `layer0`, `layer1`, `layer2` and 2 more: not captured." in page
     assert "- silent: **something is in full precision without a word**." in page
-    assert "Of 3 models 3 ran" in page
+    assert "- broken: 25.0% of torch's count: products of two activations in code between" in page
+    assert "Of 4 models 4 ran" in page
 
 
 CHILD = """

@@ -83,7 +83,8 @@ class Summary:
 
     def __str__(self) -> str:
         has_run = bool(self.products or self.plain)
-        covered = f"{self.coverage:.1%} of multiply-adds rounded, " if has_run else ""
+        of = "known multiply-adds" if self.breaks else "multiply-adds"
+        covered = f"{self.coverage:.1%} of {of} rounded, " if has_run else ""
         lines = [
             f"{self.model}, recipe {self.recipe}: {covered}"
             f"{self.units} tensors with a unit, {self.steps} training steps"
