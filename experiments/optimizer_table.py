@@ -179,12 +179,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
     args = parser.parse_args()
     for seeds in range(1, args.seeds + 1):
         points = [
             Point(arm=arm, recipe=recipe, seed=seed, steps=args.steps)
             for seed in range(seeds)
             for arm, recipe in arms()
+            if recipe in args.recipes
         ]
         results = run_all(points, run, args.out / "runs.jsonl", workers=args.workers)
         (args.out / "optimizer_table.md").write_text(report(results))
