@@ -1,6 +1,7 @@
 """Processes of a test that work together over gloo."""
 
 import faulthandler
+import gc
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["start_together", "work_together"]
+__all__ = ["group", "group_of_one", "start_together", "work_together"]
 
 PRELOADED = [
     "torch.distributed.fsdp",
@@ -59,3 +60,15 @@ def group(rank: int, count: int, folder: Path) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def group_of_one(folder: Path) -> Iterator[None]:
+    """The process group of one rank, in the process of the tests; what uses it goes before it."""
+    gc.freeze()  # so that the collection looks at what these tests make, not at all of torch
+    try:
+        with group(0, 1, folder):
+            yield
+            gc.collect()
+    finally:
+        gc.unfreeze()
