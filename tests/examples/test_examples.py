@@ -30,43 +30,64 @@ def assert_learns(output: str) -> None:
     assert last < 4.0
 
 
-def losses(processes: int, *options: str) -> list[float]:
-    output = run(*TORCHRUN, str(processes), "data_parallel.py", "--steps", "4", *options)
-    (line,) = (line for line in output.splitlines() if line.startswith("losses "))
-    return [float(word) for word in line.split()[1:]]
-
-
-def test_plain_loop_leaves_an_ordinary_checkpoint() -> None:
-    output = run("plain_loop.py")
-    assert_learns(output)
-    assert "reloaded equal: True" in output
-
-
 FRAMEWORKS = {
     "with_lightning.py": "lightning",
     "with_accelerate.py": "accelerate",
     "trainer.py": "accelerate",
 }
+DATA_PARALLEL = "data_parallel.py --steps 4 --recipe fp32-units"
+
+SCRIPTS = """
+import os, runpy, sys
+for line in sys.argv[1:]:
+    print("==", line, flush=True)
+    script, *sys.argv[1:] = line.split()
+    one_rank = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    if script == "data_parallel.py":
+        os.environ |= one_rank
+    runpy.run_path(script, run_name="__main__")
+    for name in one_rank:
+        os.environ.pop(name, None)
+"""
+"""What torchrun would say to one process is in the environment of one script, and of no other."""
 
 
-def test_scripts_of_frameworks() -> None:
-    """One process for all: what they import takes longer than what they do."""
+@pytest.fixture(scope="module")
+def printed() -> dict[str, str]:
+    """What every script printed. One process for all: their imports take longer than they do."""
     scripts = [script for script, needs in FRAMEWORKS.items() if find_spec(needs)]
-    if not scripts:
-        pytest.skip(f"none of {', '.join(FRAMEWORKS.values())} is installed")
-    code = "import runpy, sys; [runpy.run_path(path, run_name='__main__') for path in sys.argv[1:]]"
-    output = run("-c", code, *scripts)
-    lines = [line for line in output.splitlines() if line.startswith("loss ")]
-    assert len(lines) == len(scripts), output
-    for line in lines:
-        assert_learns(line)
-    if "trainer.py" in scripts:
-        assert "resumed equal: True" in output
+    output = run("-c", SCRIPTS, DATA_PARALLEL, "plain_loop.py", *scripts)
+    parts = [part.partition("\n") for part in ("\n" + output).split("\n== ")[1:]]
+    return {line: text for line, _, text in parts}
 
 
-def test_two_processes_have_the_losses_of_one() -> None:
+def losses_in(output: str) -> list[float]:
+    (line,) = (line for line in output.splitlines() if line.startswith("losses "))
+    return [float(word) for word in line.split()[1:]]
+
+
+def losses(processes: int, *options: str) -> list[float]:
+    return losses_in(run(*TORCHRUN, str(processes), "data_parallel.py", "--steps", "4", *options))
+
+
+def test_plain_loop_leaves_an_ordinary_checkpoint(printed: dict[str, str]) -> None:
+    assert_learns(printed["plain_loop.py"])
+    assert "reloaded equal: True" in printed["plain_loop.py"]
+
+
+@pytest.mark.parametrize(("script", "needs"), FRAMEWORKS.items())
+def test_scripts_of_frameworks(printed: dict[str, str], script: str, needs: str) -> None:
+    if script not in printed:
+        pytest.skip(f"{needs} is not installed")
+    assert_learns(printed[script])
+    if script == "trainer.py":
+        assert "resumed equal: True" in printed[script]
+
+
+def test_two_processes_have_the_losses_of_one(printed: dict[str, str]) -> None:
     """With units alone; the bound is float32's error of a mean of 504 losses of about 5."""
-    one = losses(1, "--recipe", "fp32-units")
+    one = losses_in(printed[DATA_PARALLEL])
+    assert len(one) == 4
     assert losses(2, "--recipe", "fp32-units", "--fsdp") == pytest.approx(one, abs=1e-6)
 
 

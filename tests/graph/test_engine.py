@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from marks import slow
 from unitscale.formats.batched import is_batched
 from unitscale.graph import engine
 
@@ -182,8 +181,10 @@ def test_compiler_is_disabled_by_its_setting() -> None:
     assert calls == [1]
 
 
-@pytest.mark.parametrize(("value", "expected"), [("1", "True"), slow("0", "False")])
+@pytest.mark.slow
+@pytest.mark.parametrize(("value", "expected"), [("1", "True"), ("0", "False")])
 def test_compiler_is_disabled_by_the_environment(value: str, expected: str) -> None:
+    """Slow, because `units/test_in_force` sees both of it in processes of its own."""
     code = "from unitscale.graph import engine; print(engine.compiler_is_disabled())"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

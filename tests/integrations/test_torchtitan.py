@@ -1,6 +1,5 @@
 """The converter, in a host that calls it as torchtitan 0.2.2 documents."""
 
-import gc
 import inspect
 from collections.abc import Iterator
 
@@ -9,7 +8,7 @@ import pytest
 import unitscale as us
 from integrations.titan_host import Job, ModelConverter, ParallelDims, train
 from marks import slow
-from processes import group
+from processes import group_of_one
 from unitscale.integrations import TorchtitanConverter
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -17,9 +16,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with group(0, 1, tmp_path_factory.mktemp("group")):
+    with group_of_one(tmp_path_factory.mktemp("group")):
         yield
-        gc.collect()
 
 
 def converter(recipe: str = "fp8") -> ModelConverter:

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from optim.state_cases import BF16, FP32, PAIRS, adamw
+from processes import start_together
 from unitscale.optim.parts import part_of
 
 HELD = [pair for pair in PAIRS if pair[1] != torch.float16]
@@ -181,7 +182,7 @@ def codecs_change(mesh: DeviceMesh) -> None:
 )
 def test_any_number_of_processes_gives_the_bits_of_one(tmp_path, processes, saving):
     arguments = (tmp_path, processes, saving)
-    torch.multiprocessing.spawn(everything, arguments, nprocs=processes)
+    start_together(everything, arguments, processes)
 
 
 def test_assert_equal_sees_one_bit():

@@ -99,8 +99,8 @@ def test_failed_and_diverged_runs_are_rows_and_failed_ones_are_made_again(
 ) -> None:
     (folder / "grid.toml").write_text(TINY + MIXED)
     out = folder / "out"
-    line = ["sweep", "grid.toml", "--out", out, "--workers", "2"]
-    assert command(monkeypatch, *line, "--json") == 1
+    line = ["sweep", "grid.toml", "--out", out]
+    assert command(monkeypatch, *line, "--workers", "2", "--json") == 1
     printed, err = capfd.readouterr()
     assert "2 of 5 runs failed" in err
     rows = list(rows_of(out).values())
@@ -134,7 +134,7 @@ def test_failed_and_diverged_runs_are_rows_and_failed_ones_are_made_again(
     done = {name: (out / "runs" / name / "result.json") for name in rows_of(out)}
     before = {p: p.stat().st_mtime_ns for p in done.values() if p.exists()}
     assert len(before) == 3
-    assert command(monkeypatch, *line, "--resume") == 0
+    assert command(monkeypatch, *line, "--workers", "1", "--resume") == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before
     again = list(rows_of(out).values())
     assert [row["status"] for row in again] == [
@@ -178,7 +178,6 @@ from pathlib import Path
 from unitscale.sweep.cores import Share
 from unitscale.sweep.grid import read_grid
 from unitscale.sweep.pool import run_points
-from unitscale.train import train
 from unitscale.train.interrupt import StopRequest
 grid, out = read_grid(Path("grid.toml")), Path("out")
 say = lambda point, step: print(step, flush=True)

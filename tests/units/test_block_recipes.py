@@ -1,5 +1,7 @@
 """Every family of recipes on a whole model: eager, compiled, checkpointed, in sixteen bits."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,14 @@ each_family = pytest.mark.parametrize("name", FAMILIES)
 
 def scaled(name: str, model: nn.Module | None = None, inner: str = "eager") -> nn.Module:
     return FAMILIES[name](Small() if model is None else model, name, inner=inner)
+
+
+@cache
+def after_a_step(name: str) -> nn.Module:
+    """Made once for the tests that only look at what one step was."""
+    model = scaled(name)
+    steps(model, 1)
+    return model
 
 
 def draws(name: str) -> bool:
@@ -168,8 +178,7 @@ def test_autocast_trains(name):
 
 @pytest.mark.parametrize("name", LINEAR_ALONE)
 def test_products_without_a_rule_say_so(name):
-    model = scaled(name)
-    steps(model, 1)
+    model = after_a_step(name)
     found = {row.name: row.product for row in us.unit_rows(model) if row.product is not None}
     attention = found["attn.scaled_dot_product_attention"]
     assert attention.by == "full precision"
@@ -182,8 +191,7 @@ def test_products_without_a_rule_say_so(name):
 
 @each_family
 def test_coverage_is_the_share_of_the_multiply_adds_that_a_rule_is_for(name):
-    model = scaled(name)
-    steps(model, 1)
+    model = after_a_step(name)
     rows, width = 33, 32
     linear = rows * width * (4 * width + 4 * width + width + 40)  # attention, feed, left, head
     convolution, attention = rows * width * width * 3, 2 * 3 * 11 * 11 * width
@@ -194,8 +202,7 @@ def test_coverage_is_the_share_of_the_multiply_adds_that_a_rule_is_for(name):
 @pytest.mark.parametrize("name", ["fp8-rowwise-hp", "fp8-block", "nvfp4"])
 def test_a_model_is_rounded_as_its_recipe_and_no_other(name):
     """Each of its products has the texts of the recipe, turned around where the weight is left."""
-    model = scaled(name)
-    steps(model, 1)
+    model = after_a_step(name)
     gemm = us.recipe(name).main
     texts = [f"{left} @ {right}" for _, left, right, _ in gemm.rows()]
     by = {row.name: row.product.by for row in us.unit_rows(model) if row.product is not None}
