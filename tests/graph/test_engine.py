@@ -181,10 +181,9 @@ def test_compiler_is_disabled_by_its_setting() -> None:
     assert calls == [1]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # units/test_in_force sees both in processes of its own
 @pytest.mark.parametrize(("value", "expected"), [("1", "True"), ("0", "False")])
 def test_compiler_is_disabled_by_the_environment(value: str, expected: str) -> None:
-    """Slow, because `units/test_in_force` sees both of it in processes of its own."""
     code = "from unitscale.graph import engine; print(engine.compiler_is_disabled())"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
