@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from unitscale import units
+from unitscale.anatomy.whole import unwrapped
 from unitscale.units.forward import session_of
 
 __all__ = ["called", "evaluating", "plain"]
@@ -63,5 +64,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def plain(model: nn.Module) -> Any:
-    """A context without the recipe of a model, if it has one."""
+    """A context without the recipe of a model, if it has one; torch.compile may wrap it."""
+    model = unwrapped(model)
     return nullcontext() if session_of(model) is None else units.full_precision(model)

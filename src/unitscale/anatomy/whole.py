@@ -6,7 +6,6 @@ a weight, the recipe of a part, the old graph of a wrapper. So it is refused, by
 
 from typing import Any
 
-from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -25,29 +24,21 @@ def unwrapped(model: Any) -> Any:
 
 
 def refuse_wrapped(model: Any, who: str) -> None:
-    """Refuse a model inside of another module, or one with a wrapped part.
+    """Refuse a module that has the model inside of it.
 
     Args:
         who: asks, for the errors.
     Raises:
         ValueError: says what to give instead.
     """
-    name = type(model).__name__
     if isinstance(model, DataParallel | DistributedDataParallel):
-        raise ValueError(f"{who}: this is a {name} around a model; give the model: model.module")
-    if not isinstance(model, nn.Module):
-        return
-    for path, module in model.named_modules():
-        if WRAPPED not in dict(module.named_children()):
-            continue
-        if not path:
-            raise ValueError(
-                f"{who}: this {type(unwrapped(module)).__name__} is wrapped by torch.compile; give "
-                f"the model itself, model.{WRAPPED}, and compile what comes of it"
-            )
         raise ValueError(
-            f"{who}: {path!r} of this {name} is wrapped by torch.compile; put the module itself "
-            f"back, which is its {WRAPPED}, or compile it in place: module.compile()"
+            f"{who}: this is a {type(model).__name__} around a model; give the model: model.module"
+        )
+    if (inside := unwrapped(model)) is not model:
+        raise ValueError(
+            f"{who}: this {type(inside).__name__} is wrapped by torch.compile; give the model "
+            f"itself, model.{WRAPPED}, and compile afterwards"
         )
 
 
@@ -56,7 +47,7 @@ def check_whole(model: Any, who: str) -> None:
 
     Raises:
         ValueError: they are quantized, spread over processes, without values, masked or computed
-            from others, or a part of the model has a recipe of its own.
+            from others, or a part of the model is wrapped or has a recipe of its own.
     """
     name = type(model).__name__
     if getattr(model, "hf_quantizer", None) is not None:
@@ -90,6 +81,11 @@ def check_whole(model: Any, who: str) -> None:
                 f"would be lost; call {way} first"
             )
     for path, module in model.named_modules():
+        if unwrapped(module) is not module:
+            raise ValueError(
+                f"{who}: {path!r} of this {name} is wrapped by torch.compile; put the module "
+                f"itself back, its {WRAPPED}, or compile it in place: module.compile()"
+            )
         if is_parametrized(module):
             own = next(iter(module.parametrizations))
             raise ValueError(

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from unitscale.anatomy.architecture import in_layer, starred
-from unitscale.anatomy.carry import Passage, carried_state, give_session, log2, rms, warn_of_numbers
+from unitscale.anatomy.carry import (
+    Passage,
+    carried_state,
+    give_session,
+    value_change,
+    warn_of_numbers,
+)
 from unitscale.anatomy.optimizer import State, carry_optimizer, moments_of
 from unitscale.anatomy.output import called, evaluating
 from unitscale.anatomy.planned import check_planned
@@ -69,8 +75,7 @@ def pruning(made: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) ->
     def change(found: str, name: str) -> tuple[int, int]:
         if found not in new or name not in old:
             return 0, 0
-        before, after = rms(old[name]), rms(new[found])
-        return (log2(after / before) if before and after else 0), 0
+        return value_change(old[name], new[found]), 0
 
     return Passage(descendants=descendants, change=change, old=old, new=new)
 

@@ -21,6 +21,7 @@ from unitscale.anatomy.carry import (
     give_session,
     log2,
     rms,
+    value_change,
     warn_of_numbers,
 )
 from unitscale.growth.names import EXPERTS, ROUTER, dense_name, descendants
@@ -105,13 +106,11 @@ def parameter_change(
     found: str, name: str, made: Plan, old: Tensor, new: Tensor, *, is_expert: bool
 ) -> tuple[int, int]:
     """`change` for a parameter: by its values, and by what its gradient will be."""
-    before, after = rms(old), rms(new)
-    s = log2(after / before) if before and after else 0
     origin = dense_name(found, made)
     assert origin is not None
     share = made.growth(origin).moment(torch.ones(old.shape), "first")
     factor = rms(share[share != 0]) / (made.target.experts if is_expert else 1)
-    return s, -log2(factor)
+    return value_change(old, new), -log2(factor)
 
 
 def activation_copies(name: str, made: Plan) -> float:
