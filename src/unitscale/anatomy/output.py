@@ -78,4 +78,5 @@ def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
     """
     if any(session_of(module) is not None for module in model.modules()):
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
