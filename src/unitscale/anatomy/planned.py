@@ -1,7 +1,7 @@
 """What the plans of growth and of pruning have in common: which model they are of."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,10 @@ class Planned:
     def known(self) -> Architecture:
         """What is known of the architecture."""
         return ARCHITECTURES[self.architecture]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as data, without the shapes of every parameter."""
+        return {name: value for name, value in asdict(self).items() if name != "shapes"}
 
 
 def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:

@@ -81,7 +81,7 @@ def pruning(made: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) ->
 
 
 def pruned_state(
-    state: State,
+    state: Mapping[str, Any],
     made: Plan,
     old: Mapping[str, Tensor],
     new: Mapping[str, Tensor],

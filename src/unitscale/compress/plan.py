@@ -47,6 +47,10 @@ class Plan(Planned):
             count(self.shapes, self.known, self.target),
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """The same as data, with the numbers of parameters in place of their shapes."""
+        return {**super().to_json(), "parameters": self.parameters}
+
     def origin(self, name: str) -> str:
         """The parameter that one of the pruned model is cut from."""
         star, layer = starred(name, self.known.layers)
