@@ -1,7 +1,7 @@
 """What growth and pruning write: a folder of `transformers`, or a run at its first step."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
