@@ -10,6 +10,7 @@ from unitscale.anatomy.architecture import Architecture
 __all__ = [
     "Shape",
     "check_groups",
+    "check_head_size",
     "check_numbers",
     "check_width",
     "nearest",
@@ -101,6 +102,19 @@ def check_groups(shape: Shape, who: str) -> None:
         raise ValueError(
             f"{who}: {shape.heads} heads do not divide into {shape.kv_heads} groups; expected a "
             "multiple of kv_heads"
+        )
+
+
+def check_head_size(target: Shape, own: Shape, who: str) -> None:
+    """Refuse a target with heads of another size.
+
+    Raises:
+        ValueError: says both sizes.
+    """
+    if target.head_dim != own.head_dim:
+        raise ValueError(
+            f"{who}: the target's heads are of {target.head_dim}, and the model's of "
+            f"{own.head_dim}; heads keep their size: ask for more or fewer of them"
         )
 
 

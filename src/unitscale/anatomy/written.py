@@ -1,6 +1,6 @@
 """What growth and pruning write: a folder of `transformers`, or a run at its first step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from unitscale.anatomy.carry import Passage, carried_state
 from unitscale.anatomy.folder import START, command_of, into, read_run, save_beside, text_of
 from unitscale.anatomy.planned import Planned
 from unitscale.anatomy.shape import Shape
@@ -117,7 +118,7 @@ def write_run(
     lineage: str,
     *near: Path,
     optimizer: Callable[[torch.optim.Optimizer, torch.optim.Optimizer], None],
-    units: Callable[[Mapping[str, Any], str], dict[str, Any]],
+    passage: Passage,
 ) -> Done:
     """Write a run of a changed model at its first step to the folder of `done`, or nothing.
 
@@ -126,7 +127,7 @@ def write_run(
         config: of the new run.
         near: where its text may be, beside the folders of both.
         optimizer: gives a new optimizer the state of the old one.
-        units: of the state of a store, and what names in it have in front: the new state.
+        passage: by which its units are carried over.
     Returns:
         `done` with the command that trains on, and the text that it reads.
     """
@@ -136,7 +137,7 @@ def write_run(
     state.optimizer = build_optimizer(config, state.model)
     optimizer(old.optimizer, state.optimizer)
     if old.units is not None:
-        state.units = units(old.units, START)
+        state.units = carried_state(old.units, passage, START)
     apply_numerics(replace(config, device="cpu", inner="eager"), state.model, state.units)
     description = {**run.description, "config": config.to_json()}
     state.run = identity_of(description)

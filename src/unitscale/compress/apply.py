@@ -1,6 +1,6 @@
 """A pruning carried out: a new model beside the old one, which stays as it is."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from unitscale.anatomy.architecture import in_layer, starred
 from unitscale.anatomy.carry import (
     Passage,
-    carried_state,
     give_session,
     value_change,
     warn_of_numbers,
@@ -23,7 +22,7 @@ from unitscale.anatomy.shape import sized
 from unitscale.compress.plan import Plan
 from unitscale.units.forward import session_of
 
-__all__ = ["Report", "apply", "prune_optimizer", "pruned_state", "verify"]
+__all__ = ["Report", "apply", "prune_optimizer", "pruning", "verify"]
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
@@ -53,17 +52,19 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
         session.terms.collect()
         if plan.target.depth < plan.old.depth:
             warn_of_numbers(session, plan.known.layers, "compress")
-        passage = pruning(plan, old, dict(pruned.named_parameters()))
+        passage = pruning(plan, model, pruned)
         give_session(session, pruned, passage, session.recipe, session.beside)
     return pruned
 
 
-def pruning(made: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Passage:
+def pruning(made: Plan, large: nn.Module, pruned: nn.Module) -> Passage:
     """How the tensors of a model become those of the pruned one.
 
     A tensor between ops holds some of what it held, so its unit stays until it is measured. The s
     of a parameter follows its values.
     """
+    old: dict[str, Tensor] = dict(large.named_parameters())
+    new: dict[str, Tensor] = dict(pruned.named_parameters())
 
     def descendants(name: str) -> Iterator[str]:
         star, layer = starred(name, made.known.layers)
@@ -78,17 +79,6 @@ def pruning(made: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) ->
         return value_change(old[name], new[found]), 0
 
     return Passage(descendants=descendants, change=change, old=old, new=new)
-
-
-def pruned_state(
-    state: Mapping[str, Any],
-    made: Plan,
-    old: Mapping[str, Tensor],
-    new: Mapping[str, Tensor],
-    start: str = "",
-) -> State:
-    """What a store of units holds, for the pruned model: see `carried_state`."""
-    return carried_state(state, pruning(made, old, new), start)
 
 
 def prune_optimizer(

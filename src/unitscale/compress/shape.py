@@ -6,7 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from unitscale.anatomy.architecture import Architecture, starred
-from unitscale.anatomy.shape import Shape, check_groups, check_numbers, check_width, nearest
+from unitscale.anatomy.shape import (
+    Shape,
+    check_groups,
+    check_head_size,
+    check_numbers,
+    check_width,
+    nearest,
+)
 
 __all__ = ["candidates", "count", "shape_for", "target_of"]
 
@@ -198,9 +205,10 @@ def asked_by(target: Any, old: Shape) -> dict[str, int]:
     """
     if not isinstance(target, Shape):
         raise ValueError(f"compress: the target is a {type(target).__name__}; expected a Shape")
-    if target.head_dim != old.head_dim or target.experts != 1:
+    check_head_size(target, old, "compress")
+    if target.experts != 1:
         raise ValueError(
-            f"compress: the target is of heads of {target.head_dim}, and the model of "
-            f"{old.head_dim}; heads keep their size, and there are no experts"
+            f"compress: the target has {target.experts} experts; pruning makes no mixture: "
+            "expected experts=1"
         )
     return {name: getattr(target, name) for name in SIZES}

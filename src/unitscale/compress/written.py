@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unitscale.anatomy.folder import described, loaded, random_batch
 from unitscale.anatomy.rebuilt import undrawn
 from unitscale.anatomy.written import Outcome, Run, changed_config, write_model, write_run
-from unitscale.compress.apply import Report, apply, prune_optimizer, pruned_state, verify
+from unitscale.compress.apply import Report, apply, prune_optimizer, pruning, verify
 from unitscale.compress.distil import Distillation, distil
 from unitscale.compress.importance import Importance, drawn, magnitude, measure
 from unitscale.compress.plan import Plan, plan
@@ -264,7 +264,6 @@ def compress_run(
     config = changed_config(run.config, made.target, steps)
     batch = next(byte_batches(corpus, config.seed, BATCH, config.sequence_length))
     report = verify(large, pruned, {**batch, "labels": batch["input_ids"]})
-    parameters = dict(large.named_parameters()), dict(pruned.named_parameters())
     return write_run(
         run,
         pruned,
@@ -273,5 +272,5 @@ def compress_run(
         LINEAGE,
         *(() if data is None else (data,)),
         optimizer=lambda old, new: prune_optimizer(old, new, model=large, pruned=pruned, plan=made),
-        units=lambda state, start: pruned_state(state, made, *parameters, start),
+        passage=pruning(made, large, pruned),
     )

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from unitscale.anatomy.architecture import starred
 from unitscale.anatomy.carry import (
     Passage,
-    carried_state,
     give_session,
     log2,
     rms,
@@ -29,11 +27,9 @@ from unitscale.growth.plan import Plan
 from unitscale.units.placing import Skipped
 from unitscale.units.session import Session
 
-__all__ = ["carry_units", "grown_state"]
+__all__ = ["carry_units", "growing"]
 
 ROUTERS = f"*.{ROUTER}"
-
-State = dict[str, Any]
 
 
 def carry_units(session: Session, small: nn.Module, grown: nn.Module, made: Plan) -> None:
@@ -49,27 +45,13 @@ def carry_units(session: Session, small: nn.Module, grown: nn.Module, made: Plan
     if made.target.experts > 1:  # which expert a token takes would hang on a rounding
         recipe = replace(recipe, skip=(*recipe.skip, ROUTERS))
         beside = replace(beside, skips=(*beside.skips, Skipped(repr(ROUTERS), (ROUTERS,))))
-    passage = growing(made, dict(small.named_parameters()), dict(grown.named_parameters()))
-    give_session(session, grown, passage, recipe, beside)
+    give_session(session, grown, growing(made, small, grown), recipe, beside)
 
 
-def grown_state(
-    state: Mapping[str, Any],
-    made: Plan,
-    old: Mapping[str, Tensor],
-    new: Mapping[str, Tensor],
-    start: str = "",
-) -> State:
-    """What a store of units holds, for the grown model: see `carried_state`.
-
-    Args:
-        old, new: the parameters of both models.
-    """
-    return carried_state(state, growing(made, old, new), start)
-
-
-def growing(made: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Passage:
+def growing(made: Plan, small: nn.Module, grown: nn.Module) -> Passage:
     """How the tensors of a model become those of the grown one."""
+    old: dict[str, Tensor] = dict(small.named_parameters())
+    new: dict[str, Tensor] = dict(grown.named_parameters())
     return Passage(
         descendants=lambda name: descendants(name, made),
         change=lambda found, name: change(found, name, made, old, new),

@@ -16,7 +16,7 @@ from unitscale.anatomy.architecture import (
 )
 from unitscale.anatomy.planned import Planned, shapes_of
 from unitscale.anatomy.rebuilt import is_tied
-from unitscale.anatomy.shape import Shape, shape_of
+from unitscale.anatomy.shape import Shape, check_head_size, shape_of
 from unitscale.growth.shape import asked_by, target_of
 from unitscale.growth.space import Space, copied, grouped, padded
 from unitscale.growth.tensor import Growth
@@ -250,11 +250,7 @@ def plan(
         if any(size is not None for size in given.values()):
             raise ValueError("growth: both a target and sizes were given; give one of them")
         if isinstance(target, Shape):
-            if target.head_dim != small.head_dim:
-                raise ValueError(
-                    f"growth: the target's heads are of {target.head_dim}, and the model's of "
-                    f"{small.head_dim}; heads keep their size"
-                )
+            check_head_size(target, small, "growth")
             names = (*given, "experts") if experts is None else tuple(given)
             given = {name: getattr(target, name) for name in names}
         else:

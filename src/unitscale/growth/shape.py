@@ -8,6 +8,7 @@ from unitscale.anatomy.architecture import Architecture
 from unitscale.anatomy.shape import (
     Shape,
     check_groups,
+    check_head_size,
     check_numbers,
     check_width,
     nearest,
@@ -123,11 +124,7 @@ def asked_by(config: Any, model: Any, architecture: Architecture) -> dict[str, i
             f"growth: the target is of model_type {kind!r}, and the model of {architecture.name!r}"
         )
     target, small = shape_of(config, architecture), shape_of(model.config, architecture)
-    if target.head_dim != small.head_dim:
-        raise ValueError(
-            f"growth: the target's heads are of {target.head_dim}, and the model's of "
-            f"{small.head_dim}; heads keep their size, and more of them are made"
-        )
+    check_head_size(target, small, "growth")
     sizes = {own for own in architecture.fields.values() if own}
     follows = sizes | {"transformers_version", "architectures", "dtype", "_name_or_path"}
     follows |= {"pooler_output_size", "layer_types"}

@@ -10,7 +10,7 @@ from unitscale.anatomy.folder import described, loaded, random_batch
 from unitscale.anatomy.rebuilt import undrawn
 from unitscale.anatomy.written import Outcome, Run, changed_config, write_model, write_run
 from unitscale.growth.apply import apply
-from unitscale.growth.carry import grown_state
+from unitscale.growth.carry import growing
 from unitscale.growth.plan import Plan, plan
 from unitscale.growth.state import grow_optimizer
 from unitscale.growth.verify import Proof, verify
@@ -117,7 +117,6 @@ def grow_run(
     if not write:
         return Written(plan=made)
     grown = apply(small, made)
-    parameters = dict(small.named_parameters()), dict(grown.named_parameters())
     return write_run(
         run,
         grown,
@@ -125,7 +124,7 @@ def grow_run(
         Written(plan=made, folder=out, proof=checked(small, grown, made)),
         LINEAGE,
         optimizer=lambda old, new: grow_optimizer(old, new, small=small, grown=grown, plan=made),
-        units=lambda state, start: grown_state(state, made, *parameters, start),
+        passage=growing(made, small, grown),
     )
 
 
