@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -120,3 +122,17 @@ def test_a_plan_says_what_it_keeps():
     assert "llama: width 12, depth 2" in text
     assert f"layers kept: {made.layers[0]}" in text
     assert f"heads kept in layer {made.layers[0]}" in text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"head_dim": 2}, "target's heads are of 2, and the model's of 4; heads keep their size"),
+        ({"experts": 2}, "target has 2 experts; pruning makes no mixture: expected experts=1"),
+    ],
+)
+def test_shapes_that_no_pruning_gives_are_refused(sizes, message):
+    model = tiny.llama()
+    own = us.compress.plan(model, importance=scores(model), ffn=8).target
+    with pytest.raises(ValueError, match=message):
+        us.compress.plan(model, replace(own, **sizes), importance=scores(model))
