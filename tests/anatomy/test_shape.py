@@ -4,7 +4,7 @@ import pytest
 
 from growth import tiny
 from unitscale.anatomy.architecture import architecture_of, in_layer, starred
-from unitscale.anatomy.shape import shape_of, sized
+from unitscale.anatomy.shape import nearest, shape_of, sized
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)
@@ -33,3 +33,11 @@ def test_names_of_layers_have_a_star_and_get_it_back():
 def test_errors_say_who_asks():
     with pytest.raises(ValueError, match="adapt: object is no architecture that adapt knows"):
         architecture_of(object(), "adapt")
+
+
+def test_the_nearest_sizes_lie_on_either_side():
+    assert nearest(18, 4) == "16 or 20"
+    assert nearest(3, 4) == "4"
+    assert nearest(18, 4, 17) == "20"
+    assert nearest(18, 4, 1, 19) == "16"
+    assert nearest(18, 4, 17, 19) == ""

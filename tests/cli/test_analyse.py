@@ -178,6 +178,9 @@ def test_what_if_says_what_recipes_would_make(
     assert results["what_if_notes"] == []
     found = results["suggest_skip"]  # 32 x 4 of 32 x 4 + 16 x 32
     assert (found["skip"], found["share_of_multiply_adds"]) == (["layers.2"], 0.2)
+    (gain,) = found["gains"]
+    assert (gain["pattern"], gain["share"]) == ("layers.2", 0.2)
+    assert 0 < gain["error_after"] < gain["error_before"]
 
 
 def test_what_if_in_a_terminal_and_in_the_report(
@@ -194,6 +197,11 @@ def test_what_if_in_a_terminal_and_in_the_report(
     page = (folder / "report" / "report.html").read_text()
     assert "What other recipes would do" in page
     assert "skip=[&#x27;1&#x27;]" in page
+    for said in (text, page):
+        assert "kept in full precision" in said
+        assert "error before" in said
+    # All products of the model are in it, so that nothing is left.
+    assert "with it (-100%)." in text
 
 
 def test_what_if_options_and_groups_add_up(

@@ -1,7 +1,8 @@
 import copy
 
 import pytest
-from torch.nn.utils import prune
+from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import unitscale as us
 from compress import trained
@@ -130,3 +131,23 @@ def test_bad_input_is_one_line_and_changes_nothing():
 
     with pytest.raises(ValueError, match="recover must leave the masks"):
         us.compress.sparsify(model, 0.9, rounds=2, recover=forget)
+
+
+def test_a_weight_that_is_computed_takes_no_mask_and_nothing_is_changed():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    parametrizations.weight_norm(model[1])
+    with pytest.raises(ValueError, match="the weight of '1' is no parameter but computed") as error:
+        us.compress.mask_smallest(model, 0.5)
+    assert "\n" not in str(error.value)
+    assert not masked_layers(model)
+    us.compress.mask_smallest(model, 0.5, layers=["0"])
+    assert list(masked_layers(model)) == ["0"]
+
+
+def test_a_part_under_a_recipe_keeps_its_masks():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    us.compress.mask_smallest(model, 0.5)
+    us.unit_scale(model[0], "fp8")
+    with pytest.raises(ValueError, match="the model is under a recipe"):
+        us.compress.make_permanent(model)
+    assert list(masked_layers(model)) == ["0", "1"]

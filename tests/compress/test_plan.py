@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -80,10 +82,10 @@ LLAMA, GPT2 = tiny.llama, tiny.gpt2
         (LLAMA, {"depth": 3}, "depth is 3, and the model's is 2"),
         (LLAMA, {"ffn": 0}, "ffn is 0; expected a whole number of at least 1"),
         (LLAMA, {"ffn": 2.5}, "ffn is 2.5; expected a whole number"),
-        (LLAMA, {"width": 10}, "width is 10 with 4 heads.*expected a multiple"),
+        (LLAMA, {"width": 10}, "width is 10 with 4 heads.*expected a width of 8 or 12, or heads"),
         (LLAMA, {"heads": 3}, "3 heads do not divide into 2 groups"),
         (LLAMA, {"heads": 4, "kv_heads": 1}, "more in a group"),
-        (GPT2, {"width": 8}, "width is 8; heads of 6.*a multiple of 6"),
+        (GPT2, {"width": 8}, "width is 8; heads of 6.*expected 6 or 12, a multiple of 6"),
         (GPT2, {"width": 12, "heads": 1}, "heads is 1; heads of 6.*expected heads=2"),
         (GPT2, {"heads": 2, "kv_heads": 1}, "kv_heads is 1; a gpt2 has as many"),
         (LLAMA, {}, "nothing to prune to"),
@@ -120,3 +122,17 @@ def test_a_plan_says_what_it_keeps():
     assert "llama: width 12, depth 2" in text
     assert f"layers kept: {made.layers[0]}" in text
     assert f"heads kept in layer {made.layers[0]}" in text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"head_dim": 2}, "target's heads are of 2, and the model's of 4; heads keep their size"),
+        ({"experts": 2}, "target has 2 experts; pruning makes no mixture: expected experts=1"),
+    ],
+)
+def test_shapes_that_no_pruning_gives_are_refused(sizes, message):
+    model = tiny.llama()
+    own = us.compress.plan(model, importance=scores(model), ffn=8).target
+    with pytest.raises(ValueError, match=message):
+        us.compress.plan(model, replace(own, **sizes), importance=scores(model))

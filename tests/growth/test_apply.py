@@ -18,7 +18,7 @@ CASES = [
     ("gpt2", {"ffn": 70}),
     ("llama", WIDER),
     ("llama", {"width": 18}),
-    ("llama", {"width": 16, "heads": 9, "kv_heads": 3, "ffn": 33, "depth": 3}),
+    ("llama", {"width": 18, "heads": 9, "kv_heads": 3, "ffn": 33, "depth": 3}),
     ("llama", {"width": 36, "noise": 0.05}),
     ("bert", WIDER),
     ("bert", {"width": 36, "noise": 0.05}),

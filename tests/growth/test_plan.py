@@ -4,6 +4,7 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM, GPT2Config, Ll
 
 import unitscale as us
 from growth import tiny
+from unitscale.growth.shape import config_of
 
 plan = us.growth.plan
 
@@ -65,6 +66,40 @@ def test_what_cannot_be_grown_is_one_line_and_the_model_stays(asked, message):
 def test_groups_of_heads_keep_their_queries(asked, message):
     with pytest.raises(ValueError, match=message):
         plan(tiny.llama(), **asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        # transformers would make these, and then neither save nor load them.
+        ("llama", {"heads": 8, "kv_heads": 2}, "12 with 8 heads.*a width of 16, or heads that"),
+        ("llama", {"width": 18, "heads": 4, "kv_heads": 2}, "18 with 4 heads.*of 16 or 20, or"),
+        ("llama", {"width": 14}, "the 4 heads would be 4.66667.*a width of 18, a multiple of 6"),
+        ("gpt2", {"width": 20}, "the 2 heads would be 3.33333.*a width of 18 or 24, a multiple"),
+        ("bert", {"width": 20, "heads": 3, "ffn": 40}, "are not the width of 20.*width of 18"),
+        ("vit", {"width": 13}, "the 2 heads would be 2.16667.*a width of 18, a multiple of 6"),
+    ],
+)
+def test_widths_that_heads_do_not_divide_name_the_nearest_that_work(name, asked, message):
+    with pytest.raises(ValueError, match=message) as error:
+        plan(tiny.MODELS[name](), **asked)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_every_width_that_is_planned_is_one_that_transformers_makes_again(name):
+    small, planned = tiny.MODELS[name](), 0
+    for width in range(13, 25):
+        for heads in (None, 4, 6):
+            try:
+                made = plan(small, width=width, heads=heads)
+            except ValueError:
+                continue
+            config = config_of(small.config, made.small, made.target, made.known)
+            again = type(config)(**config.to_dict())
+            assert again.hidden_size == width
+            planned += 1
+    assert planned > (0 if name == "bert" else 1)
 
 
 def test_what_a_norm_after_each_block_forbids_is_refused():

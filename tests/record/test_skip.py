@@ -9,7 +9,7 @@ from torch import nn
 
 from unitscale import units
 from unitscale.record import record, suggest_skip
-from unitscale.record.skip import candidates
+from unitscale.record.skip import candidates, gains
 
 
 def row(
@@ -51,6 +51,21 @@ def test_harm_for_each_multiply_add_decides() -> None:
     # What does not fit is passed over for what does.
     assert suggest_skip(ROWS, "nvfp4", budget=0.1) == ["a.q"]
     assert suggest_skip(ROWS, "nvfp4", budget=0.0) == []
+
+
+def test_each_pattern_says_what_it_saves_after_those_before_it() -> None:
+    rows = [*ROWS, row("", 0, 0.05)]  # in no module, so that it cannot be kept
+    first, second = gains(rows, "nvfp4", suggest_skip(rows, "nvfp4", budget=0.4))
+    assert (first.pattern, second.pattern) == ("a.q", "a.down")
+    # 0.4 + 0.6 + 0.8 + 0.2 + 0.1, without 0.4, without 0.8
+    found = [first.error_before, first.error_after, second.error_before, second.error_after]
+    assert found == pytest.approx([2.1, 1.7, 1.7, 0.9])
+    assert (first.share, second.share) == (pytest.approx(0.1), pytest.approx(0.3))
+    every = gains(rows, "nvfp4", suggest_skip(rows, "nvfp4", budget=1.0))
+    assert every[-1].error_after == pytest.approx(0.1)
+    assert gains(rows, "nvfp4", []) == []
+    with pytest.raises(ValueError, match=r"'b' is no candidate of these rows; expected of a\.q"):
+        gains(rows, "nvfp4", ["b"])
 
 
 def test_harm_is_the_error_times_what_is_at_stake() -> None:

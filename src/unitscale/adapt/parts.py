@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from unitscale.anatomy.whole import refuse_wrapped
+
 __all__ = ["Found", "Parts", "find"]
 
 
@@ -50,11 +52,12 @@ def find(model: nn.Module, parts: Parts | None, caller: str) -> Found:
     """The parts of a model.
 
     Raises:
-        TypeError: not a module. ValueError: a model without a class token, whose parts are not
-            known, or that does not have the parts given.
+        TypeError: not a module. ValueError: a model that is wrapped, without a class token, whose
+            parts are not known, or that does not have the parts given.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: got {type(model).__name__}; expected a torch.nn.Module.")
+    refuse_wrapped(model, caller)
     name = type(model).__name__
     tokens = [p for path, p in model.named_parameters() if path.rpartition(".")[2] in CLASS_TOKENS]
     if not tokens and parts is None:

@@ -1,7 +1,8 @@
 """One forward pass of a model with prompts put in and features taken out, by hooks.
 
 The hooks are there during the pass alone. They run inside of the graph of a scaled model, so that
-the tokens of the prompts, and the shifted features, meet the same products in the same formats.
+the tokens of the prompts, and the shifted features, meet the same products in the same formats. A
+plain model is not compiled in the pass.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscale.adapt.parts import Found
+from unitscale.anatomy.output import uncompiled
 
 __all__ = ["Pass", "Probe", "probe_of"]
 
@@ -101,7 +103,7 @@ class Probe:
         Raises:
             ValueError: the parts do not do what `Parts` says.
         """
-        with self.on(found):
+        with self.on(found), uncompiled(model):
             self.prompts, self.shift = prompts, shift
             answer = model(images)
             logits = getattr(answer, "logits", answer)

@@ -12,13 +12,21 @@ is of and what it does there:
 Source: the models of `transformers` 5 (models/gpt2, llama, bert, vit).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from unitscale.deploy.quantized import quantized_layers
+from unitscale.anatomy.whole import check_whole, refuse_wrapped
 
-__all__ = ["ARCHITECTURES", "Architecture", "Use", "architecture_of", "in_layer", "starred"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Use",
+    "architecture_of",
+    "in_layer",
+    "names_at_depth",
+    "starred",
+]
 
 Role = Literal["write", "read", "gain", "shift"]
 
@@ -295,8 +303,9 @@ def architecture_of(model: Any, who: str) -> Architecture:
         who: asks, for the errors: "growth" or "compress".
     Raises:
         ValueError: it is none that is known, or has a parameter or a setting that it does not,
-            or its parameters are not whole.
+            or it is wrapped, or its parameters are not whole (see `check_whole`).
     """
+    refuse_wrapped(model, who)
     name, config = type(model).__name__, getattr(model, "config", None)
     found = ARCHITECTURES.get(getattr(config, "model_type", ""))
     if found is None:
@@ -306,19 +315,7 @@ def architecture_of(model: Any, who: str) -> Architecture:
             f"{who}: {name}{of} is no architecture that {who} knows; expected a model of "
             f"transformers of model_type {', '.join(ARCHITECTURES)}"
         )
-    if getattr(model, "hf_quantizer", None) is not None:
-        raise ValueError(f"{who}: the weights of this {name} are quantized; load the full ones")
-    if layers := quantized_layers(model):
-        raise ValueError(
-            f"{who}: {len(layers)} layers of this {name} are quantized (us.deploy.quantize), the "
-            f"first is {next(iter(layers))!r}; {who} needs full weights: use the model as it was "
-            "before"
-        )
-    if any(type(p).__name__ == "DTensor" for p in model.parameters()):
-        raise ValueError(
-            f"{who}: the parameters of this {name} are spread over processes; load a full "
-            "checkpoint into one process, and use that"
-        )
+    check_whole(model, who)
     for setting, harmless in found.refused.items():
         if getattr(config, setting, harmless) != harmless:
             raise ValueError(
@@ -330,6 +327,13 @@ def architecture_of(model: Any, who: str) -> Architecture:
             raise ValueError(
                 f"{who}: {name} has a parameter {parameter!r}, which {who} does not know of a "
                 f"{found.name}; expected {expected_classes(found)}"
+            )
+    own = dict(model.named_parameters())
+    for parameter, _ in model.named_parameters(remove_duplicate=False):
+        if parameter not in own and starred(parameter, found.layers)[1] is not None:
+            raise ValueError(
+                f"{who}: {parameter!r} of this {name} is shared with another layer; {who} knows "
+                "layers with weights of their own: give each a copy of its module"
             )
     return found
 
@@ -357,3 +361,16 @@ def starred(name: str, layers: str) -> tuple[str, int | None]:
 def in_layer(star: str, number: int) -> str:
     """The inverse of `starred`."""
     return star.replace(".*.", f".{number}.", 1)
+
+
+def names_at_depth(names: Iterable[str], layers: str, depth: int) -> list[str]:
+    """The names of the parameters of a model with another number of layers."""
+    inner: dict[str, None] = {}
+    outer = []
+    for name in names:
+        star, layer = starred(name, layers)
+        if layer is None:
+            outer.append(name)
+        else:
+            inner[star] = None
+    return outer + [in_layer(star, layer) for layer in range(depth) for star in inner]

@@ -19,7 +19,15 @@ from unitscale.units.forward import attach
 from unitscale.units.placing import Beside
 from unitscale.units.session import Session
 
-__all__ = ["Passage", "carried_state", "give_session", "log2", "rms", "warn_of_numbers"]
+__all__ = [
+    "Passage",
+    "carried_state",
+    "give_session",
+    "log2",
+    "rms",
+    "value_change",
+    "warn_of_numbers",
+]
 
 RESTARTED = 3
 """Training calls that the schedule has behind it: the second call from now on measures."""
@@ -145,6 +153,12 @@ def carried_state(state: Mapping[str, Any], passage: Passage, start: str = "") -
         "unshared": {},
         "pending_amaxes": pending,
     }
+
+
+def value_change(before: Tensor, after: Tensor) -> int:
+    """By how many powers of two the s of a parameter changes, which follows its values."""
+    old, new = rms(before), rms(after)
+    return log2(new / old) if old and new else 0
 
 
 def warn_of_numbers(session: Session, layers: str, who: str) -> None:

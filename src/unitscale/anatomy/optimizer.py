@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscale import optim
+from unitscale.anatomy.whole import unwrapped
 
 __all__ = ["MOMENTS", "Moment", "State", "carry_optimizer", "moments_of"]
 
@@ -43,6 +44,7 @@ def carry_optimizer(
         ValueError: parameters of another model, another kind of optimizer, a state that is unknown;
             `new` is left as it was.
     """
+    models = unwrapped(models[0]), unwrapped(models[1])
     kind = kind_of(optimizer, who)
     if kind_of(new, who) != kind:
         raise ValueError(

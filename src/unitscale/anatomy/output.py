@@ -1,16 +1,18 @@
 """What a model gives for a batch, in eval() and without its recipe."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from unitscale import units
+from unitscale.anatomy.whole import unwrapped
 from unitscale.units.forward import session_of
 
-__all__ = ["called", "evaluating", "plain"]
+__all__ = ["called", "evaluating", "plain", "uncompiled"]
 
 
 def called(
@@ -63,5 +65,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def plain(model: nn.Module) -> Any:
-    """A context without the recipe of a model, if it has one."""
+    """A context without the recipe of a model, if it has one; torch.compile may wrap it."""
+    model = unwrapped(model)
     return nullcontext() if session_of(model) is None else units.full_precision(model)
+
+
+def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """A context for hooks: what torch.compile captured of a plain model before does not run in it.
+
+    Those graphs know nothing of hooks that came later, and torch does not check for them. A model
+    under a recipe, or with a part under one, runs on in its own graphs, which do.
+    """
+    if any(session_of(module) is not None for module in model.modules()):
+        return nullcontext()
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager

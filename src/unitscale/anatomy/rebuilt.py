@@ -1,14 +1,50 @@
 """A model of another size beside the old one: made, and filled with values."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["copy_buffers", "fill", "is_tied", "rebuilt", "undrawn"]
+__all__ = ["is_tied", "remade", "undrawn"]
+
+
+def remade(
+    model: nn.Module,
+    config: Any,
+    names: Iterable[str],
+    value: Callable[[str], Tensor],
+    origin: Callable[[str], str],
+    who: str,
+) -> nn.Module:
+    """A model by another configuration, of given values; the old one stays as it is.
+
+    It has the class, dtypes, device, mode and `requires_grad` of the old one.
+
+    Args:
+        names: of its parameters.
+        value: of a name: what the parameter holds, of its shape and dtype.
+        origin: of a name: the old parameter that it comes from.
+        who: asks, for the errors.
+    Raises:
+        ValueError: weights are shared in a way that no configuration says.
+    """
+    found = rebuilt(model, config)
+    own = dict(found.named_parameters())
+    if strange := sorted(own.keys() ^ set(names)):
+        raise ValueError(
+            f"{who}: {strange[0]!r} is {'not ' if strange[0] in own else ''}a weight of its own in "
+            f"this {type(model).__name__}, unlike in one of its configuration; share weights as "
+            "transformers does (tie_word_embeddings), or none"
+        )
+    for name, parameter in own.items():
+        fill(parameter, value(name), name)
+        parameter.requires_grad_(model.get_parameter(origin(name)).requires_grad)
+    copy_buffers(model, found)
+    found.train(model.training)
+    return found
 
 
 def rebuilt(model: Any, config: Any) -> nn.Module:
@@ -17,7 +53,9 @@ def rebuilt(model: Any, config: Any) -> nn.Module:
     It holds any values, and draws no random numbers of others. Its dtype is that of the other
     one's first parameter; `fill` and `copy_buffers` give each tensor the dtype of what it holds.
     """
-    first = next(model.parameters())
+    first, reads = next(model.parameters()), getattr(model, "get_output_embeddings", None)
+    if reads is not None and reads() is not None:
+        config.tie_word_embeddings = is_tied(model)  # which may have been changed by hand
     with undrawn():
         found: nn.Module = type(model)(config)
     found = found.to(device=first.device, dtype=first.dtype)
@@ -37,16 +75,11 @@ def undrawn() -> Iterator[None]:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, values: Iterator[tuple[str, Tensor]]) -> None:
-    """Put values into all parameters of a model, in their dtypes; each has its shape."""
-    missing = {name for name, _ in model.named_parameters()}
-    for name, value in values:
-        parameter = model.get_parameter(name)
-        assert parameter.shape == value.shape, (name, parameter.shape, value.shape)
-        parameter.data = parameter.data.to(value.dtype)
-        parameter.copy_(value)
-        missing.discard(name)
-    assert not missing, missing
+def fill(parameter: nn.Parameter, value: Tensor, name: str) -> None:
+    """Put a value into a parameter, in its dtype."""
+    assert parameter.shape == value.shape, (name, parameter.shape, value.shape)
+    parameter.data = parameter.data.to(value.dtype)
+    parameter.copy_(value)
 
 
 @torch.no_grad()

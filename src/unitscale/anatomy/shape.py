@@ -1,12 +1,22 @@
-"""The shape of a model: the sizes that can change, and a configuration of other ones."""
+"""The shape of a model: the sizes that can change, their checks, and a configuration of others."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from unitscale.anatomy.architecture import Architecture
 
-__all__ = ["Shape", "shape_of", "sized"]
+__all__ = [
+    "Shape",
+    "check_groups",
+    "check_head_size",
+    "check_numbers",
+    "check_width",
+    "nearest",
+    "shape_of",
+    "sized",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +77,71 @@ def sized(config: Any, old: Shape, new: Shape, architecture: Architecture) -> An
     if new.width != old.width:
         setattr(found, architecture.fields["ffn"], new.ffn)  # GPT-2's None follows the width
     return found
+
+
+def check_numbers(asked: Mapping[str, Any], who: str) -> None:
+    """Refuse sizes that are no positive whole numbers.
+
+    Args:
+        who: asks, for the errors, as in all of these.
+    Raises:
+        ValueError: says which.
+    """
+    for name, size in asked.items():
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{who}: {name} is {size!r}; expected a whole number of at least 1")
+
+
+def check_groups(shape: Shape, who: str) -> None:
+    """Refuse heads that do not divide into their groups.
+
+    Raises:
+        ValueError: says which.
+    """
+    if shape.heads % shape.kv_heads:
+        raise ValueError(
+            f"{who}: {shape.heads} heads do not divide into {shape.kv_heads} groups; expected a "
+            "multiple of kv_heads"
+        )
+
+
+def check_head_size(target: Shape, own: Shape, who: str) -> None:
+    """Refuse a target with heads of another size.
+
+    Raises:
+        ValueError: says both sizes.
+    """
+    if target.head_dim != own.head_dim:
+        raise ValueError(
+            f"{who}: the target's heads are of {target.head_dim}, and the model's of "
+            f"{own.head_dim}; heads keep their size: ask for more or fewer of them"
+        )
+
+
+def check_width(shape: Shape, who: str, *, least: int = 1, most: int | None = None) -> None:
+    """Refuse a width that heads do not divide, which transformers neither saves nor loads.
+
+    It says so of a Llama too, whose heads have a size of their own.
+
+    Args:
+        least, most: the widths that can be had, for the error.
+    Raises:
+        ValueError: names the nearest widths that work.
+    """
+    if shape.width % shape.heads:
+        raise ValueError(
+            f"{who}: width is {shape.width} with {shape.heads} heads; transformers saves and loads "
+            "no model whose heads do not divide its width: expected a width of "
+            f"{nearest(shape.width, shape.heads, least, most)}, or heads that divide {shape.width}"
+        )
+
+
+def nearest(size: int, unit: int, least: int = 1, most: int | None = None) -> str:
+    """The multiples of a unit that are nearest to a size on either side, as "16 or 20".
+
+    Args:
+        least, most: between which they lie; "" if none does.
+    """
+    below = size // unit * unit
+    found = [n for n in (below, below + unit) if n >= least and (most is None or n <= most)]
+    return " or ".join(map(str, found))

@@ -155,9 +155,12 @@ def suggestion(results: dict[str, Any], name: str, budget: float) -> dict[str, A
     """The modules to keep in full precision; exit code 1 if nothing can be said of the recipe.
 
     Shares are of the multiply-adds that the recipe rounds; `rounded_share` is the share of those in
-    the whole model, and `smallest_share` the least that a module has.
+    the whole model, `smallest_share` the least that a module has, and `gains` what each pattern is
+    predicted to save.
     """
-    from unitscale.record.skip import candidates, suggest_skip
+    from dataclasses import asdict
+
+    from unitscale.record.skip import candidates, gains, suggest_skip
     from unitscale.train.named import find_recipe
 
     rows, recipe = results["what_if"], find_recipe(name).name
@@ -172,6 +175,7 @@ def suggestion(results: dict[str, Any], name: str, budget: float) -> dict[str, A
         "recipe": recipe,
         "budget": budget,
         "skip": patterns,
+        "gains": [asdict(gain) for gain in gains(rows, recipe, patterns)],
         "share_of_multiply_adds": sum(shares[pattern] for pattern in patterns),
         "rounded_share": sum(rounded.values()) / (sum(macs.values()) or 1),
         "smallest_share": min(shares.values(), default=None),
@@ -242,4 +246,6 @@ def show_what_if(results: dict[str, Any], rows: int) -> None:
         show(sentence)
     found = results.get("suggest_skip")
     if found is not None:
+        if found["skip"]:
+            show(plain_table(analysis.gain_rows(found)))
         show(analysis.skip_sentence(found))

@@ -1,6 +1,6 @@
 """A pruning carried out: a new model beside the old one, which stays as it is."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,71 +8,63 @@ import torch
 from torch import Tensor, nn
 
 from unitscale.anatomy.architecture import in_layer, starred
-from unitscale.anatomy.carry import Passage, carried_state, give_session, log2, rms, warn_of_numbers
+from unitscale.anatomy.carry import (
+    Passage,
+    give_session,
+    value_change,
+    warn_of_numbers,
+)
 from unitscale.anatomy.optimizer import State, carry_optimizer, moments_of
 from unitscale.anatomy.output import called, evaluating
-from unitscale.anatomy.rebuilt import copy_buffers, fill, rebuilt
-from unitscale.anatomy.shape import shape_of, sized
+from unitscale.anatomy.planned import check_planned
+from unitscale.anatomy.rebuilt import remade
+from unitscale.anatomy.shape import sized
 from unitscale.compress.plan import Plan
 from unitscale.units.forward import session_of
 
-__all__ = ["Report", "apply", "prune_optimizer", "pruned_state", "verify"]
+__all__ = ["Report", "apply", "prune_optimizer", "pruning", "verify"]
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """The pruned model; the large one stays as it is.
 
-    It has the class, dtype, device, mode and `requires_grad` of the large one; hooks are set anew.
-    If that is scaled (`us.unit_scale`), so is this, by the same recipe, at units that were carried
-    over: its first call is one of the recipe, and the second measures. Its optimizer:
-    `prune_optimizer`.
+    It has the class, dtype, device, mode and `requires_grad` of the large one; hooks and
+    `model.compile()` are set anew. If that is scaled (`us.unit_scale`), so is this, by the same
+    recipe, at units that were carried over: its first call is one of the recipe, and the second
+    measures. Its optimizer: `prune_optimizer`.
 
     Raises:
-        ValueError: the plan is of another model, or was applied to this one already.
+        ValueError: the plan is of another model, or was applied to this one already; the model is
+            wrapped, or its parameters are masked, computed or quantized.
     """
-    check_model(model, plan)
-    config: Any = model.config
-    pruned = rebuilt(model, sized(config, plan.old, plan.target, plan.known))
+    check_planned(model, plan, plan.old, plan.target, "compress")
+    config = sized(model.config, plan.old, plan.target, plan.known)
     old: dict[str, Tensor] = dict(model.named_parameters())
-    fill(pruned, ((n, plan.cut(n, old[plan.origin(n)].detach())) for n in plan.names()))
-    copy_buffers(model, pruned)
-    pruned.train(model.training)
-    for name, parameter in pruned.named_parameters():
-        parameter.requires_grad_(old[plan.origin(name)].requires_grad)
+    pruned = remade(
+        model,
+        config,
+        plan.names(),
+        lambda name: plan.cut(name, old[plan.origin(name)].detach()),
+        plan.origin,
+        "compress",
+    )
     if (session := session_of(model)) is not None:
         session.terms.collect()
         if plan.target.depth < plan.old.depth:
             warn_of_numbers(session, plan.known.layers, "compress")
-        passage = pruning(plan, old, dict(pruned.named_parameters()))
+        passage = pruning(plan, model, pruned)
         give_session(session, pruned, passage, session.recipe, session.beside)
     return pruned
 
 
-def check_model(model: nn.Module, made: Plan) -> None:
-    """Refuse a model that a plan was not made for.
-
-    Raises:
-        ValueError: says what differs.
-    """
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    if shapes == made.shapes:
-        return
-    found = getattr(getattr(model, "config", None), "model_type", None)
-    own = shape_of(model.config, made.known) if found == made.architecture else None
-    again = "; the plan was applied to it already" if own == made.target else ""
-    raise ValueError(
-        f"compress: the plan is for a {made.architecture} of {made.old}, and the model is a "
-        f"{type(model).__name__} of {own or 'another architecture'}{again}: make a plan of this "
-        "model"
-    )
-
-
-def pruning(made: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Passage:
+def pruning(made: Plan, large: nn.Module, pruned: nn.Module) -> Passage:
     """How the tensors of a model become those of the pruned one.
 
     A tensor between ops holds some of what it held, so its unit stays until it is measured. The s
     of a parameter follows its values.
     """
+    old: dict[str, Tensor] = dict(large.named_parameters())
+    new: dict[str, Tensor] = dict(pruned.named_parameters())
 
     def descendants(name: str) -> Iterator[str]:
         star, layer = starred(name, made.known.layers)
@@ -84,21 +76,9 @@ def pruning(made: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) ->
     def change(found: str, name: str) -> tuple[int, int]:
         if found not in new or name not in old:
             return 0, 0
-        before, after = rms(old[name]), rms(new[found])
-        return (log2(after / before) if before and after else 0), 0
+        return value_change(old[name], new[found]), 0
 
     return Passage(descendants=descendants, change=change, old=old, new=new)
-
-
-def pruned_state(
-    state: State,
-    made: Plan,
-    old: Mapping[str, Tensor],
-    new: Mapping[str, Tensor],
-    start: str = "",
-) -> State:
-    """What a store of units holds, for the pruned model: see `carried_state`."""
-    return carried_state(state, pruning(made, old, new), start)
 
 
 def prune_optimizer(

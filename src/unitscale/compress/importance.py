@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unitscale import units
 from unitscale.anatomy.architecture import Architecture, architecture_of, in_layer, starred
-from unitscale.anatomy.output import called, evaluating
+from unitscale.anatomy.output import called, evaluating, uncompiled
 from unitscale.anatomy.shape import shape_of
 from unitscale.units.forward import session_of
 
@@ -336,5 +336,7 @@ def drawn(model: nn.Module, seed: int = 0) -> Importance:
 
 @contextmanager
 def plain_copy(model: nn.Module) -> Iterator[Any]:
-    """The model itself if it is plain, and a copy without its recipe otherwise."""
-    yield model if session_of(model) is None else units.unscale(copy.deepcopy(model))
+    """The model itself if it is plain, and a copy without its recipe otherwise; never compiled."""
+    own = model if session_of(model) is None else units.unscale(copy.deepcopy(model))
+    with uncompiled(own):
+        yield own

@@ -65,8 +65,8 @@ def mask_smallest(
         layers: names of modules; None is every matrix but embeddings.
 
     Raises:
-        ValueError: a share that cannot be, a name that is no matrix, a matrix with more zeros
-            than that already. The model is left as it was.
+        ValueError: a share that cannot be, a name that is no matrix, a matrix that is computed, or
+            one with more zeros than that already. The model is left as it was.
     """
     if not 0 <= amount < 1:
         raise ValueError(f"compress: amount is {amount!r}; expected from 0 to below 1, as 0.5")
@@ -78,6 +78,12 @@ def mask_smallest(
         )
     chosen = {name: found[name] for name in (found if layers is None else layers)}
     for name, module in chosen.items():
+        if not isinstance(module.weight, nn.Parameter) and not hasattr(module, MASK):
+            raise ValueError(
+                f"compress: the weight of {name!r} is no parameter but computed (a parametrization,"
+                " say) or quantized, so it can have no mask; make it a parameter first, or leave "
+                "it out: layers=[...]"
+            )
         own = zeros_of(module)
         if own > round(amount * module.weight.numel()):
             raise ValueError(
@@ -175,7 +181,7 @@ def make_permanent(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: no mask, or a model under a recipe.
     """
-    if session_of(model) is not None:
+    if any(session_of(module) is not None for module in model.modules()):
         raise ValueError("compress: the model is under a recipe; call us.unscale(model) first")
     if not masked_layers(model):
         raise ValueError("compress: the model has no mask; call mask_smallest first")

@@ -1,21 +1,19 @@
 """What pruning will keep of a model, as data: made and checked before anything is changed."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unitscale.anatomy.architecture import (
-    ARCHITECTURES,
-    Architecture,
     Use,
     architecture_of,
     in_layer,
+    names_at_depth,
     starred,
 )
+from unitscale.anatomy.planned import Planned, shapes_of
 from unitscale.anatomy.shape import Shape, shape_of
 from unitscale.compress.importance import Importance
 from unitscale.compress.shape import asked_by, count, shape_for, sizes_of, target_of
@@ -24,32 +22,22 @@ __all__ = ["Plan", "plan"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Planned):
     """What pruning will keep.
 
     Attributes:
-        architecture: a key of `ARCHITECTURES`.
-        old, target: the shapes before and after.
+        old: the shape before; `target` is that after.
         layers: the old layers that stay, in order.
         channels: the channels of the residual stream that stay.
         heads, kv_heads, neurons: likewise, for each layer that stays.
-        shapes: of the model's parameters, by which `apply` knows it.
     """
 
-    architecture: str
     old: Shape
-    target: Shape
     layers: tuple[int, ...]
     channels: tuple[int, ...]
     heads: tuple[tuple[int, ...], ...]
     kv_heads: tuple[tuple[int, ...], ...]
     neurons: tuple[tuple[int, ...], ...]
-    shapes: Mapping[str, tuple[int, ...]]
-
-    @cached_property
-    def known(self) -> Architecture:
-        """What is known of the architecture."""
-        return ARCHITECTURES[self.architecture]
 
     @property
     def parameters(self) -> tuple[int, int]:
@@ -59,6 +47,10 @@ class Plan:
             count(self.shapes, self.known, self.target),
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """The same as data, with the numbers of parameters in place of their shapes."""
+        return {**super().to_json(), "parameters": self.parameters}
+
     def origin(self, name: str) -> str:
         """The parameter that one of the pruned model is cut from."""
         star, layer = starred(name, self.known.layers)
@@ -66,12 +58,7 @@ class Plan:
 
     def names(self) -> list[str]:
         """The parameters of the pruned model."""
-        found: dict[str, None] = {}
-        for name in self.shapes:
-            star, layer = starred(name, self.known.layers)
-            numbers = range(len(self.layers)) if layer is not None else (None,)
-            found |= {name if n is None else in_layer(star, n): None for n in numbers}
-        return list(found)
+        return names_at_depth(self.shapes, self.known.layers, self.target.depth)
 
     def kept(self, use: Use, layer: int | None) -> Tensor:
         """The indices of an axis that stay, int64."""
@@ -150,7 +137,7 @@ def plan(
     known = architecture_of(model, "compress")
     config: Any = model.config
     old = shape_of(config, known)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = shapes_of(model)
     given = {"width": width, "depth": depth, "heads": heads, "kv_heads": kv_heads, "ffn": ffn}
     ways = (target is not None, parameters is not None, any(v is not None for v in given.values()))
     if sum(ways) != 1:

@@ -6,7 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from unitscale.anatomy.architecture import Architecture, starred
-from unitscale.anatomy.shape import Shape
+from unitscale.anatomy.shape import (
+    Shape,
+    check_groups,
+    check_head_size,
+    check_numbers,
+    check_width,
+    nearest,
+)
 
 __all__ = ["candidates", "count", "shape_for", "target_of"]
 
@@ -32,9 +39,8 @@ def target_of(old: Shape, architecture: Architecture, given: Mapping[str, int | 
             divide.
     """
     asked = {name: size for name, size in given.items() if size is not None}
+    check_numbers(asked, "compress")
     for name, size in asked.items():
-        if type(size) is not int or size < 1:
-            raise ValueError(f"compress: {name} is {size!r}; expected a whole number of at least 1")
         if size > getattr(old, name):
             raise ValueError(
                 f"compress: {name} is {size}, and the model's is {getattr(old, name)}; expected at "
@@ -54,16 +60,8 @@ def target_of(old: Shape, architecture: Architecture, given: Mapping[str, int | 
     elif "heads" in asked and "kv_heads" not in asked and old.heads == old.kv_heads:
         asked["kv_heads"] = asked["heads"]  # they are not grouped, and stay so
     target = replace(old, **asked)
-    if target.width % target.heads:
-        raise ValueError(
-            f"compress: width is {target.width} with {target.heads} heads; transformers loads no "
-            "model whose heads do not divide its width: expected a multiple"
-        )
-    if target.heads % target.kv_heads:
-        raise ValueError(
-            f"compress: {target.heads} heads do not divide into {target.kv_heads} groups; expected "
-            "a multiple of kv_heads"
-        )
+    check_width(target, "compress", most=old.width)
+    check_groups(target, "compress")
     if target.heads // target.kv_heads > old.heads // old.kv_heads:
         raise ValueError(
             f"compress: {target.heads} heads in {target.kv_heads} groups are more in a group than "
@@ -84,7 +82,8 @@ def with_heads(old: Shape, architecture: Architecture, asked: dict[str, int]) ->
     width = heads * old.head_dim if width is None and heads is not None else width
     assert width is not None
     if width % old.head_dim or heads not in (None, width // old.head_dim):
-        whole = f"a multiple of {old.head_dim}" if width % old.head_dim else ""
+        whole = f"{nearest(width, old.head_dim, most=old.width)}, a multiple of {old.head_dim}"
+        whole = whole if width % old.head_dim else ""
         given = f"and heads is {heads}" if heads is not None else ""
         raise ValueError(
             f"compress: width is {width} {given}".rstrip()
@@ -206,9 +205,10 @@ def asked_by(target: Any, old: Shape) -> dict[str, int]:
     """
     if not isinstance(target, Shape):
         raise ValueError(f"compress: the target is a {type(target).__name__}; expected a Shape")
-    if target.head_dim != old.head_dim or target.experts != 1:
+    check_head_size(target, old, "compress")
+    if target.experts != 1:
         raise ValueError(
-            f"compress: the target is of heads of {target.head_dim}, and the model of "
-            f"{old.head_dim}; heads keep their size, and there are no experts"
+            f"compress: the target has {target.experts} experts; pruning makes no mixture: "
+            "expected experts=1"
         )
     return {name: getattr(target, name) for name in SIZES}

@@ -1,38 +1,24 @@
 """Compression from a folder to a folder: of `transformers`, or a run of `unitscale train`."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unitscale.anatomy.folder import (
-    START,
-    command_of,
-    described,
-    into,
-    loaded,
-    random_batch,
-    read_run,
-    save_beside,
-    text_of,
-)
+from unitscale.anatomy.folder import described, loaded, random_batch
 from unitscale.anatomy.rebuilt import undrawn
-from unitscale.compress.apply import Report, apply, prune_optimizer, pruned_state, verify
+from unitscale.anatomy.written import Outcome, Run, changed_config, write_model, write_run
+from unitscale.compress.apply import Report, apply, prune_optimizer, pruning, verify
 from unitscale.compress.distil import Distillation, distil
 from unitscale.compress.importance import Importance, drawn, magnitude, measure
 from unitscale.compress.plan import Plan, plan
 from unitscale.compress.target import parse_target
 from unitscale.data import Corpus, open_corpus, sample_windows
-from unitscale.models.next_byte import NextByte
 from unitscale.recipes import parse
-from unitscale.train.checkpoint import TrainState, save_checkpoint
 from unitscale.train.config import TrainConfig
-from unitscale.train.initial import build_optimizer
-from unitscale.train.run_folder import CHECKPOINT, CONFIG, identity_of, write_json
-from unitscale.train.units import apply_numerics
 from unitscale.units import unit_scale, unscale
 
 __all__ = ["Written", "compress_folder"]
@@ -49,35 +35,24 @@ Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class Written(Outcome):
     """What compression did to a folder.
 
     Attributes:
-        folder: where the small model is; None where it was only planned.
-        report: None likewise.
+        report: of the small model beside the large one; None where it was only planned.
         losses: of the steps of distillation.
-        command: that trains on, of a run.
-        text: the file that the command reads; None is the standard library's source.
     """
 
-    plan: Plan
-    folder: Path | None = None
     report: Report | None = None
     losses: tuple[float, ...] = ()
-    command: tuple[str, ...] = ()
-    text: Path | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """The report."""
+        return {"report": None if self.report is None else asdict(self.report)}
 
     def to_json(self) -> dict[str, Any]:
         """The same as data, without the shapes of every parameter."""
-        made = asdict(self.plan)
-        del made["shapes"]
-        return {
-            "folder": None if self.folder is None else str(self.folder),
-            "plan": {**made, "parameters": self.plan.parameters},
-            "report": None if self.report is None else asdict(self.report),
-            "losses": list(self.losses),
-            "command": list(self.command),
-        }
+        return {**super().to_json(), "losses": list(self.losses)}
 
 
 def compress_folder(
@@ -139,20 +114,18 @@ def compress_folder(
                 "unitscale train --resume; distil a folder of save_pretrained, or in Python"
             )
         with undrawn():
-            old, config = read_run(source, description, "compress")
-            assert isinstance(old.model, NextByte)
-            model: Any = old.model.model
-            asked: dict[str, Any] = in_proportion(model, parse_target(target, size_of(model)))
-            length = config.sequence_length
-            scores = ranked(model, importance, seed, byte_batches(corpus, seed, samples, length))
-            made = plan(model, importance=scores, **asked)
-            check_run(made, config)
+            run = Run.read(source, description, "compress")
+            asked = in_proportion(run.model, parse_target(target, size_of(run.model)))
+            length = run.config.sequence_length
+            windows = byte_batches(corpus, seed, samples, length)
+            made = plan(run.model, importance=ranked(run.model, importance, seed, windows), **asked)
+            check_run(made, run.config)
             if not write:
                 return Written(plan=made)
-            return write_run(source, out, description, (old, config), made, corpus, data, steps)
+            return compress_run(run, out, made, corpus, data, steps)
     if steps is not None:
         raise ValueError(f"steps is {steps!r}, and {source} is no run of `unitscale train`")
-    model = loaded(source, description)
+    model: Any = loaded(source, description)
     if model.config.model_type == "vit" and (importance == "activations" or distil_steps):
         raise ValueError(
             f"{source} is a vit, which reads no text: give importance='magnitude' and no "
@@ -176,12 +149,7 @@ def compress_folder(
         student = (unscale(student) if recipe != "fp32" else student).eval()
     report = verify(model, student, next(iter(batches(-1, 0)), None) or random_batch(model.config))
     done = Written(plan=made, folder=out, report=report, losses=tuple(losses))
-
-    def fill(folder: Path) -> None:
-        save_beside(student, source, folder)
-        write_json(folder / LINEAGE, lineage(source, done))
-
-    into(out, fill)
+    write_model(student, source, done, LINEAGE)
     return done
 
 
@@ -288,48 +256,21 @@ def check_run(made: Plan, config: TrainConfig) -> None:
             )
 
 
-def write_run(
-    source: Path,
-    out: Path,
-    description: dict[str, Any],
-    run: tuple[TrainState, TrainConfig],
-    made: Plan,
-    corpus: Corpus,
-    data: Path | None,
-    steps: int | None,
+def compress_run(
+    run: Run, out: Path, made: Plan, corpus: Corpus, data: Path | None, steps: int | None
 ) -> Written:
     """`compress_folder` of a run."""
-    (old, config), target = run, made.target
-    large: Any = old.model.model
-    model = {**config.model, "width": target.width, "depth": target.depth, "heads": target.heads}
-    new = replace(config, model=model, steps=steps or config.steps)
-    pruned = apply(large, made)
-    state = TrainState(NextByte(pruned), torch.optim.SGD(pruned.parameters(), 0.0), old.loss_scale)
-    state.optimizer = build_optimizer(new, state.model)
-    prune_optimizer(old.optimizer, state.optimizer, model=large, pruned=pruned, plan=made)
+    large, pruned = run.model, apply(run.model, made)
+    config = changed_config(run.config, made.target, steps)
     batch = next(byte_batches(corpus, config.seed, BATCH, config.sequence_length))
     report = verify(large, pruned, {**batch, "labels": batch["input_ids"]})
-    if old.units is not None:
-        parameters = dict(large.named_parameters()), dict(pruned.named_parameters())
-        state.units = pruned_state(old.units, made, *parameters, START)
-    apply_numerics(replace(new, device="cpu", inner="eager"), state.model, state.units)
-    renewed = {**description, "config": new.to_json()}
-    state.run = identity_of(renewed)
-    given = () if data is None else (data,)
-    text = text_of(description, *given, source, source.parent, out.parent)
-    command = command_of(new, out, text)
-    done = Written(plan=made, folder=out, report=report, command=command, text=text)
-
-    def fill(folder: Path) -> None:
-        write_json(folder / CONFIG, renewed)
-        save_checkpoint(state, folder / CHECKPOINT)
-        write_json(folder / LINEAGE, {**lineage(source, done), "step": old.step})
-
-    into(out, fill)
-    return done
-
-
-def lineage(source: Path, done: Written) -> dict[str, Any]:
-    """What compress.json holds."""
-    found = done.to_json()
-    return {"from": source.resolve().name, "plan": found["plan"], "report": found["report"]}
+    return write_run(
+        run,
+        pruned,
+        config,
+        Written(plan=made, folder=out, report=report),
+        LINEAGE,
+        *(() if data is None else (data,)),
+        optimizer=lambda old, new: prune_optimizer(old, new, model=large, pruned=pruned, plan=made),
+        passage=pruning(made, large, pruned),
+    )

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,10 @@ from torch import Tensor, nn
 from unitscale.anatomy.architecture import starred
 from unitscale.anatomy.carry import (
     Passage,
-    carried_state,
     give_session,
     log2,
     rms,
+    value_change,
     warn_of_numbers,
 )
 from unitscale.growth.names import EXPERTS, ROUTER, dense_name, descendants
@@ -28,11 +27,9 @@ from unitscale.growth.plan import Plan
 from unitscale.units.placing import Skipped
 from unitscale.units.session import Session
 
-__all__ = ["carry_units", "grown_state"]
+__all__ = ["carry_units", "growing"]
 
 ROUTERS = f"*.{ROUTER}"
-
-State = dict[str, Any]
 
 
 def carry_units(session: Session, small: nn.Module, grown: nn.Module, made: Plan) -> None:
@@ -48,27 +45,13 @@ def carry_units(session: Session, small: nn.Module, grown: nn.Module, made: Plan
     if made.target.experts > 1:  # which expert a token takes would hang on a rounding
         recipe = replace(recipe, skip=(*recipe.skip, ROUTERS))
         beside = replace(beside, skips=(*beside.skips, Skipped(repr(ROUTERS), (ROUTERS,))))
-    passage = growing(made, dict(small.named_parameters()), dict(grown.named_parameters()))
-    give_session(session, grown, passage, recipe, beside)
+    give_session(session, grown, growing(made, small, grown), recipe, beside)
 
 
-def grown_state(
-    state: Mapping[str, Any],
-    made: Plan,
-    old: Mapping[str, Tensor],
-    new: Mapping[str, Tensor],
-    start: str = "",
-) -> State:
-    """What a store of units holds, for the grown model: see `carried_state`.
-
-    Args:
-        old, new: the parameters of both models.
-    """
-    return carried_state(state, growing(made, old, new), start)
-
-
-def growing(made: Plan, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Passage:
+def growing(made: Plan, small: nn.Module, grown: nn.Module) -> Passage:
     """How the tensors of a model become those of the grown one."""
+    old: dict[str, Tensor] = dict(small.named_parameters())
+    new: dict[str, Tensor] = dict(grown.named_parameters())
     return Passage(
         descendants=lambda name: descendants(name, made),
         change=lambda found, name: change(found, name, made, old, new),
@@ -105,13 +88,11 @@ def parameter_change(
     found: str, name: str, made: Plan, old: Tensor, new: Tensor, *, is_expert: bool
 ) -> tuple[int, int]:
     """`change` for a parameter: by its values, and by what its gradient will be."""
-    before, after = rms(old), rms(new)
-    s = log2(after / before) if before and after else 0
     origin = dense_name(found, made)
     assert origin is not None
     share = made.growth(origin).moment(torch.ones(old.shape), "first")
     factor = rms(share[share != 0]) / (made.target.experts if is_expert else 1)
-    return s, -log2(factor)
+    return value_change(old, new), -log2(factor)
 
 
 def activation_copies(name: str, made: Plan) -> float:

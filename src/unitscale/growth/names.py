@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from unitscale.anatomy.architecture import starred
+from unitscale.anatomy.architecture import in_layer, names_at_depth, starred
 from unitscale.growth.plan import Plan
 
 __all__ = ["dense_name", "dense_names", "descendants", "parameter_names", "router_name"]
@@ -13,13 +13,7 @@ EXPERTS, ROUTER = "experts", "router"
 
 def dense_names(made: Plan) -> list[str]:
     """The parameters of the grown model before its MLPs are replaced."""
-    start = f"{made.known.layers}."
-    names = [name for name in made.shapes if not name.startswith(start)]
-    inner = dict.fromkeys(
-        name.removeprefix(start).partition(".")[2] for name in made.shapes if name.startswith(start)
-    )
-    layers = [f"{start}{layer}.{rest}" for layer in range(made.target.depth) for rest in inner]
-    return names + layers
+    return names_at_depth(made.shapes, made.known.layers, made.target.depth)
 
 
 def parameter_names(made: Plan) -> list[str]:
@@ -58,9 +52,9 @@ def dense_name(name: str, made: Plan) -> str | None:
         return name
     first, _, rest = star.removeprefix(before).partition(".")
     if first == ROUTER:
-        start = before.replace(".*.", f".{layer}.", 1)
+        start = in_layer(before, layer)
         return next((n for n in dense_names(made) if n.startswith(start)), None)
-    return before.replace(".*.", f".{layer}.", 1) + rest.partition(".")[2]
+    return in_layer(before, layer) + rest.partition(".")[2]
 
 
 def descendants(name: str, made: Plan) -> Iterator[str]:
@@ -71,4 +65,4 @@ def descendants(name: str, made: Plan) -> Iterator[str]:
         return
     for number, source in enumerate(made.sources):
         if source == layer:
-            yield from expert_names(star.replace(".*.", f".{number}.", 1), made)
+            yield from expert_names(in_layer(star, number), made)

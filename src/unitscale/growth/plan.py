@@ -14,8 +14,9 @@ from unitscale.anatomy.architecture import (
     in_layer,
     starred,
 )
+from unitscale.anatomy.planned import Planned, shapes_of
 from unitscale.anatomy.rebuilt import is_tied
-from unitscale.anatomy.shape import Shape, shape_of
+from unitscale.anatomy.shape import Shape, check_head_size, shape_of
 from unitscale.growth.shape import asked_by, target_of
 from unitscale.growth.space import Space, copied, grouped, padded
 from unitscale.growth.tensor import Growth
@@ -52,24 +53,20 @@ class Origin(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Planned):
     """What growth will do.
 
     Attributes:
-        architecture: a key of `ARCHITECTURES`.
-        small, target: the shapes before and after.
+        small: the shape before; `target` is that after.
         method: how it is widened, "fpi", "aki" or "aki-pro".
         depth_method: how layers are added, "identity", "interpolate" or "stack".
         noise: relative RMS of what breaks ties between copies.
         router_std: of a mixture's router; top: experts that a token goes to.
         seed: of the noise and of routers.
         is_tied: whether the read-out is the table of embeddings.
-        shapes: of the small model's parameters, by which `apply` knows it.
     """
 
-    architecture: str
     small: Shape
-    target: Shape
     method: Method
     depth_method: DepthMethod
     noise: float
@@ -77,12 +74,6 @@ class Plan:
     top: int
     seed: int
     is_tied: bool
-    shapes: Mapping[str, tuple[int, ...]]
-
-    @cached_property
-    def known(self) -> Architecture:
-        """What is known of the architecture."""
-        return ARCHITECTURES[self.architecture]
 
     @cached_property
     def spaces(self) -> dict[str, Space]:
@@ -259,11 +250,7 @@ def plan(
         if any(size is not None for size in given.values()):
             raise ValueError("growth: both a target and sizes were given; give one of them")
         if isinstance(target, Shape):
-            if target.head_dim != small.head_dim:
-                raise ValueError(
-                    f"growth: the target's heads are of {target.head_dim}, and the model's of "
-                    f"{small.head_dim}; heads keep their size"
-                )
+            check_head_size(target, small, "growth")
             names = (*given, "experts") if experts is None else tuple(given)
             given = {name: getattr(target, name) for name in names}
         else:
@@ -292,7 +279,7 @@ def plan(
         top=top,
         seed=seed,
         is_tied=is_tied(model),
-        shapes={name: tuple(p.shape) for name, p in model.named_parameters()},
+        shapes=shapes_of(model),
     )
     check_exact(made)
     return made

@@ -1,10 +1,20 @@
 """The shape to grow to: asked for, and checked."""
 
+import math
 from dataclasses import fields
 from typing import Any
 
 from unitscale.anatomy.architecture import Architecture
-from unitscale.anatomy.shape import Shape, shape_of, sized
+from unitscale.anatomy.shape import (
+    Shape,
+    check_groups,
+    check_head_size,
+    check_numbers,
+    check_width,
+    nearest,
+    shape_of,
+    sized,
+)
 
 __all__ = ["asked_by", "config_of", "target_of"]
 
@@ -21,9 +31,8 @@ def target_of(small: Shape, architecture: Architecture, given: dict[str, int | N
             not divide; nothing to grow.
     """
     asked = {name: size for name, size in given.items() if size is not None}
+    check_numbers(asked, "growth")
     for name, size in asked.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"growth: {name} is {size!r}; expected a whole number of at least 1")
         if size < getattr(small, name):
             raise ValueError(
                 f"growth: {name} is {size}, and the model's is {getattr(small, name)} already; "
@@ -31,10 +40,13 @@ def target_of(small: Shape, architecture: Architecture, given: dict[str, int | N
             )
     width = asked.get("width", small.width)
     sizes = {"width": width, "depth": asked.get("depth", small.depth)}
-    for name in ("heads", "kv_heads", "ffn"):
-        follows = name == "kv_heads" and not architecture.fields["kv_heads"]
-        own = sizes["heads"] if follows else None
-        sizes[name] = asked.get(name) or own or in_proportion(name, small, width)
+    following = [name for name in ("heads", "kv_heads", "ffn") if name not in asked]
+    if not architecture.fields["kv_heads"] and "kv_heads" in following:
+        following.remove("kv_heads")  # as many as heads
+    unit = math.lcm(*(small.width // math.gcd(small.width, getattr(small, n)) for n in following))
+    sizes |= {name: in_proportion(name, small, width, unit) for name in following}
+    sizes |= {name: asked[name] for name in ("heads", "kv_heads", "ffn") if name in asked}
+    sizes.setdefault("kv_heads", sizes["heads"])
     target = Shape(**sizes, head_dim=small.head_dim, experts=asked.get("experts", 1))
     check_heads(small, target, architecture)
     if target == small:
@@ -42,9 +54,11 @@ def target_of(small: Shape, architecture: Architecture, given: dict[str, int | N
     return target
 
 
-def in_proportion(name: str, small: Shape, width: int) -> int:
+def in_proportion(name: str, small: Shape, width: int, unit: int) -> int:
     """A size that grows as the width does.
 
+    Args:
+        unit: of which a width must be a multiple, so that all sizes that follow it are whole.
     Raises:
         ValueError: it would be no whole number.
     """
@@ -54,20 +68,13 @@ def in_proportion(name: str, small: Shape, width: int) -> int:
         raise ValueError(
             f"growth: from width {small.width} to {width} the {own} {name} would be "
             f"{own * width / small.width:g}, which do not divide; give {name}= as well, or a "
-            f"width that is a multiple of {small.width // divisor(own, small.width)}"
+            f"width of {nearest(width, unit, small.width + 1)}, a multiple of {unit}"
         )
     return grown
 
 
-def divisor(a: int, b: int) -> int:
-    """The greatest number that divides both."""
-    while b:
-        a, b = b, a % b
-    return a
-
-
 def check_heads(small: Shape, target: Shape, architecture: Architecture) -> None:
-    """Refuse heads that do not divide.
+    """Refuse heads that do not divide, or that divide no width.
 
     Raises:
         ValueError: says which.
@@ -77,11 +84,7 @@ def check_heads(small: Shape, target: Shape, architecture: Architecture) -> None
             f"growth: kv_heads is {target.kv_heads} and heads is {target.heads}; a "
             f"{architecture.name} has as many of both: leave kv_heads out"
         )
-    if target.heads % target.kv_heads:
-        raise ValueError(
-            f"growth: {target.heads} heads do not divide into {target.kv_heads} groups; expected a "
-            "multiple of kv_heads"
-        )
+    check_groups(target, "growth")
     if target.heads // target.kv_heads < small.heads // small.kv_heads:
         raise ValueError(
             f"growth: {target.heads} heads in {target.kv_heads} groups are fewer in a group than "
@@ -94,6 +97,7 @@ def check_heads(small: Shape, target: Shape, architecture: Architecture) -> None
             f"{target.width}, as in a {architecture.name}; heads keep their size: expected a "
             f"width of {target.heads * small.head_dim}"
         )
+    check_width(target, "growth", least=small.width)
 
 
 def config_of(config: Any, small: Shape, target: Shape, architecture: Architecture) -> Any:
@@ -120,11 +124,7 @@ def asked_by(config: Any, model: Any, architecture: Architecture) -> dict[str, i
             f"growth: the target is of model_type {kind!r}, and the model of {architecture.name!r}"
         )
     target, small = shape_of(config, architecture), shape_of(model.config, architecture)
-    if target.head_dim != small.head_dim:
-        raise ValueError(
-            f"growth: the target's heads are of {target.head_dim}, and the model's of "
-            f"{small.head_dim}; heads keep their size, and more of them are made"
-        )
+    check_head_size(target, small, "growth")
     sizes = {own for own in architecture.fields.values() if own}
     follows = sizes | {"transformers_version", "architectures", "dtype", "_name_or_path"}
     follows |= {"pooler_output_size", "layer_types"}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscale.anatomy.output import called, evaluating, plain
+from unitscale.anatomy.whole import unwrapped
 from unitscale.units.forward import session_of
 
 __all__ = ["TOLERANCE", "Proof", "verify"]
@@ -68,6 +69,7 @@ def verify(
     methods it is false by design, and `difference` and the losses say by how much.
 
     Args:
+        small, grown: of torch.compile(model) the model itself is called.
         batch: what the models take: a mapping of arguments, a tuple of them, or one.
         tolerance: relative to the largest output; None is `TOLERANCE`, or where weights are held in
             fewer bits 4 of their epsilons, since a third of one is rounded. What is computed is
@@ -76,6 +78,7 @@ def verify(
     Raises:
         ValueError: outputs of different shapes, or not finite; a batch without an output.
     """
+    small, grown = unwrapped(small), unwrapped(grown)
     if tolerance is None:
         dtypes = {p.dtype for p in small.parameters() if p.is_floating_point()}
         tolerance = max(TOLERANCE, *(4 * torch.finfo(dtype).eps for dtype in dtypes))

@@ -1,40 +1,20 @@
 """Growth from a folder to a folder: of `transformers`, or a run of `unitscale train`."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from unitscale.anatomy.folder import (
-    START,
-    command_of,
-    described,
-    into,
-    loaded,
-    random_batch,
-    read_run,
-    save_beside,
-    text_of,
-)
+from unitscale.anatomy.folder import described, loaded, random_batch
 from unitscale.anatomy.rebuilt import undrawn
+from unitscale.anatomy.written import Outcome, Run, changed_config, write_model, write_run
 from unitscale.growth.apply import apply
-from unitscale.growth.carry import grown_state
+from unitscale.growth.carry import growing
 from unitscale.growth.plan import Plan, plan
 from unitscale.growth.state import grow_optimizer
 from unitscale.growth.verify import Proof, verify
-from unitscale.models.next_byte import NextByte
-from unitscale.train.checkpoint import TrainState, save_checkpoint
 from unitscale.train.config import TrainConfig
-from unitscale.train.initial import build_optimizer
-from unitscale.train.run_folder import (
-    CHECKPOINT,
-    CONFIG,
-    identity_of,
-    write_json,
-)
-from unitscale.train.units import apply_numerics
 
 __all__ = ["Written", "grow_folder"]
 
@@ -43,28 +23,18 @@ LINEAGE = "growth.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class Written(Outcome):
     """What growth did to a folder.
 
     Attributes:
-        folder: where the grown model is; None where it was only planned.
-        proof: None likewise.
-        command: that trains on, of a run.
-        text: the file that the command reads; None is the standard library's source.
+        proof: that the function was kept; None where it was only planned.
     """
 
-    plan: Plan
-    folder: Path | None = None
     proof: Proof | None = None
-    command: tuple[str, ...] = ()
-    text: Path | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON has it."""
-        made = {k: v for k, v in asdict(self.plan).items() if k != "shapes"}
-        proof = None if self.proof is None else asdict(self.proof)
-        folder = None if self.folder is None else str(self.folder)
-        return {"folder": folder, "plan": made, "proof": proof, "command": list(self.command)}
+    def shown(self) -> dict[str, Any]:
+        """The proof."""
+        return {"proof": None if self.proof is None else asdict(self.proof)}
 
 
 def grow_folder(
@@ -122,14 +92,8 @@ def grow_pretrained(
     if not write:
         return Written(plan=made)
     grown = apply(model, made)
-    proof = checked(model, grown, made)
-    done = Written(plan=made, folder=out, proof=proof)
-
-    def fill(folder: Path) -> None:
-        save_beside(grown, source, folder)
-        write_json(folder / LINEAGE, lineage(source, done))
-
-    into(out, fill)
+    done = Written(plan=made, folder=out, proof=checked(model, grown, made))
+    write_model(grown, source, done, LINEAGE)
     return done
 
 
@@ -144,39 +108,24 @@ def grow_run(
     **asked: Any,
 ) -> Written:
     """`grow_folder` of a run."""
-    old, config = read_run(source, description, "growth")
-    assert isinstance(old.model, NextByte)
-    small = old.model.model
+    run = Run.read(source, description, "growth")
+    small = run.model
     made = plan(small, **asked)
-    check_run(made, config)
-    target = made.target
-    model = {**config.model, "width": target.width, "depth": target.depth, "heads": target.heads}
-    next_seed = config.seed + 1 if run_seed is None else run_seed
-    new = replace(config, model=model, steps=steps or config.steps, seed=next_seed)
+    check_run(made, run.config)
+    seed = run.config.seed + 1 if run_seed is None else run_seed
+    config = changed_config(run.config, made.target, steps, seed)
     if not write:
         return Written(plan=made)
     grown = apply(small, made)
-    proof = checked(small, grown, made)
-    state = TrainState(NextByte(grown), torch.optim.SGD(grown.parameters(), 0.0), old.loss_scale)
-    state.optimizer = build_optimizer(new, state.model)
-    grow_optimizer(old.optimizer, state.optimizer, small=small, grown=grown, plan=made)
-    if old.units is not None:
-        parameters = dict(small.named_parameters()), dict(grown.named_parameters())
-        state.units = grown_state(old.units, made, *parameters, START)
-    apply_numerics(replace(new, device="cpu", inner="eager"), state.model, state.units)
-    renewed = {**description, "config": new.to_json()}
-    state.run = identity_of(renewed)
-    text = text_of(description, source, source.parent, out.parent)
-    command = command_of(new, out, text)
-    done = Written(plan=made, folder=out, proof=proof, command=command, text=text)
-
-    def fill(folder: Path) -> None:
-        write_json(folder / CONFIG, renewed)
-        save_checkpoint(state, folder / CHECKPOINT)
-        write_json(folder / LINEAGE, {**lineage(source, done), "step": old.step})
-
-    into(out, fill)
-    return done
+    return write_run(
+        run,
+        grown,
+        config,
+        Written(plan=made, folder=out, proof=checked(small, grown, made)),
+        LINEAGE,
+        optimizer=lambda old, new: grow_optimizer(old, new, small=small, grown=grown, plan=made),
+        passage=growing(made, small, grown),
+    )
 
 
 def check_run(made: Plan, config: TrainConfig) -> None:
@@ -212,9 +161,3 @@ def checked(small: nn.Module, grown: nn.Module, made: Plan) -> Proof:
             f"growth: {proof}; nothing was written: the model is not what growth knows"
         )
     return proof
-
-
-def lineage(source: Path, done: Written) -> dict[str, Any]:
-    """What growth.json holds."""
-    found = done.to_json()
-    return {"from": source.resolve().name, "plan": found["plan"], "proof": found["proof"]}

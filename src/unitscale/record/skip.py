@@ -20,7 +20,7 @@ from typing import Any
 
 from unitscale.recipes import Recipe
 
-__all__ = ["Candidate", "candidates", "suggest_skip"]
+__all__ = ["Candidate", "Gain", "candidates", "gains", "suggest_skip"]
 
 Row = Mapping[str, Any]
 
@@ -46,6 +46,23 @@ class Candidate:
     def gain(self) -> float:
         """Harm that is saved for each multiply-add."""
         return self.harm / self.share if self.share else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What one pattern of a skip list is predicted to save and to cost, after those before it.
+
+    Args:
+        pattern: of the module.
+        error_before, error_after: how far the errors of all products move the loss, without and
+            with the module in full precision: the sum of their harms.
+        share: of the multiply-adds that the recipe rounds, which are kept high for it.
+    """
+
+    pattern: str
+    error_before: float
+    error_after: float
+    share: float
 
 
 @dataclass
@@ -76,6 +93,32 @@ def suggest_skip(rows: Iterable[Any], recipe: str | Recipe, *, budget: float = 0
             left -= candidate.share
             chosen.append(candidate.pattern)
     return chosen
+
+
+def gains(rows: Iterable[Any], recipe: str | Recipe, patterns: Iterable[str]) -> list[Gain]:
+    """What each pattern of a skip list is predicted to save and to cost, one after another.
+
+    Args:
+        rows: as `suggest_skip` takes them.
+        patterns: that it gave for these rows.
+    Raises:
+        ValueError: rows that say nothing of this recipe, a pattern of no candidate.
+    """
+    name, rows = recipe.name if isinstance(recipe, Recipe) else recipe, list(rows)
+    known = {candidate.pattern: candidate for candidate in candidates(rows, name)}
+    error = sum(sum(p.harms) / len(p.harms) for p in measured(rows, name).values())
+    found = []
+    for pattern in patterns:
+        if pattern not in known:
+            raise ValueError(
+                f"suggest_skip: {pattern!r} is no candidate of these rows; expected of "
+                f"{', '.join(known)}"
+            )
+        one = known.pop(pattern)
+        after = max(0.0, error - one.harm)  # sums in another order
+        found.append(Gain(pattern=pattern, error_before=error, error_after=after, share=one.share))
+        error = after
+    return found
 
 
 def candidates(rows: Iterable[Any], recipe: str | Recipe) -> list[Candidate]:

@@ -116,7 +116,33 @@ def skip_sentence(found: Mapping[str, Any]) -> str:
     return (
         f"For {recipe}, best first, with {found['share_of_multiply_adds']:.1%} of the "
         f"multiply-adds that it rounds in full precision ({whole}): skip={found['skip']!r}"
+        + predicted(found)
     )
+
+
+def predicted(found: Mapping[str, Any]) -> str:
+    """What the whole list is predicted to save, in words; "" where results do not say."""
+    gains = found.get("gains")
+    if not gains or not gains[0]["error_before"]:
+        return ""
+    before, after = gains[0]["error_before"], gains[-1]["error_after"]
+    return (
+        f". Predicted movement of the loss by rounding: {short(before)} without the list, "
+        f"{short(after)} with it ({after / before - 1:.0%})."
+    )
+
+
+def gain_rows(found: Mapping[str, Any]) -> list[Row]:
+    """One row per pattern of the skip list: what it is predicted to save, after those above it."""
+    return [
+        {
+            "kept in full precision": gain["pattern"],
+            "error before": short(gain["error_before"]),
+            "error after": short(gain["error_after"]),
+            "multiply-adds": f"{gain['share']:.1%}",
+        }
+        for gain in found.get("gains", ())
+    ]
 
 
 def distance(tensor: Row) -> float:
@@ -155,7 +181,10 @@ def write_analysis(results: Mapping[str, Any], path: Path) -> None:
             {"": sentence} for sentence in what_if_sentences(results)
         ]
     if "suggest_skip" in results:
-        said["Modules to keep in full precision"] = [{"": skip_sentence(results["suggest_skip"])}]
+        found = results["suggest_skip"]
+        said["Modules to keep in full precision"] = [{"": skip_sentence(found)}]
+        if found["skip"]:
+            said["What each is predicted to save, of the movement of the loss"] = gain_rows(found)
     write_html(
         [{"formats": results["formats"]}, *recorded_rows(results), *results.get("what_if", ())],
         path,
