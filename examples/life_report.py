@@ -1,7 +1,6 @@
 """What `life_of_a_model.py` keeps of each step, and the one report that it makes of them."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +11,14 @@ ROW = "row.json"
 """In the folder of a step: what it was."""
 
 Row = dict[str, Any]
+Check = dict[str, Any]
 
 
 def write(path: Path, text: str) -> None:
     """Write a file under a temporary name, and rename it when it is whole."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def row_in(folder: Path) -> Row:
@@ -27,8 +27,30 @@ def row_in(folder: Path) -> Row:
     return found
 
 
+def claim(out: Path, settings: Mapping[str, Any]) -> None:
+    """Make a folder that of one life.
+
+    Raises:
+        ValueError: it is that of another.
+    """
+    file = out / "settings.json"
+    if not file.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write(file, json.dumps(settings, indent=1))
+    theirs = json.loads(file.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if theirs.get(name) != value:
+            raise ValueError(
+                f"{out} holds a life whose {name} is {theirs.get(name)!r}, and this one's is "
+                f"{value!r}; give another --out"
+            )
+
+
 def finished(folder: Path, step: Callable[[Path], Row]) -> Row:
-    """Do a step, or read back what it was: its folder is there when all of it is done."""
+    """Do a step, or read back what it was: its folder is there when all of it is done.
+
+    What a step tries instead is not on its clock.
+    """
     if folder.exists():
         print(f"{folder}: done before, read back", flush=True)
         return row_in(folder)
@@ -39,13 +61,14 @@ def finished(folder: Path, step: Callable[[Path], Row]) -> Row:
     begun = time.process_time()
     row = step(temporary)
     row["cpu_s"] = time.process_time() - begun
+    row["instead"] = {what: {"loss": loss()} for what, loss in row.get("instead", {}).items()}
     write(temporary / ROW, json.dumps(row, indent=1))
     temporary.rename(folder)
     print(f"loss {row['before']:.3f} -> {row['after']:.3f}, {row['cpu_s']:.0f} s", flush=True)
     return row
 
 
-def check(question: str, answer: str, holds: bool) -> dict[str, Any]:
+def check(question: str, answer: str, holds: bool) -> Check:
     """One way in which a step could quietly have done nothing, and what was found."""
     return {"question": question, "answer": answer, "holds": holds}
 
@@ -73,7 +96,7 @@ def page(title: str, rows: Mapping[str, Row], fp32: Mapping[str, Row]) -> str:
             *cost(other),
         ]
         for name, row in rows.items()
-        for what, other in row.get("instead", {}).items()
+        for what, other in row["instead"].items()
     ]
     checks = [
         [name, one["question"], one["answer"], "yes" if one["holds"] else "NO"]
@@ -84,11 +107,14 @@ def page(title: str, rows: Mapping[str, Row], fp32: Mapping[str, Row]) -> str:
         [
             f"# {title}",
             "",
-            "Losses are nats a byte of text held out, in the numerics of the model. Bytes are those of "
-            "its tensors on disk. The recipe rounds linear layers; units are kept where a step "
-            "ends with those that it began with.",
+            "Losses are nats a byte of text held out, in the numerics of the model. Bytes are those of",
+            "its tensors on disk. `rounded` counts linear layers but the head. Units are `kept` where",
+            "a step ends with those that it began with. CPU s has evaluation and checks in it.",
             "",
             *table(STEPS, steps),
+            "",
+            f"CPU seconds in all: {spent(rows)}; of the same life in FP32 {spent(fp32)}. On a CPU",
+            "rounding is emulated, so that FP8 is slower there.",
             "",
             "## What else the compute could have bought",
             "",
@@ -114,7 +140,7 @@ CHECKS = ("step", "", "found", "as it should be")
 
 def step_cells(name: str, row: Row, fp32: Row) -> list[str]:
     """A step as cells; what it gained is against the best of what was tried instead of it."""
-    others = row.get("instead", {}).values()
+    others = row["instead"].values()
     best = min(others, key=lambda other: other["loss"], default=None)
     return [
         name,
@@ -129,8 +155,19 @@ def step_cells(name: str, row: Row, fp32: Row) -> list[str]:
         *(gained(row, best) if best else ["–"]),
         row["recipe"],
         row["rounded"],
-        ", ".join(f"{number} {what}" for what, number in row["units"].items()) or "–",
+        units(**row["units"]),
     ]
+
+
+def units(**found: int) -> str:
+    """How many units are in force, and how many of them came from the step before."""
+    rest = [f"{found[key]} {key}" for key in ("carried over", "kept") if key in found]
+    return ", ".join([str(found["in force"]), *rest]) if found else "–"
+
+
+def spent(rows: Mapping[str, Row]) -> str:
+    """The CPU seconds of all steps."""
+    return f"{sum(row['cpu_s'] for row in rows.values()):.0f}"
 
 
 def gained(row: Row, other: Mapping[str, float]) -> list[str]:
