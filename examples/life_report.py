@@ -107,9 +107,10 @@ def page(title: str, rows: Mapping[str, Row], fp32: Mapping[str, Row]) -> str:
         [
             f"# {title}",
             "",
-            "Losses are nats a byte of text held out, in the numerics of the model. Bytes are those of",
-            "its tensors on disk. `rounded` counts linear layers but the head. Units are `kept` where",
-            "a step ends with those that it began with. CPU s has evaluation and checks in it.",
+            "Losses are nats a byte of text held out, in the numerics of the model. Bytes are",
+            "those of its tensors on disk. `rounded` counts linear layers but the head. Units are",
+            "`kept` where a step ends with those that it began with. CPU s has evaluation and",
+            "checks in it.",
             "",
             *table(STEPS, steps),
             "",
