@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
     """Make a folder that of one life.
 
     Raises:
-        ValueError: it is that of another.
+        ValueError: it is that of another, or of something else.
     """
     file = out / "settings.json"
     if not file.exists():
+        if out.is_dir() and any(out.iterdir()):
+            raise ValueError(f"{out} holds something else than a life; give another --out")
         out.mkdir(parents=True, exist_ok=True)
         write(file, json.dumps(settings, indent=1))
     theirs = json.loads(file.read_text(encoding="utf-8"))
@@ -49,7 +52,7 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
 def finished(folder: Path, step: Callable[[Path], Row]) -> Row:
     """Do a step, or read back what it was: its folder is there when all of it is done.
 
-    What a step tries instead is not on its clock.
+    What a step tries instead is not on its clock, and what it warns of goes into the report.
     """
     if folder.exists():
         print(f"{folder}: done before, read back", flush=True)
@@ -59,8 +62,11 @@ def finished(folder: Path, step: Callable[[Path], Row]) -> Row:
     shutil.rmtree(temporary, ignore_errors=True)  # of a call that was stopped
     temporary.mkdir(parents=True)
     begun = time.process_time()
-    row = step(temporary)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        row = step(temporary)
     row["cpu_s"] = time.process_time() - begun
+    row["warned"] = sorted({str(one.message) for one in caught})
     row["instead"] = {what: {"loss": loss()} for what, loss in row.get("instead", {}).items()}
     write(temporary / ROW, json.dumps(row, indent=1))
     temporary.rename(folder)
@@ -103,6 +109,7 @@ def page(title: str, rows: Mapping[str, Row], fp32: Mapping[str, Row]) -> str:
         for name, row in rows.items()
         for one in row["checks"]
     ]
+    warned = [f"- {name}: {text}" for name, row in rows.items() for text in row.get("warned", [])]
     return "\n".join(
         [
             f"# {title}",
@@ -126,6 +133,10 @@ def page(title: str, rows: Mapping[str, Row], fp32: Mapping[str, Row]) -> str:
             "## Did each step do something?",
             "",
             *table(CHECKS, checks),
+            "",
+            "## What was warned of",
+            "",
+            *(warned or ["Nothing."]),
             "",
         ]
     )

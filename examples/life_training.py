@@ -81,7 +81,7 @@ class Life:
 
     def scaled(self, model: nn.Module) -> Any:
         """A model under the recipe of this life, if it has one."""
-        return us.unit_scale(model, self.recipe, inner="eager") if self.recipe else model
+        return us.unit_scale(model, self.recipe) if self.recipe else model
 
     def units(self, model: nn.Module) -> int:
         """How many tensors have a unit; before the first call of a model those that came along."""
@@ -126,7 +126,7 @@ def opened(folder: Path) -> tuple[Any, torch.optim.Optimizer]:
     """The model of a step, under its recipe at its units, and its optimizer."""
     model = LlamaForCausalLM.from_pretrained(folder)
     if (folder / UNITS).exists():
-        us.unit_scale(model, RECIPE, inner="eager")
+        us.unit_scale(model, RECIPE)
         us.load_units(model, folder / UNITS)
     optimizer = adamw(model)
     optimizer.load_state_dict(torch.load(folder / OPTIMIZER))

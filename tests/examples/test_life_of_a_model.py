@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_a_life_goes_on_where_it_was_stopped(life, tmp_path, monkeypatch, capsys
     assert printed.count("done before, read back") == 3
     assert not (stopped.root / "prune" / "half").exists()
     assert without_seconds(rows) == without_seconds(whole)
-    assert life_report.failed(rows) == []
+    assert life_report.failed(rows) == [] == [x for row in rows.values() for x in row["warned"]]
     assert rows["train on"]["after"] < rows["train"]["before"] - 0.5
     assert rows["prune"]["parameters"] < 0.55 * rows["train on"]["parameters"]
     assert rows["export"]["bytes"] < 0.8 * rows["distil"]["bytes"]  # embeddings and head stay
@@ -135,11 +136,22 @@ def test_the_page_says_what_does_not_hold_and_what_did_not_pay():
     assert text.count("-0.250") == 2
 
 
+def test_what_a_step_warns_of_is_in_the_report(tmp_path):
+    def step(folder):
+        warnings.warn("97.2% went to zero", stacklevel=1)
+        return a_row()
+
+    rows = {"grow": life_report.finished(tmp_path / "grow", step)}
+    assert "- grow: 97.2% went to zero" in life_report.page("A life", rows, rows)
+
+
 def test_a_folder_of_another_life_is_refused(tmp_path):
     life_report.claim(tmp_path / "life", {"steps": 4})
     life_report.claim(tmp_path / "life", {"steps": 4})
     with pytest.raises(ValueError, match="whose steps is 4, and this one's is 5"):
         life_report.claim(tmp_path / "life", {"steps": 5})
+    with pytest.raises(ValueError, match="holds something else than a life"):
+        life_report.claim(tmp_path, {"steps": 4})
 
 
 @pytest.mark.parametrize(
