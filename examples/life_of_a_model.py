@@ -20,6 +20,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,8 @@ def quantize(life: Life, source: Path, folder: Path) -> Row:
         check("linear layers with a byte for a weight", share, len(codes) == linear),
     ]
     if life.recipe:
-        own = {f"{unit.path}.input_scale": 2.0**unit.input_log2 for unit in units}
-        same = sum(state[name].item() == scale for name, scale in own.items())
+        held = [(state[f"{unit.path}.input_scale"].item(), unit.input_log2) for unit in units]
+        same = sum(log2 is not None and scale == 2.0**log2 for scale, log2 in held)
         share = f"{same} of {linear}"
         row["units"] = {"in force": linear, "kept": same}
         row["checks"].append(check("scales of inputs are units", share, same == linear))
@@ -233,7 +234,7 @@ def lived(life: Life) -> dict[str, Row]:
     source = life.root
     for name, step in LIFE.items():
         folder = life.root / name
-        rows[name] = finished(folder, lambda new, step=step, source=source: step(life, source, new))
+        rows[name] = finished(folder, partial(step, life, source))
         source = folder
     return rows
 
