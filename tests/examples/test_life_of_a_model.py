@@ -71,6 +71,7 @@ def test_a_life_goes_on_where_it_was_stopped(life, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_script_lives_a_life_in_fp8(tmp_path, monkeypatch, capsys):
     """All steps in the recipe, with what is tried instead, and every check holds."""
     arguments = [f"--{name}={value}" for name, value in TINY.items()]
