@@ -306,7 +306,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", help="a text file; without it Python's standard library")
     parser.add_argument("--out", type=Path, default=Path("runs/life"), help="folder of the steps")
-    parser.add_argument("--steps", type=int, default=100, help="of each of the first two trainings")
+    parser.add_argument("--steps", type=int, default=80, help="of each of the first two trainings")
     parser.add_argument("--width", type=int, default=32, help=f"of the small one: heads of {HEAD}")
     parser.add_argument("--depth", type=int, default=2, help="of the small one")
     parser.add_argument("--seed", type=int, default=0)
