@@ -11,7 +11,7 @@ ASKED = [
     ("gpt2", {"width": 24}),
     ("gpt2", {"width": 18}),
     ("gpt2", {"ffn": 70}),
-    ("llama", {"width": 16, "heads": 9, "kv_heads": 3, "ffn": 33}),
+    ("llama", {"width": 18, "heads": 9, "kv_heads": 3, "ffn": 33}),
     ("llama", {"width": 36}),
     ("bert", {"width": 24}),
     ("vit", {"width": 30}),
