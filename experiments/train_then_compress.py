@@ -48,7 +48,6 @@ peak. (1 - 0.6)^(1/6) = 0.86: each round takes 14 % of what is left."""
 
 BITS = (8, 6, 5, 4, 3)
 SHARES = (0.3, 0.5, 0.6, 0.75)
-FP8 = "E4M3"
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ class Size:
 LADDER = (
     Size(16, 2, 2, (0.01, 0.02, 0.04)),
     Size(32, 2, 2, (0.008, 0.016, 0.032)),
-    Size(64, 3, 4, (0.004, 0.008, 0.016)),
-    Size(128, 4, 4, (0.004, 0.008)),
+    Size(64, 3, 4, (0.002, 0.004, 0.008, 0.016)),
+    Size(128, 4, 4, (0.001, 0.002, 0.004)),
 )
 BY_WIDTH = {size.width: size for size in LADDER}
 
@@ -202,7 +201,7 @@ def run(job: Job, rows: list[Row], corpus: Corpus, out: Path) -> Row:
 
 def variants(job: Job) -> list[tuple[float, int | str]]:
     """What is zero and in how many bits the rest is; 16 is FP16."""
-    found: list[tuple[float, int | str]] = [(0.0, pack.FULL), (0.0, FP8)]
+    found: list[tuple[float, int | str]] = [(0.0, pack.FULL), (0.0, pack.FP8)]
     found += [(0.0, bits) for bits in BITS] + [(share, pack.FULL) for share in SHARES]
     return [*found, (0.3, 4), (0.5, 8), (0.5, 4)]
 
@@ -238,9 +237,9 @@ def written(
     own = copy.deepcopy(pruned)
     scheme = None
     if bits != pack.FULL:
-        scheme = SCHEMES["fp8-weight"] if bits == FP8 else pack.integers(int(bits))
+        scheme = SCHEMES["fp8-weight"] if bits == pack.FP8 else pack.integers(int(bits))
         us.deploy.quantize(own, scheme, spare=())
-    width = 8 if bits == FP8 else int(bits)
+    width = 8 if bits == pack.FP8 else int(bits)
     pack.save(own, masks, width, file)
     back = pack.restore(copy.deepcopy(plain), file, scheme)
     if scheme is not None:

@@ -20,6 +20,7 @@ from unitscale.formats import Codec, FloatFormat, PerAxis, Specials, encode
 from unitscale.report.atomic import replacing
 
 FULL = 16  # bits of a weight that is not quantized
+FP8 = "E4M3"  # in the place of bits
 
 Masks = Mapping[str, Tensor]
 
