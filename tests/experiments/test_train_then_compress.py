@@ -189,12 +189,16 @@ def test_the_page_is_fresh():
     )
 
 
-def test_steps_of_a_budget_follow_from_the_cost_of_a_step():
-    first = made_row("steps", 64, 0, 2.0, 0.1, rate=None)
-    job = experiment.Job("budget", 64, budget=16)
-    assert experiment.steps_of([first], job) == round(16 / 0.064)
-    with pytest.raises(SystemExit, match="the cost of a step of width 64 is unknown"):
-        experiment.steps_of([], job)
-    with pytest.raises(SystemExit, match="width 64 has no rate yet"):
-        experiment.best_rate([], 64)
+def test_a_budget_buys_steps_of_its_size():
+    job = experiment.Job("budget", 64, budget=12)
+    assert experiment.steps_of(job) == round(12 / experiment.BY_WIDTH[64].step_s)
+    assert experiment.steps_of(experiment.Job("fp8", 64)) == experiment.STEPS
+
+
+def test_the_best_rate_is_that_of_the_lowest_loss_once_all_are_tried():
+    rows = [{"part": "rate", "width": 16, "rate": r, "loss": abs(r - 0.02)} for r in (0.01, 0.02)]
+    with pytest.raises(SystemExit, match="width 16 has no rate yet"):
+        experiment.best_rate(rows, 16)
+    rows.append({"part": "rate", "width": 16, "rate": 0.04, "loss": None})  # diverged
+    assert experiment.best_rate(rows, 16) == 0.02
     assert len(set(experiment.jobs())) == len(experiment.jobs())
