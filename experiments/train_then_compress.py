@@ -325,6 +325,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=["rate", "steps", "budget", "fp8"])
     parser.add_argument("--width", nargs="*", type=int, choices=list(BY_WIDTH))
+    parser.add_argument("--seed", nargs="*", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -333,6 +334,7 @@ def main() -> None:
         rows = read(file)
         is_chosen = job.part in (options.only or [job.part])
         is_chosen &= job.width in (options.width or [job.width])
+        is_chosen &= job.seed in (options.seed or [job.seed])
         if not is_chosen or any(is_of(r, job) for r in rows):
             continue
         torch.compiler.reset()
