@@ -111,6 +111,11 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def append(path: Path, row: Row) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def is_of(row: Row, job: Job) -> bool:
     return all(row[name] == value for name, value in asdict(job).items())
 
@@ -198,10 +203,14 @@ def run(job: Job, rows: list[Row], corpus: Corpus, out: Path) -> Row:
         m.weight.numel() for name, m in pack.matrices(model).items() if "layers" in name
     )
     file = out / f"{job.part}-{job.width}-{job.seed}-{job.budget}.safetensors"
-    row["compressed"] = [compressed(model, corpus, file, *each) for each in variants(job)]
+    kept = folder / "compressed.jsonl"  # of a run that was stopped meanwhile
+    row["compressed"] = read(kept)
+    for each in variants(job)[len(row["compressed"]) :]:
+        row["compressed"].append(compressed(model, corpus, file, *each))
+        append(kept, row["compressed"][-1])
     if job.part == "steps" and job.width < 128:  # else it would take a third of all time
         recover(model, chosen, corpus, file, row)
-    file.unlink()
+    file.unlink(missing_ok=True)
     return row
 
 
@@ -339,8 +348,7 @@ def main() -> None:
             continue
         torch.compiler.reset()
         row = run(job, rows, corpus, options.out)
-        with file.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        append(file, row)
         print(job, row["loss"], round(time.process_time()), "CPU s", flush=True)
 
 
