@@ -42,7 +42,7 @@ STEPS, RATE_STEPS = 500, 100
 BUDGETS = (3, 12, 48)
 """CPU seconds of the training steps, in those of `Size.step_s`."""
 
-ROUNDS, RECOVERY, ROUND_SPARSITY, GENTLE = 6, 20, 0.6, 0.3
+ROUNDS, RECOVERY, ROUND_SPARSITY, GENTLE = 6, 20, 0.6, 0.1
 """Of pruning in rounds: rounds, steps after each, zeros at the end, and the rate's share of the
 peak. (1 - 0.6)^(1/6) = 0.86: each round takes 14 % of what is left."""
 
