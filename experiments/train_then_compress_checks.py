@@ -139,6 +139,34 @@ def bytes_agree(rows: list[Row]) -> Found:
     return Found([value <= 0.02 for value in apart], figures)
 
 
+def large_wins(runs: list[Row]) -> Found:
+    """Each size in int4 against the next smaller one in FP32, which is four bytes a parameter."""
+    met, figures = [], []
+    for seed, own in ladders(runs).items():
+        for small, large in pairwise(own):
+            size = next(
+                one["saved_bytes"]
+                for one in large["compressed"]
+                if (one["share"], one["bits"]) == (0.0, 4)
+            )
+            loss = large["loss"] + increase(large, 0.0, 4)
+            whole = 4 * small["parameters"]
+            met.append(size < whole and loss < small["loss"])
+            figures.append(
+                f"seed {seed}, {large['width']}: {size / 1000:.0f} kB, {loss:.3f}; "
+                f"{small['width']}: {whole / 1000:.0f} kB, {small['loss']:.3f}"
+            )
+    return Found(met, "; ".join(figures))
+
+
+def large_wins_at_equal_steps(rows: list[Row]) -> Found:
+    return large_wins(of_part(rows, "steps"))
+
+
+def large_wins_at_equal_time(rows: list[Row]) -> Found:
+    return large_wins(of_part(rows, "budget", budget=EQUAL_TIME))
+
+
 CHECKS = (
     ("1", "at equal steps each size is at least 0.05 better than the one before", equal_steps),
     ("2", "damage of int4, int3 falls with size, 5 times in all; equal CPU time", at_equal_time),
@@ -149,6 +177,12 @@ CHECKS = (
     ("6, fair", "the same, if both are trained as long afterwards", rounds_save_more),
     ("7", "the best size does not fall as the budget grows", best_size_grows),
     ("8", "bytes as counted are those that are saved, within 2 %", bytes_agree),
+    (
+        "large, steps",
+        "int4 is smaller and better than the next size in FP32",
+        large_wins_at_equal_steps,
+    ),
+    ("large, time", "the same at equal CPU time", large_wins_at_equal_time),
 )
 
 
