@@ -201,6 +201,10 @@ def draw(rows: list[Row], path: Path) -> None:
             label="best",
         )
         axes.set_xscale("log")
+        if not name:
+            axes.set_xticks([3, 6, 12, 24, 48])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         axes.set_xlabel("kB of packed tensors" if name else "CPU seconds of training")
         if found:
             least = min(p.loss for p in found)
