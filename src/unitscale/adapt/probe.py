@@ -5,7 +5,7 @@ the tokens of the prompts, and the shifted features, meet the same products in t
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from unitscale.adapt.parts import Found
+from unitscale.adapt.stream import logits_of
+from unitscale.units.forward import forward_of
 
 __all__ = ["Pass", "Probe", "probe_of"]
 
@@ -101,10 +103,9 @@ class Probe:
         Raises:
             ValueError: the parts do not do what `Parts` says.
         """
-        with self.on(found):
+        with self.on(found), without_stale_graphs(model):
             self.prompts, self.shift = prompts, shift
-            answer = model(images)
-            logits = getattr(answer, "logits", answer)
+            logits = logits_of(model, model(images), "us.adapt")
             features, spread = self.features, self.spread
         shapes = {tuple(f.shape) for f in features}
         rows = len(images) * (1 if shift is None else 2)
@@ -126,6 +127,17 @@ class Probe:
             features=torch.stack(features),
             spread=spread[0],
         )
+
+
+def without_stale_graphs(model: nn.Module) -> AbstractContextManager[Any]:
+    """Have a compiled model run in eager code: its graphs know no hook that came after them.
+
+    Dynamo does not look for hooks again (torch 2.13, `skip_nnmodule_hook_guards`). A scaled model
+    sees to that itself, and runs its graphs.
+    """
+    if any(forward_of(module) is not None for module in model.modules()):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 # A graph captured with the hooks of one probe is no use with another's, and Dynamo gives up on a
