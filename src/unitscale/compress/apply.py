@@ -52,8 +52,13 @@ def check_model(model: nn.Module, made: Plan) -> None:
     """Refuse a model that a plan was not made for.
 
     Raises:
-        ValueError: says what differs.
+        TypeError: no model, or no plan. ValueError: says what differs.
     """
+    if not isinstance(model, nn.Module) or not isinstance(made, Plan):
+        raise TypeError(
+            f"compress: got a {type(model).__name__} and a {type(made).__name__}; expected a model "
+            "and a plan of us.compress.plan"
+        )
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if shapes == made.shapes:
         return

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from unitscale import units
 from unitscale.anatomy.architecture import Architecture, architecture_of, in_layer, starred
-from unitscale.anatomy.output import called, evaluating
+from unitscale.anatomy.output import called
 from unitscale.anatomy.shape import shape_of
+from unitscale.deploy.calibration import eager
 from unitscale.units.forward import session_of
 
 __all__ = ["Importance", "drawn", "layer_losses", "magnitude", "measure"]
@@ -113,16 +114,19 @@ def measure(
         sequence, batch: "mean", "l2" or "variance".
 
     Raises:
-        ValueError: no batch; one that gives NaN; an architecture that is unknown.
+        TypeError: a single batch. ValueError: no batch; one that gives NaN or that masks every
+            token; an architecture that is unknown.
     """
     known = architecture_of(model, "compress")
     for name, value in (("sequence", sequence), ("batch", batch)):
         if value not in get_args(Aggregate):
             expected = ", ".join(get_args(Aggregate))
             raise ValueError(f"compress: {name} is {value!r}; expected {expected}")
+    several(batches)
     with plain_copy(model) as own:
         probe = Probe(own, known, sequence)
-        with probe.listening(), evaluating(own), torch.no_grad():
+        # Graphs that were compiled before know nothing of these hooks.
+        with probe.listening(), eager(own):
             for number, given in enumerate(batches):
                 refuse_empty(given, number)
                 probe.mask = given.get("attention_mask") if isinstance(given, Mapping) else None
@@ -131,16 +135,40 @@ def measure(
         return probe.importance(batch)
 
 
+def several(batches: Any) -> None:
+    """Refuse a single batch in the place of several: it would be taken apart.
+
+    Raises:
+        TypeError: it is one, or none.
+    """
+    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"compress: batches is a {type(batches).__name__}; expected several batches, each a "
+            "mapping of arguments, a tuple of them or a tensor: put a single one in a list"
+        )
+
+
 def refuse_empty(given: Any, number: int) -> None:
     """Refuse a batch that holds nothing, of which models themselves say something else each.
 
     Raises:
-        ValueError: says which.
+        TypeError: it is no batch. ValueError: says which is empty, or masks every token.
     """
+    if not isinstance(given, Tensor | Mapping | tuple | list):
+        raise TypeError(
+            f"compress: batch {number} is a {type(given).__name__}; expected a mapping of "
+            "arguments, a tuple of them or a tensor"
+        )
     parts = given.values() if isinstance(given, Mapping) else given
     tensors = [given] if isinstance(given, Tensor) else [x for x in parts if isinstance(x, Tensor)]
     if not tensors or any(not x.numel() for x in tensors):
         raise ValueError(f"compress: batch {number} is empty; expected samples to learn from")
+    mask = given.get("attention_mask") if isinstance(given, Mapping) else None
+    if isinstance(mask, Tensor) and not mask.any():
+        raise ValueError(
+            f"compress: the attention_mask of batch {number} leaves no token; expected some: "
+            "it is 1 where a token counts"
+        )
 
 
 def check_output(output: Tensor, number: int) -> None:
@@ -259,12 +287,13 @@ def layer_losses(model: nn.Module, batches: Iterable[Any]) -> Tensor:
         ValueError: no batch, no loss, or one that is not finite.
     """
     known = architecture_of(model, "compress")
+    several(batches)
     given = list(batches)
     if not given:
         raise ValueError("compress: there is no batch; expected at least one to measure with")
     for number, batch in enumerate(given):
         refuse_empty(batch, number)
-    with plain_copy(model) as own, evaluating(own), torch.no_grad():
+    with plain_copy(model) as own, eager(own):
         parent, _, name = known.layers.rpartition(".")
         holder, layers = own.get_submodule(parent), own.get_submodule(known.layers)
         assert isinstance(layers, nn.ModuleList)
