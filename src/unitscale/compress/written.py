@@ -181,7 +181,7 @@ def compress_folder(
         save_beside(student, source, folder)
         write_json(folder / LINEAGE, lineage(source, done))
 
-    into(out, fill)
+    into(out, fill, "compress")
     return done
 
 
@@ -325,7 +325,7 @@ def write_run(
         save_checkpoint(state, folder / CHECKPOINT)
         write_json(folder / LINEAGE, {**lineage(source, done), "step": old.step})
 
-    into(out, fill)
+    into(out, fill, "compress")
     return done
 
 

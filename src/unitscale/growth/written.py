@@ -129,7 +129,7 @@ def grow_pretrained(
         save_beside(grown, source, folder)
         write_json(folder / LINEAGE, lineage(source, done))
 
-    into(out, fill)
+    into(out, fill, "growth")
     return done
 
 
@@ -175,7 +175,7 @@ def grow_run(
         save_checkpoint(state, folder / CHECKPOINT)
         write_json(folder / LINEAGE, {**lineage(source, done), "step": old.step})
 
-    into(out, fill)
+    into(out, fill, "growth")
     return done
 
 
