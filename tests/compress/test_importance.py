@@ -142,6 +142,8 @@ def test_what_is_no_stream_of_batches_is_refused(make, error, message):
 
 def test_plans_take_scores_and_apply_takes_plans():
     model = tiny.gpt2()
+    with pytest.raises(ValueError, match="seed is -1; expected a whole number"):
+        us.compress.drawn(model, -1)
     with pytest.raises(TypeError, match="importance is a NoneType"):
         us.compress.plan(model, importance=None, ffn=9)
     with pytest.raises(TypeError, match="got a GPT2LMHeadModel and a NoneType"):

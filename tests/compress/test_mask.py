@@ -136,7 +136,8 @@ def test_bad_input_is_one_line_and_changes_nothing():
 
 def test_weights_that_something_else_makes_have_no_mask():
     own, shared = nn.Linear(8, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
-    model = us.compress.mask_smallest(nn.Sequential(own, shared), 0.5)
+    model = us.compress.mask_smallest(nn.Sequential(own, shared), 0.5, layers="0")
+    us.compress.mask_smallest(model, 0.6)
     assert list(masked_layers(model)) == ["0"]
     quantized = us.deploy.quantize(nn.Sequential(nn.Linear(8, 8)), "fp8-dynamic")
     with pytest.raises(ValueError, match="Sequential has no matrix to mask"):

@@ -347,7 +347,13 @@ def magnitude(model: nn.Module) -> Importance:
 
 
 def drawn(model: nn.Module, seed: int = 0) -> Importance:
-    """Random scores, to compare with."""
+    """Random scores, to compare with.
+
+    Raises:
+        ValueError: a seed that is no whole number from 0 to 2**62 - 1.
+    """
+    if type(seed) is not int or not 0 <= seed < 2**62:
+        raise ValueError(f"compress: seed is {seed!r}; expected a whole number from 0 to 2**62 - 1")
     known = architecture_of(model, "compress")
     config: Any = model.config
     shape, generator = shape_of(config, known), torch.Generator().manual_seed(seed)

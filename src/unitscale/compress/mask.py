@@ -78,6 +78,7 @@ def mask_smallest(
             with more zeros than that already. The model is left as it was.
     """
     check_amount(amount)
+    layers = (layers,) if isinstance(layers, str) else layers
     found = dict(matrices(model))
     if strange := [name for name in layers or () if name not in found]:
         raise ValueError(
