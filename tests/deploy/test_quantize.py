@@ -179,7 +179,7 @@ REFUSED = [
         r"skip='\*.gate' matches no layer; the layers are gate_proj",
     ),
     ({"skip": ["*"]}, ValueError, "this Gated has no layer to quantize: gate_proj: skip="),
-    ({"skip": 3}, TypeError, r"skip has 3; expected patterns of module paths"),
+    ({"skip": 3}, TypeError, r"skip has 3; expected patterns of paths"),
     ({"spare": "*"}, ValueError, r"no layer to quantize: gate_proj: spare: '\*'"),
     ({"percentile": "99"}, ValueError, "percentile is '99'"),
     ({"target": "1"}, ValueError, "target is '1'"),

@@ -106,7 +106,7 @@ def patterns_of(name: str, given: Any) -> tuple[str, ...]:
     found = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
     if wrong := [pattern for pattern in found if not isinstance(pattern, str)]:
         raise TypeError(
-            f"quantize: {name} has {wrong[0]!r}; expected patterns of module paths, as '*.down_proj'"
+            f"quantize: {name} has {wrong[0]!r}; expected patterns of paths, as '*.down_proj'"
         )
     return found
 
