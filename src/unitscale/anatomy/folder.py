@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,16 +124,19 @@ def loaded(source: Path, description: dict[str, Any]) -> nn.Module:
     except Exception as error:  # of a damaged file, each reader raises another one
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{source} cannot be loaded: {type(error).__name__}: {reason}") from error
-    check_whole(source, str(name), info)
+    check_whole(source, str(name), info, list(model.state_dict()))
     found: nn.Module = model
     return found
 
 
-def check_whole(source: Path, name: str, info: Mapping[str, Any]) -> None:
+def check_whole(source: Path, name: str, info: Mapping[str, Any], own: Sequence[str]) -> None:
     """Refuse weights that are not those of the configuration: transformers only warns.
 
-    What it lacks would hold random numbers. What it drops may be another head, but no layer.
+    What it lacks would hold random numbers. What it drops may be another head or a buffer of an
+    older version, but not a weight that layers of the model have under another number.
 
+    Args:
+        info: what `from_pretrained` tells of it; own: the names of the model's tensors.
     Raises:
         ValueError: names a tensor.
     """
@@ -142,7 +145,9 @@ def check_whole(source: Path, name: str, info: Mapping[str, Any]) -> None:
             f"{source} lacks {len(missing)} of the weights of its {name}, the first is "
             f"{missing[0]}; they would hold random numbers: expected what save_pretrained wrote"
         )
-    layers = [key for key in sorted(map(str, info["unexpected_keys"])) if re.search(LAYER, key)]
+    known = {re.sub(LAYER, ".*.", key) for key in own if re.search(LAYER, key)}
+    dropped = [key for key in sorted(map(str, info["unexpected_keys"])) if re.search(LAYER, key)]
+    layers = [key for key in dropped if re.sub(LAYER, ".*.", key) in known or not known]
     if layers:
         raise ValueError(
             f"{source} has weights of layers that its {CONFIG} does not have, as {layers[0]}; they "
