@@ -85,11 +85,12 @@ def source_of(
 ) -> Source:
     """Statistics from themselves, from their state or from images, checked against a model."""
     if isinstance(source, Mapping):
+        names = ", ".join(map(str, source)) or "nothing"
         try:
             source = Source(**source)
         except TypeError:
             raise TypeError(
-                f"{caller}: the source is a mapping of {', '.join(map(str, source)) or 'nothing'}; "
+                f"{caller}: the source is a mapping of {names}; "
                 "expected images, a Source, or its state_dict()."
             ) from None
     if not isinstance(source, Source):

@@ -110,7 +110,8 @@ def loaded(source: Path, description: dict[str, Any]) -> nn.Module:
     listed = description.get("architectures")
     name = listed[0] if isinstance(listed, list) and listed else None
     kind: Any = getattr(transformers, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not is_model:
         raise ValueError(
             f"{source / CONFIG} names the class {name!r}, which transformers does not have as a "
             "model; expected one of save_pretrained"
