@@ -146,6 +146,33 @@ def test_reset_and_seeds(vit, images, source_images):
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
 
 
+def test_an_image_that_overflows_does_not_stop_the_interval(vit, images, source_images):
+    foa = us.adapt.FOA(vit(), source_images, interval=2, **SMALL)
+    foa(images[:1])
+    with pytest.raises(ValueError, match="gives NaN or infinity for this batch"):
+        foa(images[1:2] * 1e30)
+    assert len(foa.kept) == 1
+    foa(images[2:3])
+    assert foa.last.images == 2
+
+
+def test_a_compiled_model_is_adapted_as_a_plain_one(vit, images, source_images):
+    def adapted(model):
+        foa = us.adapt.FOA(model, source_images, **SMALL)
+        return [foa(images), us.adapt.T3A(model)(images)]
+
+    expected = adapted(vit())
+    inside, around = vit(), torch.compile(vit(), backend="eager")
+    inside.compile(backend="eager")
+    with torch.no_grad():
+        plain = inside(images).logits  # graphs that know no hook
+        around(images)
+        for model in (inside, around):
+            for got, answer in zip(adapted(model), expected, strict=True):
+                assert torch.equal(got, answer)
+            assert torch.equal(model(images).logits, plain)  # nor have they learned of one
+
+
 def test_state_goes_on_elsewhere_and_a_bad_one_changes_nothing(vit, images, source_images):
     model = vit()
     foa = us.adapt.FOA(model, source_images, interval=6, **SMALL)
@@ -167,6 +194,12 @@ def test_state_goes_on_elsewhere_and_a_bad_one_changes_nothing(vit, images, sour
         ({**state, "search": None}, "other n_prompts"),
         ({"history": None}, "not a state of it"),
         ({**state, "history": torch.zeros(3)}, r"history of the state is \(3,\)"),
+        ({**state, "history": "x"}, "history of the state is str"),
+        ({**state, "history": torch.full((16,), torch.nan)}, "history of the state holds NaN"),
+        ({**state, "prompts": torch.zeros(1, 7, 16)}, r"prompts of the state is \(1, 7, 16\)"),
+        ({**state, "kept": ["x"]}, "not a state of it"),
+        ({**state, "search": {**state["search"], "sigma": 0.0}}, "the step size 0.0"),
+        ({**state, "search": {**state["search"], "random": {"a": 1}}}, "not a state of it"),
     ]
     for wrong, message in bad:
         with pytest.raises(ValueError, match=message):
@@ -228,6 +261,8 @@ def test_a_model_that_gives_nan_or_fails_changes_nothing(vit, images, source_ima
     ("options", "message"),
     [
         ({"n_prompts": -1}, "n_prompts is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"lam": True}, "lam is True"),
         ({"population": 2}, "population is 2"),
         ({"interval": 1}, "interval is 1"),
         ({"alpha": 0}, "alpha is 0; expected a number above 0, at most 1"),

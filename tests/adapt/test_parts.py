@@ -87,6 +87,8 @@ def test_bad_parts(parts, message):
         find(Own(), parts, "FOA")
     with pytest.raises(TypeError, match="got str"):
         find("model", parts, "FOA")
+    with pytest.raises(TypeError, match="parts is 'stem'; expected"):
+        find(Own(), "stem", "FOA")
 
 
 def test_parts_that_do_not_do_what_they_should(source_images):
@@ -101,3 +103,8 @@ def test_parts_that_do_not_do_what_they_should(source_images):
 
     with pytest.raises(ValueError, match=r"Whole: the parts given took out .*\(32, 5, 8\)"):
         us.adapt.FOA(Whole().eval(), source_images, parts=OWN, n_prompts=0)
+
+
+def test_one_class_is_refused(vit):
+    with pytest.raises(ValueError, match="'classifier' of ViTForImageClassification gives one"):
+        us.adapt.T3A(vit(num_labels=1))

@@ -24,16 +24,30 @@ def test_calibration_error_by_hand():
         (torch.zeros(2, 2), torch.zeros(3), {}, r"labels \(3,\)"),
         (torch.full((1, 2), torch.nan), torch.zeros(1), {}, "hold NaN"),
         (torch.zeros(1, 2), torch.zeros(1), {"bins": 0}, "bins is 0"),
+        (torch.zeros(1, 2), torch.zeros(1), {"bins": 1.5}, "bins is 1.5"),
+        (torch.zeros(2, 2), torch.tensor([1, 2]), {}, "1 of 2 labels are no class.*2; expected"),
+        (torch.zeros(2, 2), torch.tensor([-1, 1]), {}, "the first is -1"),
+        ([[0.0]], [0], {}, "logits are a list"),
     ],
 )
 def test_calibration_error_refuses(logits, labels, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         calibration_error(logits, labels, **options)
 
 
 def test_entropy_of_uniform_and_of_certain():
     assert entropy(torch.zeros(1, 8)).item() == pytest.approx(math.log(8))
     assert entropy(torch.tensor([[200.0, 0.0]])).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_class_that_is_ruled_out_adds_nothing_to_the_entropy():
+    logits = torch.tensor([[1.0, 0.5, -torch.inf]], requires_grad=True)
+    left = torch.tensor([[1.0, 0.5]], requires_grad=True)
+    for x in (logits, left):
+        entropy(x).sum().backward()
+    assert torch.equal(entropy(logits), entropy(left))
+    assert torch.equal(logits.grad[:, :2], left.grad)
+    assert logits.grad[0, 2] == 0
 
 
 def test_peak_bytes_counts_what_is_held_at_once():

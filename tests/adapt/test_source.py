@@ -37,6 +37,7 @@ def test_batches_of_any_size_with_labels_give_the_same(vit, source_images):
         (lambda x: [x, x[..., :4]], ValueError, r"size \(1, 8, 4\)"),
         (lambda x: x * torch.inf, ValueError, "32 of 32 images"),
         (lambda x: [3], TypeError, "the batch is int"),
+        (lambda x: None, TypeError, "the source is NoneType; expected a batch"),
     ],
 )
 def test_bad_source_images(vit, source_images, make, error, message):
@@ -54,3 +55,8 @@ def test_statistics_of_another_model_or_without_sense_are_refused(vit, source_im
         Source(**{**state, "mean": source.mean * torch.nan})
     with pytest.raises(ValueError, match="expected one shape"):
         Source(**{**state, "mean": source.mean[0]})
+
+
+def test_a_mapping_that_is_no_state_is_refused(vit, source_images):
+    with pytest.raises(TypeError, match="the source is a mapping of pixel_values"):
+        us.adapt.FOA(vit(), {"pixel_values": source_images})

@@ -26,6 +26,10 @@ def compiled_in_place(model):
     return model, plain
 
 
+def compiled_around(model):
+    return torch.compile(copy.deepcopy(model), backend="eager"), model
+
+
 def copied(model):
     return copy.deepcopy(model), model
 
@@ -58,13 +62,13 @@ def answers(model, source_images, images):
 
 @pytest.mark.parametrize(
     "way",
-    [compiled_in_place, copied, pickled, frozen, masked, parametrized],
+    [compiled_in_place, compiled_around, copied, pickled, frozen, masked, parametrized],
     ids=lambda way: way.__name__,
 )
 def test_adapters_answer_as_for_the_plain_model(way, vit, images, source_images):
     model, plain = way(vit(num_hidden_layers=1))
     found, expected = (answers(one.eval(), source_images[:6], images) for one in (model, plain))
-    if way is not compiled_in_place:  # whose backward pass takes long to capture
+    if way not in (compiled_in_place, compiled_around):  # whose backward pass takes long to capture
         found.append(us.adapt.TENT(model)(images))
         expected.append(us.adapt.TENT(plain)(images))
     for own, wanted in zip(found, expected, strict=True):
@@ -81,17 +85,8 @@ def test_weights_of_few_bits_are_adapted_in_them(dtype, vit, images, source_imag
     assert {p.dtype for p in model.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize(
-    ("wrap", "message"),
-    [
-        (lambda model: torch.compile(model, backend="eager"), "wrapped by torch.compile; give the"),
-        (nn.DataParallel, "this is a DataParallel around a model; give the model: model.module"),
-    ],
-    ids=["compiled", "parallel"],
-)
-def test_a_module_around_the_model_is_refused_by_name(wrap, message, vit, source_images):
-    model = wrap(vit(num_hidden_layers=1)).eval()
+def test_a_module_around_the_model_is_refused_by_name(vit, source_images):
+    model = nn.DataParallel(vit(num_hidden_layers=1)).eval()
     for adapter in (lambda: us.adapt.FOA(model, source_images), lambda: us.adapt.T3A(model)):
-        with pytest.raises(ValueError, match=message) as error:
+        with pytest.raises(ValueError, match="around a model; give the model: model"):
             adapter()
-        assert "\n" not in str(error.value)

@@ -124,6 +124,8 @@ def test_a_folder_is_distilled_in_fp8_and_loads(folder, tmp_path, monkeypatch, c
         ("depth=1", ("--importance", "taste"), "importance is 'taste'"),
         ("depth=1", ("--distil-steps", 3), "is a run: it trains on by"),
         ("depth=1", ("--lr", 0), "lr is 0.0"),
+        ("depth=1", ("--lr", "inf"), "lr is inf"),
+        ("depth=1", ("--seed", 2**32), "seed is 4294967296"),
         ("depth=1", ("--recipe", "fp9"), "fp9"),
     ],
 )

@@ -126,3 +126,51 @@ def test_bad_input_is_one_line():
     with pytest.raises(ValueError, match="loss of distillation is nan"):
         us.compress.distil(us.compress.Distillation(teacher, student, made), [batch], optimizer)
     assert all(value.equal(before[name]) for name, value in student.state_dict().items())
+
+
+def test_what_would_teach_nothing_is_refused():
+    teacher = tiny.llama()
+    made, student = student_of(teacher, ffn=9)
+    batch = tiny.batch_for(teacher)
+    distillation = us.compress.Distillation(teacher, student, made)
+    elsewhere = torch.optim.SGD(teacher.parameters(), 0.1)
+    with pytest.raises(ValueError, match="the SGD has no parameter of the student"):
+        us.compress.distil(distillation, [batch], elsewhere)
+    optimizer = torch.optim.SGD(student.parameters(), 0.1)
+    with torch.no_grad():
+        us.compress.distil(distillation, [batch], optimizer)
+    student.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter of the student requires a gradient"):
+        us.compress.distil(distillation, [batch], optimizer)
+    with pytest.raises(ValueError, match=r"of width 12.* and the plan makes a llama"):
+        us.compress.Distillation(student, teacher, made)
+    with pytest.raises(ValueError, match=r"shape \[3, 1\], one number a position"):
+        us.compress.logit_loss(torch.zeros(3, 1), torch.ones(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cross_entropy": -1.0}, "cross_entropy is -1.0; expected a number of at least 0"),
+        ({"cross_entropy": float("nan")}, "cross_entropy is nan"),
+        ({"temperature": float("inf")}, "temperature is inf; expected a number above 0"),
+        ({"by": "l1"}, "by is 'l1'"),
+        ({"layers": [0.5]}, "no layer 0.5"),
+        ({"layers": "0"}, "no layer '0'"),
+    ],
+)
+def test_options_are_checked_before_any_step(options, message):
+    teacher = tiny.llama()
+    made, student = student_of(teacher, ffn=9)
+    with pytest.raises(ValueError, match=message):
+        us.compress.Distillation(teacher, student, made, **options)
+
+
+def test_a_batch_that_is_no_mapping_and_one_in_the_place_of_several_are_refused():
+    teacher = tiny.llama()
+    made, student = student_of(teacher, ffn=9)
+    batch, distillation = tiny.batch_for(teacher), us.compress.Distillation(teacher, student, made)
+    with pytest.raises(TypeError, match="the batch is a Tensor; expected a mapping"):
+        distillation(batch["input_ids"])
+    with pytest.raises(TypeError, match="batches is a dict; expected several"):
+        us.compress.distil(distillation, batch, torch.optim.SGD(student.parameters(), 0.1))

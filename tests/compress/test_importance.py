@@ -103,3 +103,48 @@ def test_other_bad_input_is_one_line():
         model.vit.layernorm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="channels holds NaN"):
         us.compress.magnitude(model)
+
+
+def test_graphs_that_were_compiled_before_hide_nothing():
+    """A batch that fits such a graph runs through no hook, and did not count beside others."""
+    model = tiny.gpt2().eval()
+    batches = [tiny.batch_for(model), {"input_ids": torch.arange(10).view(2, 5)}]
+    expected = us.compress.measure(model, batches)
+    model.compile(backend="eager")
+    with torch.no_grad():
+        model(**batches[0])
+    found = us.compress.measure(model, batches)
+    for name in ("heads", "neurons", "channels", "layers"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda batch: batch, TypeError, "batches is a dict; expected several"),
+        (lambda batch: batch["input_ids"], TypeError, "batches is a Tensor"),
+        (lambda batch: None, TypeError, "batches is a NoneType"),
+        (lambda batch: [batch, 3], TypeError, "batch 1 is a int"),
+        (
+            lambda batch: [{**batch, "attention_mask": torch.zeros(3, 7).long()}],
+            ValueError,
+            "attention_mask of batch 0 leaves no token",
+        ),
+    ],
+)
+def test_what_is_no_stream_of_batches_is_refused(make, error, message):
+    model = tiny.gpt2()
+    batches = make(tiny.batch_for(model))
+    for measured in (us.compress.measure, us.compress.layer_losses):
+        with pytest.raises(error, match=message):
+            measured(model, batches)
+
+
+def test_plans_take_scores_and_apply_takes_plans():
+    model = tiny.gpt2()
+    with pytest.raises(ValueError, match="seed is -1; expected a whole number"):
+        us.compress.drawn(model, -1)
+    with pytest.raises(TypeError, match="importance is a NoneType"):
+        us.compress.plan(model, importance=None, ffn=9)
+    with pytest.raises(TypeError, match="got a GPT2LMHeadModel and a NoneType"):
+        us.compress.apply(model, None)

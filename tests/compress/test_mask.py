@@ -1,6 +1,7 @@
 import copy
 
 import pytest
+import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -151,3 +152,40 @@ def test_a_part_under_a_recipe_keeps_its_masks():
     with pytest.raises(ValueError, match="the model is under a recipe"):
         us.compress.make_permanent(model)
     assert list(masked_layers(model)) == ["0", "1"]
+
+
+def test_weights_that_something_else_makes_have_no_mask():
+    own, shared = nn.Linear(8, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    model = us.compress.mask_smallest(nn.Sequential(own, shared), 0.5, layers="0")
+    assert list(masked_layers(model)) == ["0"]
+    quantized = us.deploy.quantize(nn.Sequential(nn.Linear(8, 8)), "fp8-dynamic")
+    with pytest.raises(ValueError, match="or quantized"):
+        us.compress.mask_smallest(quantized, 0.5)
+
+
+def test_attention_of_torch_trains_on_under_masks():
+    """It reads the weight of `out_proj` without a call, by which a mask would be applied."""
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    us.compress.mask_smallest(model, 0.5)
+    assert sorted(masked_layers(model)) == ["linear1", "linear2"]
+    optimizer, x = torch.optim.SGD(model.parameters(), 0.1), torch.randn(2, 3, 8)
+    for _ in range(2):
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert us.compress.check_masks(model, x) == 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("amount", "recover", "message"),
+    [
+        ("0.5", print, "amount is '0.5'"),
+        (2.0, print, "amount is 2.0"),
+        (-1.0, print, "amount is -1.0"),
+        (0.5, None, "recover is None; expected a function"),
+    ],
+)
+def test_rounds_are_checked_before_the_first(amount, recover, message):
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises((ValueError, TypeError), match=message):
+        us.compress.sparsify(model, amount, rounds=2, recover=recover)
+    assert not masked_layers(model)

@@ -35,6 +35,14 @@ def test_linear_layers_are_replaced_and_heads_stay():
     assert "classifier (spare: '*classifier')" in str(found)
 
 
+def test_a_single_pattern_may_stand_for_itself():
+    """Its letters matched nothing, and what was to be spared was quantized."""
+    model = us.deploy.quantize(gated(), "int8-weight", spare="gate_proj")
+    assert us.deploy.quantization(model).kept == {"gate_proj": "spare: 'gate_proj'"}
+    with pytest.raises(TypeError, match="got NoneType"):
+        us.deploy.quantize(None, "int8-weight")
+
+
 def test_heads_are_quantized_when_asked():
     model = us.deploy.quantize(made("bert"), "fp8", [{"input_ids": ids()}], spare=())
     assert not us.deploy.quantization(model).kept
@@ -171,6 +179,11 @@ REFUSED = [
         r"skip='\*.gate' matches no layer; the layers are gate_proj",
     ),
     ({"skip": ["*"]}, ValueError, "this Gated has no layer to quantize: gate_proj: skip="),
+    ({"skip": 3}, TypeError, r"skip has 3; expected patterns of paths"),
+    ({"spare": "*"}, ValueError, r"no layer to quantize: gate_proj: spare: '\*'"),
+    ({"percentile": "99"}, ValueError, "percentile is '99'"),
+    ({"target": "1"}, ValueError, "target is '1'"),
+    ({"target": 0.1, "most": None}, ValueError, "most is None"),
     ({"also": ("norms",)}, ValueError, "also has 'norms'; expected a tuple of attention, softmax"),
     ({"also": "gelu"}, ValueError, "also has 'gelu'; expected a tuple"),
     (

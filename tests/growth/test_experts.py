@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -103,3 +104,12 @@ def test_a_model_without_mixtures_and_one_that_was_not_called_are_refused():
 def called(model):
     model(torch.randn(3, 8))
     return model
+
+
+def test_a_mixture_can_be_copied_after_a_call():
+    """The logits that it keeps belong to a graph, which torch does not copy."""
+    model = called(mixture())
+    again = copy.deepcopy(model)
+    x = torch.randn(3, 8)
+    assert torch.equal(again(x), model(x))
+    assert model.logits.requires_grad

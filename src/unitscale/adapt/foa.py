@@ -15,6 +15,7 @@ Source: Niu et al. 2024, arXiv 2404.01650, and the authors' code.
 import math
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -22,12 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unitscale.adapt.argument import check_number, check_whole
 from unitscale.adapt.parts import Parts, find
 from unitscale.adapt.probe import Pass, probe_of
 from unitscale.adapt.score import entropy
 from unitscale.adapt.search import Search, cma_module, default_population
 from unitscale.adapt.source import Images, Source, source_of
-from unitscale.adapt.stream import check_images, check_mode
+from unitscale.adapt.stream import check_images, check_kept, check_mode
 from unitscale.units import coverage
 from unitscale.units.forward import session_of
 
@@ -131,16 +133,19 @@ class FOA:
     ) -> None:
         self.found = find(model, parts, "FOA")
         check_mode(model, "FOA")
-        _check_whole("n_prompts", n_prompts, 0)
-        _check_whole("population", population, 4)
-        _check_whole("interval", interval, 2)
-        _check_number("lam", lam, 0, math.inf)
-        _check_number("gamma", gamma, 0, math.inf)
-        _check_number("alpha", alpha, 0, 1, above=True)
+        check_whole("FOA", "n_prompts", n_prompts, 0)
+        check_whole("FOA", "seed", seed, 0)
+        if population is not None:
+            check_whole("FOA", "population", population, 4)
+        if interval is not None:
+            check_whole("FOA", "interval", interval, 2)
+        check_number("FOA", "lam", lam)
+        check_number("FOA", "gamma", gamma)
+        check_number("FOA", "alpha", alpha, 0, 1, above=True)
         if sigma != "tokens":
-            _check_number("sigma", sigma, 0, math.inf, above=True)
+            check_number("FOA", "sigma", sigma, above=True)
         if cap is not None:
-            _check_number("cap", cap, 0, math.inf, above=True)
+            check_number("FOA", "cap", cap, above=True)
         if n_prompts:
             cma_module()
         self.model, self.n_prompts, self.seed = model, n_prompts, seed
@@ -177,7 +182,14 @@ class FOA:
         with torch.no_grad():
             if self.interval is None:
                 return self._generation(images)
-            answer = self._pass(images, self.prompts).shifted
+            got = self._pass(images, self.prompts)
+            if not math.isfinite(self._judge(got).fitness):
+                # Kept, it would spoil the generation, and each that is tried again.
+                raise ValueError(
+                    f"FOA: {type(self.model).__name__} gives NaN or infinity for this batch; "
+                    "expected finite logits; does it without adaptation? Leave these images out."
+                )
+            answer = got.shifted
             kept = [*self.kept, images.detach().clone()]
             if sum(map(len, kept)) >= self.interval:
                 self._generation(torch.cat(kept))
@@ -358,35 +370,26 @@ class FOA:
                         f"FOA: the state has {len(mean)} numbers of prompts; expected "
                         f"{self.n_prompts} prompts of {self.found.width}; build FOA as it was then."
                     )
-                search = self._search(mean=mean, sigma=float(found["sigma"]))
-                search.random.bit_generator.state = found["random"]
-        except (KeyError, TypeError, AttributeError) as error:
+                sigma = float(found["sigma"])
+                if not (np.isfinite(mean).all() and 0 < sigma < math.inf):
+                    raise ValueError(
+                        f"FOA: the search of the state has the step size {sigma} and a mean up to "
+                        f"{abs(mean).max()}; expected finite numbers; is it a damaged state?"
+                    )
+                search = self._search(mean=mean, sigma=sigma)
+                with suppress(ValueError):  # numpy's, which says nothing of a state
+                    search.random.bit_generator.state = found["random"]
+                if search.random.bit_generator.state != found["random"]:
+                    raise TypeError("random numbers of another generator")
+            kept = [check_images(one, "FOA", source.size) for one in kept]
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"FOA: this is not a state of it ({error!r}); expected that of state_dict()."
             ) from None
         if (search is None) != (self.n_prompts == 0):
             raise ValueError("FOA: the state is of other n_prompts; build FOA as it was then.")
-        shapes = {"history": (history, 1), "prompts": (prompts, 3)}
-        for name, (value, axes) in shapes.items():
-            if value is not None and (value.ndim != axes or value.shape[-1] != self.found.width):
-                raise ValueError(
-                    f"FOA: {name} of the state is {tuple(value.shape)}; expected a width of "
-                    f"{self.found.width}; this is the state of another model."
-                )
+        width = self.found.width
+        check_kept("history", history, (width,))
+        check_kept("prompts", prompts, (1, self.n_prompts, width))
         self.source, self.history, self.prompts = source, history, prompts
         self.search, self.last, self.kept = search, last, kept
-
-
-def _check_whole(name: str, value: int | None, low: int) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"FOA: {name} is {value!r}; expected a whole number of {low} or more.")
-
-
-def _check_number(name: str, value: Any, low: float, high: float, *, above: bool = False) -> None:
-    ok = isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
-    if not ok or (above and value == low):
-        more = f"above {low}" if above else f"of {low} or more"
-        most = "" if math.isinf(high) else f", at most {high}"
-        raise ValueError(f"FOA: {name} is {value!r}; expected a number {more}{most}.")

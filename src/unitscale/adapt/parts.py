@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from unitscale.anatomy.whole import refuse_wrapped
+from unitscale.anatomy.whole import refuse_wrapped, unwrapped
 
 __all__ = ["Found", "Parts", "find"]
 
@@ -57,6 +57,7 @@ def find(model: nn.Module, parts: Parts | None, caller: str) -> Found:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: got {type(model).__name__}; expected a torch.nn.Module.")
+    model = unwrapped(model)  # of torch.compile(model): the passes run in eager code
     refuse_wrapped(model, caller)
     name = type(model).__name__
     tokens = [p for path, p in model.named_parameters() if path.rpartition(".")[2] in CLASS_TOKENS]
@@ -65,6 +66,11 @@ def find(model: nn.Module, parts: Parts | None, caller: str) -> Found:
             f"{caller}: {name} has no class token, whose features this shifts and compares; "
             "expected a vision transformer with one, such as ViTForImageClassification (for a "
             "token of another name, pass parts=us.adapt.Parts(...))."
+        )
+    if parts is not None and not isinstance(parts, Parts):
+        raise TypeError(
+            f"{caller}: parts is {parts!r}; expected us.adapt.Parts(embeddings=..., blocks=..., "
+            "head=...)."
         )
     parts = parts or KNOWN.get(name)
     if parts is None:
@@ -81,6 +87,11 @@ def find(model: nn.Module, parts: Parts | None, caller: str) -> Found:
         raise ValueError(
             f"{caller}: {parts.head!r} of {name} is a {type(head).__name__}; expected a linear "
             "layer, with a weight of (classes, width)."
+        )
+    if len(weight) < 2:
+        raise ValueError(
+            f"{caller}: {parts.head!r} of {name} gives one class; expected two or more: entropy "
+            "and centers of one say nothing."
         )
     if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
         raise ValueError(

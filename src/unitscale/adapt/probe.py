@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unitscale.adapt.parts import Found
+from unitscale.adapt.stream import logits_of
 from unitscale.anatomy.output import uncompiled
 
 __all__ = ["Pass", "Probe", "probe_of"]
@@ -105,8 +106,7 @@ class Probe:
         """
         with self.on(found), uncompiled(model):
             self.prompts, self.shift = prompts, shift
-            answer = model(images)
-            logits = getattr(answer, "logits", answer)
+            logits = logits_of(model, model(images), "us.adapt")
             features, spread = self.features, self.spread
         shapes = {tuple(f.shape) for f in features}
         rows = len(images) * (1 if shift is None else 2)

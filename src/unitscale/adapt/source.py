@@ -85,7 +85,14 @@ def source_of(
 ) -> Source:
     """Statistics from themselves, from their state or from images, checked against a model."""
     if isinstance(source, Mapping):
-        source = Source(**source)
+        names = ", ".join(map(str, source)) or "nothing"
+        try:
+            source = Source(**source)
+        except TypeError:
+            raise TypeError(
+                f"{caller}: the source is a mapping of {names}; "
+                "expected images, a Source, or its state_dict()."
+            ) from None
     if not isinstance(source, Source):
         return _measured(model, found, source, caller)
     expected = (len(found.blocks), found.width)
@@ -98,6 +105,11 @@ def source_of(
 
 
 def _measured(model: nn.Module, found: Found, images: Images, caller: str) -> Source:
+    if not isinstance(images, Iterable) or isinstance(images, str):
+        raise TypeError(
+            f"{caller}: the source is {type(images).__name__}; expected a batch of images, or "
+            "several."
+        )
     batches = [images] if isinstance(images, Tensor) else images
     count, size = 0, None
     spread = 0.0

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_images", "check_mode"]
+__all__ = ["check_images", "check_kept", "check_mode", "logits_of"]
 
 
 def check_images(images: Any, caller: str, like: tuple[int, ...] | None = None) -> Tensor:
@@ -34,10 +34,10 @@ def check_images(images: Any, caller: str, like: tuple[int, ...] | None = None) 
             f"{caller}: the batch is empty, its shape is {shape}; expected at least one image; "
             "leave it out."
         )
-    if like is not None and shape[1:] != like:
+    if like is not None and shape[1:] != tuple(like):
         raise ValueError(
-            f"{caller}: the images have the size {shape[1:]}; expected that of the source, {like}; "
-            "resize them."
+            f"{caller}: the images have the size {shape[1:]}; expected that of the source, "
+            f"{tuple(like)}; resize them."
         )
     finite = torch.isfinite(images).flatten(1).all(dim=1)
     if not bool(finite.all()):
@@ -59,4 +59,40 @@ def check_mode(model: nn.Module, caller: str) -> None:
         raise ValueError(
             f"{caller}: {type(model).__name__} is in training mode; expected a model that serves; "
             "call model.eval() first."
+        )
+
+
+def logits_of(model: nn.Module, answer: Any, caller: str) -> Tensor:
+    """The logits in what a model returned.
+
+    Raises:
+        TypeError: there are none.
+    """
+    logits = getattr(answer, "logits", answer)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{caller}: {type(model).__name__} returns a {type(answer).__name__}; expected logits, "
+            "or an object that has them as .logits."
+        )
+    return logits
+
+
+def check_kept(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of a state of `FOA` that images would be answered with.
+
+    Raises:
+        ValueError: another shape, or a value that is NaN or infinite.
+    """
+    if value is None:
+        return
+    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if got != shape:
+        raise ValueError(
+            f"FOA: {name} of the state is {got}; expected a tensor of shape {shape}; this is the "
+            "state of another model."
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(
+            f"FOA: {name} of the state holds NaN or infinity; expected finite numbers; go on from "
+            "an earlier state."
         )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unitscale.adapt.argument import check_whole
 from unitscale.adapt.parts import Parts, find
 from unitscale.adapt.probe import probe_of
 from unitscale.adapt.score import entropy
@@ -36,8 +37,7 @@ class T3A:
     def __init__(self, model: nn.Module, *, supports: int = 20, parts: Parts | None = None) -> None:
         self.found = find(model, parts, "T3A")
         check_mode(model, "T3A")
-        if not isinstance(supports, int) or supports < 1:
-            raise ValueError(f"T3A: supports is {supports!r}; expected a whole number above 0.")
+        check_whole("T3A", "supports", supports, 1)
         self.model, self.supports = model, supports
         self.reset()
 

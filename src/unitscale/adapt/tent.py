@@ -6,12 +6,14 @@ Source: Wang et al. 2021, arXiv 2006.10726.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unitscale.adapt.argument import check_number
 from unitscale.adapt.score import entropy
-from unitscale.adapt.stream import check_images, check_mode
+from unitscale.adapt.stream import check_images, check_mode, logits_of
 
 __all__ = ["TENT"]
 
@@ -36,16 +38,15 @@ class TENT:
         if not isinstance(model, nn.Module):
             raise TypeError(f"TENT: got {type(model).__name__}; expected a torch.nn.Module.")
         check_mode(model, "TENT")
-        if not lr > 0 or not math.isfinite(lr):
-            raise ValueError(f"TENT: lr is {lr!r}; expected a number above 0.")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"TENT: momentum is {momentum!r}; expected a number in [0, 1).")
-        self.parameters = [
-            p
+        check_number("TENT", "lr", lr, above=True)
+        check_number("TENT", "momentum", momentum, 0, 1, below=True)
+        own = {
+            id(p): p  # once, though norms share it
             for module in model.modules()
             if type(module).__name__.endswith(("Norm", "Norm1d", "Norm2d", "Norm3d"))
             for p in module.parameters(recurse=False)
-        ]
+        }
+        self.parameters = list(own.values())
         if not self.parameters:
             raise ValueError(
                 f"TENT: {type(model).__name__} has no norm with parameters, and TENT trains those "
@@ -67,23 +68,44 @@ class TENT:
         """Logits of a batch, and a step.
 
         Raises:
-            TypeError, ValueError: as `FOA`, or a loss that is not finite. Nothing was changed.
+            TypeError, ValueError: as `FOA`; a loss or a gradient that is not finite, or none: a
+                single class, or norms that the output does not depend on. Nothing was changed.
         """
         check_mode(self.model, "TENT")
         check_images(images, "TENT", self.size)
-        with self._norms_alone(), torch.enable_grad():
-            answer = self.model(images)
-            logits: Tensor = getattr(answer, "logits", answer)
+        with torch.inference_mode(False), self._norms_alone(), torch.enable_grad():
+            # What was made in inference mode cannot be kept for a backward pass.
+            given = images.clone() if images.is_inference() else images
+            logits = logits_of(self.model, self.model(given), "TENT")
+            if logits.ndim < 2 or logits.shape[1] < 2:
+                raise ValueError(
+                    f"TENT: the logits of {type(self.model).__name__} are {tuple(logits.shape)}; "
+                    "expected two classes or more: one has no entropy to lower."
+                )
             loss = entropy(logits).mean()
             if not math.isfinite(float(loss.detach())):
                 raise ValueError(
                     f"TENT: the entropy of {type(self.model).__name__} is {float(loss.detach())} "
                     "for this batch; expected a finite one; does it classify without adaptation?"
                 )
+            if not loss.requires_grad:
+                raise ValueError(
+                    f"TENT: the output of {type(self.model).__name__} depends on no gain or bias "
+                    "of its norms; expected norms that it runs, with gradients through them."
+                )
             torch.autograd.backward(loss)
+            if not all(bool(torch.isfinite(p.grad).all()) for p in self._reached()):
+                raise ValueError(
+                    f"TENT: a gradient of {type(self.model).__name__} is NaN or infinite for this "
+                    "batch; expected finite ones; adapt it in BF16 or FP32."
+                )
             self.optimizer.step()
         self.size = tuple(images.shape[1:])
         return logits.detach()
+
+    def _reached(self) -> list[Any]:
+        """The gains and biases that got a gradient."""
+        return [p for p in self.parameters if p.grad is not None]
 
     @contextmanager
     def _norms_alone(self) -> Iterator[None]:

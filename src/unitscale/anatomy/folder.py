@@ -3,8 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from unitscale.data import open_corpus
+from unitscale.deploy.export import check_folder, new_folder
 from unitscale.models.existing import BUILT_IN
 from unitscale.train.checkpoint import TrainState, load_checkpoint
 from unitscale.train.config import TrainConfig
@@ -37,9 +37,13 @@ __all__ = [
     "read_run",
     "save_beside",
     "text_of",
+    "transformers_there",
 ]
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".index.json")
+LAYER = r"\.\d+\."
+"""In the name of a weight: the number of its layer."""
+
 START = "model."
 """What the names in a run's model have in front: it stands in a `NextByte`."""
 
@@ -58,12 +62,13 @@ def described(source: Path, out: Path, who: str, *, write: bool = True) -> tuple
     Raises:
         ValueError: no such folder, an `out` that holds something, no transformers.
     """
-    if find_spec("transformers") is None:
-        raise ValueError(f"{who} needs transformers; run: pip install 'unitscale[hf]'")
+    transformers_there(who)
     if not source.is_dir():
         raise ValueError(f"{source} is no folder; expected one of a model, or of a run")
     if write and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} holds something already; choose a new or an empty folder")
+    if write:
+        check_folder(out, who)  # before the work, and not after it
     if not (source / CONFIG).is_file():
         raise ValueError(f"{source} has no {CONFIG}: it holds neither a model nor a run")
     try:
@@ -72,6 +77,16 @@ def described(source: Path, out: Path, who: str, *, write: bool = True) -> tuple
         raise ValueError(str(error)) from None
     is_run = isinstance(description.get("config"), dict) and "fingerprint" in description
     return description, is_run
+
+
+def transformers_there(who: str) -> None:
+    """Refuse to go on without transformers.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    if find_spec("transformers") is None:
+        raise ValueError(f"{who} needs transformers; run: pip install 'unitscale[hf]'")
 
 
 def save_beside(model: Any, source: Path, folder: Path) -> None:
@@ -87,25 +102,58 @@ def loaded(source: Path, description: dict[str, Any]) -> nn.Module:
     """The model of `transformers` in a folder.
 
     Raises:
-        ValueError: its class is unknown, its weights are quantized, or it cannot be read.
+        ValueError: its class is unknown, its weights are quantized, some are missing, or it cannot
+            be read.
     """
     import transformers
 
-    names = description.get("architectures") or [None]
-    kind = getattr(transformers, str(names[0]), None)
-    if kind is None:
+    listed = description.get("architectures")
+    name = listed[0] if isinstance(listed, list) and listed else None
+    kind: Any = getattr(transformers, str(name), None)
+    is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not is_model:
         raise ValueError(
-            f"{source / CONFIG} names the class {names[0]!r}, which transformers does not have; "
-            "expected one of save_pretrained"
+            f"{source / CONFIG} names the class {name!r}, which transformers does not have as a "
+            "model; expected one of save_pretrained"
         )
     if "quantization_config" in description:
         raise ValueError(f"{source} holds quantized weights; use the model that it was made of")
     try:
-        model: nn.Module = kind.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{source} cannot be loaded: {reason}") from error
-    return model
+        model, info = kind.from_pretrained(source, output_loading_info=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged file, each reader raises another one
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{source} cannot be loaded: {type(error).__name__}: {reason}") from error
+    check_whole(source, str(name), info, list(model.state_dict()))
+    found: nn.Module = model
+    return found
+
+
+def check_whole(source: Path, name: str, info: Mapping[str, Any], own: Sequence[str]) -> None:
+    """Refuse weights that are not those of the configuration: transformers only warns.
+
+    What it lacks would hold random numbers. What it drops may be another head or a buffer of an
+    older version, but not a weight that layers of the model have under another number.
+
+    Args:
+        info: what `from_pretrained` tells of it; own: the names of the model's tensors.
+    Raises:
+        ValueError: names a tensor.
+    """
+    if missing := sorted(map(str, info["missing_keys"])):
+        raise ValueError(
+            f"{source} lacks {len(missing)} of the weights of its {name}, the first is "
+            f"{missing[0]}; they would hold random numbers: expected what save_pretrained wrote"
+        )
+    known = {re.sub(LAYER, ".*.", key) for key in own if re.search(LAYER, key)}
+    dropped = [key for key in sorted(map(str, info["unexpected_keys"])) if re.search(LAYER, key)]
+    layers = [key for key in dropped if re.sub(LAYER, ".*.", key) in known or not known]
+    if layers:
+        raise ValueError(
+            f"{source} has weights of layers that its {CONFIG} does not have, as {layers[0]}; they "
+            "would be left out: expected what save_pretrained wrote"
+        )
 
 
 def read_run(source: Path, description: dict[str, Any], who: str) -> tuple[TrainState, TrainConfig]:
@@ -191,25 +239,11 @@ def text_of(description: dict[str, Any], *near: Path) -> Path | None:
     return Path(name)
 
 
-def into(out: Path, fill: Callable[[Path], object]) -> None:
+def into(out: Path, fill: Callable[[Path], object], who: str) -> None:
     """Let `fill` write a folder under a temporary name, then put it in place.
 
     Raises:
         OSError: it cannot be written; nothing is left.
     """
-    with beside(out) as temporary:
+    with new_folder(out, who) as temporary:
         fill(temporary)
-        temporary.replace(out)  # an empty folder gives way
-
-
-@contextmanager
-def beside(out: Path) -> Iterator[Path]:
-    """A new folder next to another one, which is gone afterwards if it is still there."""
-    temporary = out.with_name(out.name + ".tmp")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -5,11 +5,13 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from torch import nn
+
 from unitscale.anatomy.architecture import ARCHITECTURES, Architecture
 from unitscale.anatomy.shape import Shape, shape_of
 from unitscale.anatomy.whole import check_whole, refuse_wrapped
 
-__all__ = ["Planned", "check_planned", "shapes_of"]
+__all__ = ["Planned", "check_given", "check_planned", "shapes_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,19 @@ class Planned:
 def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's parameters by name, shared ones once."""
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def check_given(model: Any, plan: Any, who: str) -> None:
+    """Refuse what is no model, or no plan.
+
+    Raises:
+        TypeError: says what was given.
+    """
+    if not isinstance(model, nn.Module) or not isinstance(plan, Planned):
+        raise TypeError(
+            f"{who}: got a {type(model).__name__} and a {type(plan).__name__}; expected a model "
+            f"and a plan of us.{who}.plan"
+        )
 
 
 def check_planned(model: Any, plan: Planned, before: Shape, after: Shape, who: str) -> None:

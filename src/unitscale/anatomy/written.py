@@ -72,7 +72,7 @@ def write_model(model: nn.Module, source: Path, done: Outcome, lineage: str) -> 
         write_json(folder / lineage, done.lineage(source))
 
     assert done.folder is not None
-    into(done.folder, fill)
+    into(done.folder, fill, Path(lineage).stem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,5 +149,5 @@ def write_run(
         save_checkpoint(state, folder / CHECKPOINT)
         write_json(folder / lineage, {**done.lineage(run.source), "step": old.step})
 
-    into(out, fill)
+    into(out, fill, Path(lineage).stem)
     return done

@@ -203,13 +203,18 @@ def logits_of(model: Any) -> Any:
     return model.model if isinstance(model, NextByte) else model
 
 
-def is_of_transformers(folder: Path) -> bool:
-    """Whether a folder has the configuration of a model of transformers; a run's is another."""
+def config_of(folder: Path) -> dict[str, Any]:
+    """What a folder's config.json holds; nothing where it cannot be read."""
     try:
         content = json_module.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and "model_type" in content
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def is_of_transformers(folder: Path) -> bool:
+    """Whether a folder has the configuration of a model of transformers; a run's is another."""
+    return "model_type" in config_of(folder)
 
 
 def given_batches(data: str | None, inputs: Any) -> list[Any] | None:
@@ -252,24 +257,18 @@ def pretrained(
     folder: Path, data: str | None, samples: int, length: int
 ) -> tuple[Any, list[Any] | None, Path | None]:
     """A model of transformers, and lines of text as its tokenizer reads them."""
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError(
-            "a folder of transformers needs transformers; run: pip install 'unitscale[hf]'"
-        ) from None
-    config = transformers.AutoConfig.from_pretrained(folder)
-    names = getattr(config, "architectures", None) or ["no architecture"]
-    kind = getattr(transformers, names[0], None)
-    if kind is None:
-        raise ValueError(f"{folder}: transformers has no architecture {names[0]!r}")
-    model = kind.from_pretrained(folder).eval()
+    from unitscale.anatomy.folder import loaded, transformers_there
+
+    transformers_there("quantize")
+    model = loaded(folder, config_of(folder)).eval()
     has_tokenizer = any(folder.glob("*tokenizer*")) or any(folder.glob("vocab.*"))
     if data is None:
         return model, None, folder if has_tokenizer else None
     if not has_tokenizer:
         raise ValueError(f"{folder} has no tokenizer to read {data} with; put its files there")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     lines = lines_of(data, samples)
     if tokenizer.pad_token is None:
         parts = [[line] for line in lines]

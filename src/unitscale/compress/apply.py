@@ -16,7 +16,7 @@ from unitscale.anatomy.carry import (
 )
 from unitscale.anatomy.optimizer import State, carry_optimizer, moments_of
 from unitscale.anatomy.output import called, evaluating
-from unitscale.anatomy.planned import check_planned
+from unitscale.anatomy.planned import check_given, check_planned
 from unitscale.anatomy.rebuilt import remade
 from unitscale.anatomy.shape import sized
 from unitscale.compress.plan import Plan
@@ -34,9 +34,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     measures. Its optimizer: `prune_optimizer`.
 
     Raises:
+        TypeError: no model, or no plan.
         ValueError: the plan is of another model, or was applied to this one already; the model is
             wrapped, or its parameters are masked, computed or quantized.
     """
+    check_given(model, plan, "compress")
     check_planned(model, plan, plan.old, plan.target, "compress")
     config = sized(model.config, plan.old, plan.target, plan.known)
     old: dict[str, Tensor] = dict(model.named_parameters())

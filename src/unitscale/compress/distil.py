@@ -6,6 +6,7 @@ of both, in float32.
 Source: Minitron, arXiv 2407.14679, section 3.
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
@@ -15,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unitscale.anatomy.output import evaluating
-from unitscale.compress.importance import refuse_empty
+from unitscale.anatomy.shape import shape_of
+from unitscale.compress.importance import refuse_empty, several
 from unitscale.compress.plan import Plan
 
 __all__ = ["Distillation", "distil", "hidden_loss", "logit_loss"]
@@ -35,19 +37,37 @@ def logit_loss(
         student, teacher: logits [..., symbols], of one shape.
         mask: [...], true for positions that count.
     Raises:
-        ValueError: other shapes, a temperature that is not positive, a mask of nothing.
+        ValueError: other shapes, a single symbol, a temperature that is not positive, a mask of
+            nothing.
     """
     if student.shape != teacher.shape:
         raise ValueError(
             f"compress: the student's logits are of shape {list(student.shape)} and the teacher's "
             f"of {list(teacher.shape)}; expected the same"
         )
-    if not temperature > 0:
-        raise ValueError(f"compress: temperature is {temperature!r}; expected a number above 0")
+    if student.shape[-1] < 2:
+        raise ValueError(
+            f"compress: the logits are of shape {list(student.shape)}, one number a position, and "
+            "the divergence of one is always 0; expected two symbols or more: train a regression "
+            "on its labels"
+        )
+    check_positive("temperature", temperature)
     log_p = F.log_softmax(teacher.float() / temperature, dim=-1)
     log_q = F.log_softmax(student.float() / temperature, dim=-1)
     each = (log_p.exp() * (log_p - log_q)).sum(-1) * temperature**2
     return mean_of(each, mask)
+
+
+def check_positive(name: str, value: Any, *, or_zero: bool = False) -> None:
+    """Refuse what is no finite number above 0.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value < 0 or not (value or or_zero):
+        expected = "a number of at least 0" if or_zero else "a number above 0"
+        raise ValueError(f"compress: {name} is {value!r}; expected {expected}")
 
 
 def hidden_loss(
@@ -101,7 +121,8 @@ class Distillation(nn.Module):
         by: the distance of hidden states.
 
     Raises:
-        ValueError: a layer that the student does not have.
+        ValueError: a layer that the student does not have; a student of another shape than the
+            plan's; a number out of range.
     """
 
     def __init__(
@@ -120,9 +141,15 @@ class Distillation(nn.Module):
         self.models = (teacher, student)
         self.plan, self.layers, self.by = plan, tuple(layers), by
         self.cross_entropy, self.temperature = cross_entropy, temperature
-        if wrong := [n for n in self.layers if not -1 <= n < plan.target.depth]:
+        check_positive("cross_entropy", cross_entropy, or_zero=True)
+        check_positive("temperature", temperature)
+        if by not in get_args(Distance):
+            raise ValueError(f"compress: by is {by!r}; expected {', '.join(get_args(Distance))}")
+        check_student(student, plan)
+        depth = plan.target.depth
+        if wrong := [n for n in self.layers if type(n) is not int or not -1 <= n < depth]:
             raise ValueError(
-                f"compress: the student has no layer {wrong[0]}; expected from -1 (the "
+                f"compress: the student has no layer {wrong[0]!r}; expected from -1 (the "
                 f"embeddings) to {plan.target.depth - 1}"
             )
         first = next(student.parameters())
@@ -136,8 +163,14 @@ class Distillation(nn.Module):
         """The loss of a batch.
 
         Raises:
-            ValueError: it is not finite: the batch, the teacher or the student holds NaN.
+            TypeError: the batch is no mapping. ValueError: the loss is not finite: the batch, the
+                teacher or the student holds NaN.
         """
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"compress: the batch is a {type(batch).__name__}; expected a mapping of "
+                "arguments, as {'input_ids': ids}"
+            )
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         more = {"output_hidden_states": True} if self.layers else {}
         large, small = self.models
@@ -180,6 +213,44 @@ class Distillation(nn.Module):
         return total
 
 
+def check_student(student: Any, plan: Plan) -> None:
+    """Refuse a student that is not the plan's, as where it and the teacher changed places.
+
+    Raises:
+        ValueError: says both shapes.
+    """
+    inner = getattr(student, "_orig_mod", getattr(student, "module", student))
+    config = getattr(inner, "config", None)
+    if config is None:
+        return
+    kind = getattr(config, "model_type", None)
+    found = shape_of(config, plan.known) if kind == plan.architecture else kind
+    if found != plan.target:
+        raise ValueError(
+            f"compress: the student is of {found}, and the plan makes a {plan.architecture} of "
+            f"{plan.target}; expected us.compress.apply(teacher, plan)"
+        )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, student: nn.Module) -> None:
+    """Refuse a training that would leave the student as it is.
+
+    Raises:
+        ValueError: the student has nothing to train, or the optimizer has other parameters.
+    """
+    own = {id(p) for p in student.parameters() if p.requires_grad}
+    if not own:
+        raise ValueError(
+            "compress: no parameter of the student requires a gradient, as none of the large "
+            "model did; call student.requires_grad_() first"
+        )
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            f"compress: the {type(optimizer).__name__} has no parameter of the student, which "
+            "would stay as it is; build it of student.parameters()"
+        )
+
+
 def counted(batch: Mapping[str, Any], logits: Tensor) -> Tensor | None:
     """The positions that count: those that `attention_mask` has, if there are any."""
     mask = batch.get("attention_mask")
@@ -214,14 +285,18 @@ def distil(
         schedule: of torch, stepped after the optimizer; None is a constant rate.
 
     Raises:
-        ValueError: no batch; a loss that is not finite, before the step is made.
+        TypeError: a single batch. ValueError: no batch; a student that has nothing to train, or
+            that the optimizer does not have; a loss that is not finite, before the step is made.
     """
+    several(batches)
+    check_optimizer(optimizer, distillation.models[1])
     losses: list[float] = []
     for batch in batches:
         refuse_empty(batch, len(losses))
         optimizer.zero_grad()
-        loss = distillation(batch)
-        loss.backward()
+        with torch.enable_grad():
+            loss = distillation(batch)
+            loss.backward()
         optimizer.step()
         if schedule is not None:
             schedule.step()

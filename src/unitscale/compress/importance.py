@@ -113,13 +113,15 @@ def measure(
         sequence, batch: "mean", "l2" or "variance".
 
     Raises:
-        ValueError: no batch; one that gives NaN; an architecture that is unknown.
+        TypeError: a single batch. ValueError: no batch; one that gives NaN or that masks every
+            token; an architecture that is unknown.
     """
     known = architecture_of(model, "compress")
     for name, value in (("sequence", sequence), ("batch", batch)):
         if value not in get_args(Aggregate):
             expected = ", ".join(get_args(Aggregate))
             raise ValueError(f"compress: {name} is {value!r}; expected {expected}")
+    several(batches)
     with plain_copy(model) as own:
         probe = Probe(own, known, sequence)
         with probe.listening(), evaluating(own), torch.no_grad():
@@ -131,16 +133,40 @@ def measure(
         return probe.importance(batch)
 
 
+def several(batches: Any) -> None:
+    """Refuse a single batch in the place of several: it would be taken apart.
+
+    Raises:
+        TypeError: it is one, or none.
+    """
+    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"compress: batches is a {type(batches).__name__}; expected several batches, each a "
+            "mapping of arguments, a tuple of them or a tensor: put a single one in a list"
+        )
+
+
 def refuse_empty(given: Any, number: int) -> None:
     """Refuse a batch that holds nothing, of which models themselves say something else each.
 
     Raises:
-        ValueError: says which.
+        TypeError: it is no batch. ValueError: says which is empty, or masks every token.
     """
+    if not isinstance(given, Tensor | Mapping | tuple | list):
+        raise TypeError(
+            f"compress: batch {number} is a {type(given).__name__}; expected a mapping of "
+            "arguments, a tuple of them or a tensor"
+        )
     parts = given.values() if isinstance(given, Mapping) else given
     tensors = [given] if isinstance(given, Tensor) else [x for x in parts if isinstance(x, Tensor)]
     if not tensors or any(not x.numel() for x in tensors):
         raise ValueError(f"compress: batch {number} is empty; expected samples to learn from")
+    mask = given.get("attention_mask") if isinstance(given, Mapping) else None
+    if isinstance(mask, Tensor) and not mask.any():
+        raise ValueError(
+            f"compress: the attention_mask of batch {number} leaves no token; expected some: "
+            "it is 1 where a token counts"
+        )
 
 
 def check_output(output: Tensor, number: int) -> None:
@@ -259,6 +285,7 @@ def layer_losses(model: nn.Module, batches: Iterable[Any]) -> Tensor:
         ValueError: no batch, no loss, or one that is not finite.
     """
     known = architecture_of(model, "compress")
+    several(batches)
     given = list(batches)
     if not given:
         raise ValueError("compress: there is no batch; expected at least one to measure with")
@@ -318,7 +345,13 @@ def magnitude(model: nn.Module) -> Importance:
 
 
 def drawn(model: nn.Module, seed: int = 0) -> Importance:
-    """Random scores, to compare with."""
+    """Random scores, to compare with.
+
+    Raises:
+        ValueError: a seed that is no whole number from 0 to 2**62 - 1.
+    """
+    if type(seed) is not int or not 0 <= seed < 2**62:
+        raise ValueError(f"compress: seed is {seed!r}; expected a whole number from 0 to 2**62 - 1")
     known = architecture_of(model, "compress")
     config: Any = model.config
     shape, generator = shape_of(config, known), torch.Generator().manual_seed(seed)

@@ -27,12 +27,18 @@ MASK, ORIGINAL = "weight_mask", "weight_orig"
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Modules with a matrix that multiplies, embeddings apart; a tied one is none."""
+    """Modules with a matrix that multiplies, embeddings apart; a tied one is none.
+
+    The `out_proj` of torch's attention is none either: its weight is read without a call, so that a
+    mask would not be applied anew and training would stop at it.
+    """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    read = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        is_matrix = isinstance(weight, Tensor) and weight.ndim >= 2
-        if is_matrix and not isinstance(module, nn.Embedding) and id(weight) not in tables:
+        if isinstance(module, nn.Embedding) or id(module) in read:
+            continue
+        weight: Any = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim >= 2 and id(weight) not in tables:
             yield name, module
 
 
@@ -62,19 +68,25 @@ def mask_smallest(
     Args:
         model: plain or under a recipe, which goes on with the masks; see `check_masks`.
         amount: the share of each matrix that is zero afterwards, from 0 to below 1.
-        layers: names of modules; None is every matrix but embeddings.
+        layers: names of modules; None is every matrix but embeddings and the last of
+            `nn.MultiheadAttention`.
 
     Raises:
-        ValueError: a share that cannot be, a name that is no matrix, a matrix that is computed, or
-            one with more zeros than that already. The model is left as it was.
+        ValueError: a share that cannot be, a name that is no matrix, no matrix at all, a matrix
+            that is computed, or one with more zeros than that already. The model is left as it was.
     """
-    if not 0 <= amount < 1:
-        raise ValueError(f"compress: amount is {amount!r}; expected from 0 to below 1, as 0.5")
+    check_amount(amount)
+    layers = (layers,) if isinstance(layers, str) else layers
     found = dict(matrices(model))
     if strange := [name for name in layers or () if name not in found]:
         raise ValueError(
             f"compress: {strange[0]!r} is no module with a matrix of its own; one is "
             f"{next(iter(found), 'not there')!r}"
+        )
+    if not (found if layers is None else layers):
+        raise ValueError(
+            f"compress: this {type(model).__name__} has no matrix to mask, or layers names none; "
+            "expected weights that are parameters: mask before us.deploy.quantize"
         )
     chosen = {name: found[name] for name in (found if layers is None else layers)}
     for name, module in chosen.items():
@@ -95,6 +107,16 @@ def mask_smallest(
         more = round(amount * module.weight.numel()) - zeros_of(module)
         prune.l1_unstructured(module, "weight", amount=more)  # type: ignore[no-untyped-call]
     return model
+
+
+def check_amount(amount: Any) -> None:
+    """Refuse what is no share of weights.
+
+    Raises:
+        ValueError: not a number from 0 to below 1.
+    """
+    if not isinstance(amount, int | float) or not 0 <= amount < 1:
+        raise ValueError(f"compress: amount is {amount!r}; expected from 0 to below 1, as 0.5")
 
 
 def zeros_of(module: Any) -> int:
@@ -120,8 +142,14 @@ def sparsify(
         recover: trains the model; called with it and the number of the round.
 
     Raises:
-        ValueError: as `mask_smallest`; no round; `recover` removed a mask.
+        TypeError: `recover` cannot be called. ValueError: as `mask_smallest`; no round; `recover`
+            removed a mask.
     """
+    check_amount(amount)
+    if not callable(recover):
+        raise TypeError(
+            f"compress: recover is {recover!r}; expected a function of the model and the round"
+        )
     if type(rounds) is not int or rounds < 1:
         raise ValueError(f"compress: rounds is {rounds!r}; expected a whole number of at least 1")
     found = []

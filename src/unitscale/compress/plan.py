@@ -168,8 +168,13 @@ def check_scores(importance: Importance, old: Shape) -> None:
     """Refuse scores of another model.
 
     Raises:
-        ValueError: says which.
+        TypeError: they are none. ValueError: says which.
     """
+    if not isinstance(importance, Importance):
+        raise TypeError(
+            f"compress: importance is a {type(importance).__name__}; expected what "
+            "us.compress.measure, magnitude or drawn gives"
+        )
     expected = {
         "heads": (old.depth, old.heads),
         "neurons": (old.depth, old.ffn),

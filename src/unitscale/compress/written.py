@@ -102,7 +102,9 @@ def compress_folder(
     ):
         if type(number) is not int or number < least:
             raise ValueError(f"{name} is {number!r}; expected a whole number of at least {least}")
-    if not lr > 0:
+    if seed >= 2**32:
+        raise ValueError(f"seed is {seed}; expected a whole number below 2**32")
+    if not 0 < lr < float("inf"):  # false for NaN
         raise ValueError(f"lr is {lr!r}; expected a number above 0")
     parse(recipe)
     description, is_run = described(source, out, "compress", write=write)

@@ -1,8 +1,9 @@
 """Which layers of a model are quantized, and why the others are not."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,15 +33,17 @@ def plan_of(
     """The layers to quantize.
 
     Raises:
-        ValueError: the model is quantized already; a pattern matches nothing; no layer is left; a
-            weight holds NaN.
+        TypeError: no module, or patterns that are none. ValueError: the model is quantized already;
+            a pattern matches nothing; no layer is left; a weight holds NaN.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"quantize: got {type(model).__name__}; expected a torch.nn.Module")
+    skip = patterns_of("skip", skip)
+    spare = scheme.spare if spare is None else patterns_of("spare", spare)
     if quantized_layers(model):
         raise ValueError(
             "quantize: the model is quantized already; quantize the one that it was made of"
         )
-    skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    spare = scheme.spare if spare is None else tuple(spare)
     layers: dict[str, nn.Module] = {}
     kept: dict[str, str] = {}
     used: set[str] = set()
@@ -92,6 +95,20 @@ def plan_of(
                 "checkpoint"
             )
     return Plan(layers, kept)
+
+
+def patterns_of(name: str, given: Any) -> tuple[str, ...]:
+    """Patterns of module paths; a single one may stand for itself.
+
+    Raises:
+        TypeError: it is no text, or holds something else.
+    """
+    found = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if wrong := [pattern for pattern in found if not isinstance(pattern, str)]:
+        raise TypeError(
+            f"quantize: {name} has {wrong[0]!r}; expected patterns of paths, as '*.down_proj'"
+        )
+    return found
 
 
 def is_inside(path: str, pattern: str) -> bool:

@@ -337,7 +337,7 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, who: str = "export") -> None:
     """Refuse a folder that holds something, or that cannot be made.
 
     Raises:
@@ -345,24 +345,24 @@ def check_folder(folder: Path) -> None:
             place cannot be written.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"export: {folder} is a file; expected a new folder")
+        raise ValueError(f"{who}: {folder} is a file; expected a new folder")
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"export: {folder} is not empty; choose a new folder")
+        raise ValueError(f"{who}: {folder} is not empty; choose a new folder")
     place = next(outer for outer in folder.resolve().parents if outer.exists())
     if not place.is_dir():
-        raise ValueError(f"export: {folder} is to be inside of {place}, which is a file")
+        raise ValueError(f"{who}: {folder} is to be inside of {place}, which is a file")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"export: {place} cannot be written; choose another folder")
+        raise PermissionError(f"{who}: {place} cannot be written; choose another folder")
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, who: str = "export") -> Iterator[Path]:
     """A temporary folder beside `folder`: renamed to it at the end, removed after an error.
 
     Raises:
         ValueError: `folder` is a file, or is not empty. OSError: it cannot be written.
     """
-    check_folder(folder)
+    check_folder(folder, who)
     folder = folder.resolve()  # a link stays, and what it points to is written
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
@@ -377,7 +377,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, SafetensorError):  # a disk that is full is no OSError there
-            raise OSError(f"export: {folder} cannot be written: {error}") from None
+            raise OSError(f"{who}: {folder} cannot be written: {error}") from None
         raise
 
 

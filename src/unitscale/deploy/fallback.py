@@ -26,11 +26,11 @@ def check_target(target: float | None, metric: str, most: float, calibration: ob
         ValueError: it is negative or NaN, has no batches to be measured on; `most` is no share.
     """
     check_metric(metric)
-    if not 0 <= most <= 1:
+    if not isinstance(most, int | float) or not 0 <= most <= 1:
         raise ValueError(f"quantize: most is {most!r}; expected a share of layers from 0 to 1")
     if target is None:
         return
-    if not (math.isfinite(target) and target >= 0):
+    if not isinstance(target, int | float) or not (math.isfinite(target) and target >= 0):
         raise ValueError(f"quantize: target is {target!r}; expected a loss of 0 or more, as 0.01")
     if calibration is None:
         raise ValueError(

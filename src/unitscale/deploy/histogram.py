@@ -27,7 +27,7 @@ def check_clip(clip: str, percentile: float) -> None:
     """
     if clip not in CLIPS:
         raise ValueError(f"quantize: clip is {clip!r}; expected one of {', '.join(CLIPS)}")
-    if not 50 < percentile <= 100:
+    if not isinstance(percentile, int | float) or not 50 < percentile <= 100:
         raise ValueError(
             f"quantize: percentile is {percentile!r}; expected above 50 and at most 100, as 99.99"
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from unitscale.anatomy.planned import check_planned
+from unitscale.anatomy.planned import check_given, check_planned
 from unitscale.anatomy.rebuilt import remade
 from unitscale.growth.carry import carry_units
 from unitscale.growth.experts import replace_mlps
@@ -27,9 +27,11 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     one of the recipe, and nothing need be measured before. Its optimizer: `grow_optimizer`.
 
     Raises:
+        TypeError: no model, or no plan.
         ValueError: the plan is of another model, or was applied to this one already; the model is
             wrapped, or its parameters are masked, computed or quantized.
     """
+    check_given(model, plan, "growth")
     check_planned(model, plan, plan.small, dense(plan).target, "growth")
     config = config_of(model.config, plan.small, plan.target, plan.known)
     old = dict(model.named_parameters())

@@ -11,7 +11,7 @@ Source: sparse upcycling, arXiv 2212.05055; AquilaMoE, arXiv 2408.06567; losses:
 import copy
 import zlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,10 @@ class Mixture(nn.Module):
         drawn = torch.randn(experts, width, generator=generator) * router_std
         self.router.weight = nn.Parameter(drawn.to(first.device, first.dtype))
         self.logits: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes: the logits belong to a graph, which has no copy."""
+        return {**self.__dict__, "logits": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """What the experts of each token give, by weight."""
