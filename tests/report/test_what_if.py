@@ -65,6 +65,16 @@ def test_verdict_names_layers_and_decibels() -> None:
     ]
 
 
+def test_recipes_that_round_unlike_counts_of_products_have_one_each() -> None:
+    rows = [
+        row("a", fp8=numbers(0.04), nvfp4=FULL),
+        row("b", fp8=numbers(0.04), nvfp4=numbers(0.1)),
+    ]
+    assert sentences(rows)[1:] == [
+        "In fp8 (2 products) and nvfp4 (1 product) no result would lose 3 dB more than the median."
+    ]
+
+
 def test_no_number_is_worse_than_any() -> None:
     rows = [row("a", fp16=numbers(None)), row("b", fp16=numbers(0.001)), row("c", fp16=FULL)]
     assert sentences(rows) == ["In fp16 the output of a would be no number."]

@@ -83,7 +83,12 @@ def plan_memory(
         names = list(STATES) if states == "all" else [name.strip() for name in states.split(",")]
         check_counts(ranks, micro_batch, sequence_length, sharding, dtype)
         if states == "all":
-            names = [name for name in names if dtype in STATES[name].weight]
+            if without := [name for name in names if dtype not in STATES[name].weight]:
+                print(
+                    f"left out, for other weights than {dtype}: {', '.join(without)}",
+                    file=sys.stderr,
+                )
+            names = [name for name in names if name not in without]
         for name in names:
             state_bytes(name, dtype)
         source = source_of(config, model, settings, dtype, sequence_length)

@@ -189,10 +189,12 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     said = {recipe: sentence(recipe, known) for recipe, known in measured.items()}
     lines += [text for text in said.values() if text is not None]
     if even := [recipe for recipe, text in said.items() if text is None]:
-        count = plural(max(len(measured[recipe]) for recipe in even), "product")
+        counts = {recipe: plural(len(measured[recipe]), "product") for recipe in even}
+        where, of = listed(even), f" of {counts[even[0]]}"
+        if len(set(counts.values())) > 1:
+            where, of = listed([f"{recipe} ({count})" for recipe, count in counts.items()]), ""
         lines.append(
-            f"In {listed(even)} no result of {count} would lose {WORTH_NAMING_DB:.0f} dB more than "
-            "the median."
+            f"In {where} no result{of} would lose {WORTH_NAMING_DB:.0f} dB more than the median."
         )
     for recipe in (recipe for recipe in found if recipe not in measured):
         why = next(one.why for one in answers if one.recipe == recipe)
