@@ -196,6 +196,9 @@ def test_command_prints_every_kind_for_every_states(
         kinds = {k: v for k, v in plan.items() if isinstance(v, int | float) and k != "total"}
         assert len(kinds) == 8
         assert plan["total"] == sum(kinds.values())
+    assert command(monkeypatch, *line, "--dtype", "fp32", "--sequence-length", LENGTH) == 0
+    said = "left out, for other weights than fp32: bf16-stochastic, master24"
+    assert said in capsys.readouterr().err
 
 
 def test_table_is_in_a_unit_that_shows_something() -> None:
