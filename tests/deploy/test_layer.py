@@ -103,6 +103,10 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "'layer' is used at several places, with inputs at 2^0 and 2^9": lambda: evaluated(Twice()),
     "the weight of 'first' is rounded and is 'second.weight' too": lambda: evaluated(Tied()),
     "the recipe rounds no nn.Linear of this model": lambda: evaluated(Gated(), skip=["*_proj"]),
+    "gate_proj.weight is masked": lambda: evaluated(us.compress.mask_smallest(Gated(), 0.5)),
+    "down_proj.weight is masked": lambda: evaluated(
+        us.compress.mask_smallest(Gated(), 0.5, layers=["down_proj"])
+    ),
     "it is in torch.float16, where dividing by a unit is not exact": lambda: half(),
     "it is in torch.float64; export it in bfloat16 or float32": lambda: double(),
     "its parameters are in torch.bfloat16, torch.float32, and a loader": lambda: mixed(),

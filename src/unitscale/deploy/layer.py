@@ -76,6 +76,23 @@ class Plan:
     also: tuple[str, ...] = ()
 
 
+def check_masks(model: nn.Module) -> None:
+    """Refuse weights under masks: a server has none, and would load what is behind them.
+
+    Raises:
+        ValueError: names one, and says how to make zeros of masks.
+    """
+    buffers = {name for name, _ in model.named_buffers()}
+    for name, _ in model.named_parameters():
+        path = name.removesuffix("_orig")
+        if path != name and f"{path}_mask" in buffers:
+            raise ValueError(
+                f"export: {path} is masked (torch.nn.utils.prune), and no server has masks; make "
+                "zeros of them: us.unscale(model), us.compress.make_permanent(model), then "
+                "us.unit_scale again and a few batches, by which units are measured anew"
+            )
+
+
 def plan_of(model: nn.Module, recipe: Recipe, exported: Exported) -> Plan:
     """What an export of a model will hold.
 
@@ -86,6 +103,7 @@ def plan_of(model: nn.Module, recipe: Recipe, exported: Exported) -> Plan:
         ValueError: nothing that a server could load would compute the same; says what.
     """
     check_recipe(recipe)
+    check_masks(exported.module)
     rows = evaluated(model)
     differences = list(other_products(model, rows, exported.dtype))
     if recipe.activations is not None:
