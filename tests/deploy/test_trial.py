@@ -105,7 +105,10 @@ def pruned(layer):
         (scaled, "it has a forward of its own, which a replacement would not have"),
         (weight_norm, "a hook makes its weight of weight_g, weight_v"),
         (spectral_norm, "a hook makes its weight of weight_orig"),
-        (pruned, "a hook makes its weight of weight_orig"),
+        (
+            pruned,
+            "its weight is masked (torch.nn.utils.prune): us.compress.make_permanent(model) first",
+        ),
     ],
 )
 def test_a_layer_that_is_more_than_its_class_keeps_full_precision(change, why):

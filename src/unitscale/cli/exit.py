@@ -16,9 +16,6 @@ WRONG_ARGUMENTS = 2
 STOPPED = 130
 """128 + SIGINT, as a shell reports a process that Ctrl-C ended."""
 
-OUT_OF_MEMORY = ("alloc_cpu.cpp", "can't allocate memory", "Storage size calculation overflowed")
-"""What torch's RuntimeError says where a CPU has too little memory; a GPU's has its own class."""
-
 OF_THE_MACHINE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 )
@@ -80,6 +77,7 @@ def running() -> Iterator[None]:
     that is gone. One whose
     model gives no loss is a wrong argument. Anything else is a bug, and keeps its traceback.
     """
+    from unitscale.deploy.calibration import is_out_of_memory
     from unitscale.train import CheckpointError
     from unitscale.train.initial import ModelError, OutputError
     from unitscale.train.ranks import RankError
@@ -109,15 +107,6 @@ def reporting() -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError) as error:
         fail(f"the run is done, and its report cannot be written: {error}", code=FAILED)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is too little memory, on the CPU or on a GPU."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(words in str(error) for words in OUT_OF_MEMORY)
-    )
 
 
 @contextmanager

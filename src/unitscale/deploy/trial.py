@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from unitscale.deploy.calibration import Batch, arguments, eager
+from unitscale.deploy.calibration import Batch, arguments, eager, first_line, is_out_of_memory
 from unitscale.deploy.replacement import swapped
 from unitscale.deploy.scheme import Scheme
 from unitscale.deploy.switch import Part, rounding, unmet
@@ -48,10 +48,12 @@ def try_out(
                 if passed or (called >= made.keys() and not unmet(mode)):
                     break
     except Exception as error:
-        text = (str(error).strip().splitlines() or [""])[0]
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
-            f"quantize: with its layers replaced the model raises {type(error).__name__}: {text}; "
-            "keep the layer that it is about in full precision, skip=[its path]"
+            f"quantize: with its layers replaced the model raises {type(error).__name__}: "
+            f"{first_line(error)}; keep the layer that it is about in full precision, "
+            "skip=[its path]"
         ) from error
     if passed:
         raise ValueError(
