@@ -1,5 +1,6 @@
 """Post-training quantization of a finished model, in place."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 from torch import nn
@@ -94,6 +95,12 @@ def quantize(
         for path in choice.put_back(model, plan.layers, made, batches, also, scheme, progress):
             del made[path]
             kept[path] = f"put back to meet the target {target:g}"
+        if not made:
+            warnings.warn(
+                f"quantize: all {len(plan.layers)} layers were put back to meet the target "
+                f"{target:g}, so that nothing is quantized; raise the target, or lower most=",
+                stacklevel=2,
+            )
     unscaled(model)
     replace_layers(model, plan.layers, made)
     install(model, also, scheme)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unitscale.train.run_folder import CheckpointError, read_object, write_json
+from unitscale.train.run_folder import RESULT, CheckpointError, read_object, write_json
 
 FILE = "cpu.json"
 
@@ -14,10 +14,14 @@ FILE = "cpu.json"
 def counting_cpu(folder: Path) -> Iterator[None]:
     """A context whose CPU time, of all threads of this process, is added to that of a run.
 
-    A process that is killed leaves none of its part. A run that another process holds gets none.
+    A process that is killed leaves none of its part. A run that another process holds gets none,
+    nor one that is done already.
     """
     from unitscale.train.lock import InUseError
 
+    if (folder / RESULT).exists():
+        yield
+        return
     began = time.process_time()
     try:
         yield
