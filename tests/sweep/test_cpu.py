@@ -17,6 +17,12 @@ def work() -> None:
         pass
 
 
+def stop_after_work() -> None:
+    """A part of a run that Ctrl-C ends."""
+    work()
+    raise KeyboardInterrupt
+
+
 def test_parts_of_a_run_add_up(tmp_path: Path) -> None:
     assert cpu_seconds(tmp_path) is None
     with counting_cpu(tmp_path):
@@ -25,8 +31,7 @@ def test_parts_of_a_run_add_up(tmp_path: Path) -> None:
     assert first is not None
     assert first >= 0.01
     with pytest.raises(KeyboardInterrupt), counting_cpu(tmp_path):
-        work()
-        raise KeyboardInterrupt
+        stop_after_work()
     second = cpu_seconds(tmp_path)
     assert second is not None
     assert second >= first + 0.01
