@@ -329,7 +329,7 @@ class Executable:
                     zero={
                         (half, name.removeprefix(place.prefix))
                         for half, name in store.zero
-                        if measures and name.startswith(place.prefix)
+                        if self.training and measures and name.startswith(place.prefix)
                     },
                     fused=local_groups(store.fused, place.prefix),
                 ),

@@ -119,7 +119,9 @@ class UnitStore:
     ) -> None:
         """Keep the readings of one measuring step, and set units by them.
 
-        Those of a training step replace units; those of an evaluation set what is missing. A step
+        Those of a training step replace units; those of an evaluation set what is missing. An
+        operand of zeros that has a gradient is something else after the step, so the next training
+        call measures, whatever the schedule; once, for it may stay what it is. A step
         that is `broken` by a NaN is not kept: what has no unit is measured again. Of two steps the
         later counts, whichever backward pass came first.
         """
@@ -138,6 +140,11 @@ class UnitStore:
             self.units = {n: unit for n, unit in self.units.items() if n not in dropped}
             self.evaluated = frozenset()
             self.unshared |= readings
+            self.requested |= any(
+                name in self.parameters and r.rms == 0 and r.flushed is not None and r.grad_rms
+                for name, r in readings.items()
+                if ("s", name) not in self.zero
+            )
         else:
             readings = {n: r for n, r in readings.items() if n not in self.units}
             self.evaluated |= readings.keys()
