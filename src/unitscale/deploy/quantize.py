@@ -47,6 +47,10 @@ def quantize(
     attention's own products keep full precision (`also`), and so do heads, poolers, classifiers and
     routers (`spare`). Weights take the scale of their amax, or with `clip="mse"` the best of 33.
 
+    An input beyond what calibration saw saturates in INT8 and FP8. In a model of float16 a product
+    beyond 65,504 is infinite, and NaN after it: calibrate on the largest inputs that are served.
+    An output that is not finite on a calibration batch is refused.
+
     Where scales of inputs come from: the units of a model that `us.unit_scale` scaled and that ran
     (it is unscaled here); or else calibration batches.
 
