@@ -14,9 +14,10 @@ import pytest
 from cli.test_bad_input import assert_refused
 from train.tiny import text_corpus, tiny_config
 from unitscale.cli import main
-from unitscale.cli.exit import is_out_of_memory, running
+from unitscale.cli.exit import running
 from unitscale.cli.setting import EPILOG, FIELDS, MODEL_FIELDS
 from unitscale.data import open_corpus
+from unitscale.deploy.calibration import is_out_of_memory
 from unitscale.models import CharLMConfig
 from unitscale.train import TrainConfig
 from unitscale.train.config import FOLLOWING

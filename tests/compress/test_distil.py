@@ -38,6 +38,59 @@ def test_the_loss_of_logits_keeps_its_gradient_over_temperatures():
     torch.testing.assert_close(*gradients, rtol=0.05, atol=1e-5)
 
 
+def divergence_of(student, teacher, temperature):
+    """T^2 KL of two rows of logits, by Python's exact sums of terms without cancellation.
+
+    With u = (student - teacher) / T and its mean m over p, KL = log E_p[e^(u - m)], which is
+    log1p of E_p[e^(u - m) - 1 - (u - m)]: no two large numbers are subtracted.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for q, p in zip(student.double(), teacher.double(), strict=True):
+        weights = (p / temperature).softmax(0)
+        u = (q - p) / temperature
+        u = u - (weights * u).sum()
+        series = u.square() / 2 * (1 + u / 3 * (1 + u / 4 * (1 + u / 5 * (1 + u / 6))))
+        rest = torch.where(u.abs() < 1e-2, series, u.exp() - 1 - u)
+        total += (weights * rest).sum().log1p() * temperature**2
+    return (total / len(student)).item()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 4.0, 30.0, 100.0, 1000.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("apart", [1.0, 0.05])
+def test_the_loss_of_logits_holds_at_every_temperature(temperature, dtype, apart):
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn(2, 4, 50, generator=generator)
+    teacher = (3 * drawn[0]).to(dtype)
+    student = (3 * drawn[0] + apart * drawn[1]).to(dtype).requires_grad_()
+    loss = us.compress.logit_loss(student, teacher, temperature=temperature)
+    expected = divergence_of(student.detach(), teacher, temperature)
+    # Of float64: 16 epsilons of a log of about 4, each times T^2; of float32 the last rounding.
+    absolute = 16 * 2**-52 * 4 * temperature**2
+    assert loss.item() == pytest.approx(expected, rel=2**-23, abs=absolute)
+    assert loss.item() > 0
+    q, p = ((x.detach().double() / temperature).softmax(-1) for x in (student, teacher))
+    (gradient,) = torch.autograd.grad(loss, student)
+    wanted = temperature * (q - p) / len(teacher)
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(gradient.double(), wanted, rtol=rounding, atol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e6, 0.0, -1.0, math.nan, math.inf])
+def test_a_temperature_without_digits_is_refused(temperature):
+    logits = torch.randn(2, 5)
+    with pytest.raises(ValueError, match=r"temperature is .*; expected"):
+        us.compress.logit_loss(logits, logits, temperature=temperature)
+
+
+@pytest.mark.parametrize("angle", [1e-2, 1e-4, 1e-6])
+def test_the_loss_by_angle_holds_for_states_that_nearly_agree(angle):
+    one = torch.tensor([[1.0, 0.0]])
+    other = torch.tensor([[1.0, angle]])  # 1 - cos = a^2 / 2 (1 - 3 a^2 / 4 + ...)
+    found = us.compress.hidden_loss(other, one, by="cosine").item()
+    assert found == pytest.approx(other[0, 1].item() ** 2 / 2, rel=angle**2 + 1e-3)
+
+
 def test_only_positions_that_count_do():
     teacher, student = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()

@@ -185,3 +185,18 @@ def test_the_tensor_that_counts():
     x, y = torch.randn(2, 3), torch.tensor(1.0)
     assert picked(x) is picked((x, y)) is picked({"loss": y, "states": x}) is x
     assert picked([None, x]) is x
+
+
+def test_a_target_that_leaves_nothing_quantized_is_said():
+    model = Sensitive()
+    with torch.no_grad():
+        expected = model(X)
+    with pytest.warns(UserWarning, match="all 3 layers were put back to meet the target 1e-12"):
+        us.deploy.quantize(model, "int8", [X], target=1e-12, most=1.0)
+    with torch.no_grad():
+        assert model(X).equal(expected)
+    found = us.deploy.quantization(model)
+    assert (found.rows, len(found.kept), found.bytes) == ((), 3, 0)
+    assert str(found).startswith("int8: no layer is quantized\n  full precision: ")
+    with pytest.raises(ValueError, match="is not quantized"):
+        us.deploy.quantization(Sensitive())

@@ -105,7 +105,10 @@ def pruned(layer):
         (scaled, "it has a forward of its own, which a replacement would not have"),
         (weight_norm, "a hook makes its weight of weight_g, weight_v"),
         (spectral_norm, "a hook makes its weight of weight_orig"),
-        (pruned, "a hook makes its weight of weight_orig"),
+        (
+            pruned,
+            "its weight is masked (torch.nn.utils.prune): us.compress.make_permanent(model) first",
+        ),
     ],
 )
 def test_a_layer_that_is_more_than_its_class_keeps_full_precision(change, why):
@@ -188,3 +191,40 @@ def test_without_batches_the_first_call_tells():
     with pytest.warns(UserWarning, match=r"also=\('gelu',\) rounded nothing in the first call"):
         model(X)
     model(X)
+
+
+class Wide(nn.Module):
+    """A layer whose output leaves float16 once its weight is rounded up."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16, bias=False)
+        nn.init.constant_(self.layer.weight, 1.07)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_an_output_that_is_no_longer_finite_is_refused():
+    """E4M3 at a power of two rounds 1.07 to 1.125: 3,760 x 16 x 1.125 is beyond 65,504."""
+    model = Wide().half()
+    x = torch.full((1, 16), 3760.0).half()
+    assert model(x).isfinite().all()
+    with pytest.raises(ValueError, match="output for calibration batch 0 holds NaN or infinity"):
+        us.deploy.quantize(model, "fp8-weight", [x], power_of_two=True)
+    assert type(model.layer) is nn.Linear
+    us.deploy.quantize(model, "fp8-weight", [x / 2], power_of_two=True)
+    assert model(x / 2).isfinite().all()
+
+
+def test_a_model_that_is_not_finite_itself_is_quantized():
+    model = nn.Sequential(nn.Linear(16, 16), Endless())
+    us.deploy.quantize(model, "fp8-weight", [X])
+    assert list(quantized_layers(model)) == ["0"]
+
+
+class Endless(nn.Module):
+    """Gives infinity, as of what is masked."""
+
+    def forward(self, x):
+        return x.masked_fill(x > 0, torch.inf)

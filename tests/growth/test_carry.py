@@ -195,3 +195,28 @@ def test_the_summary_of_a_grown_or_pruned_model_counts_its_own_steps_and_all_uni
     state = session_of(again).store.state_dict()
     with pytest.raises(ValueError, match="'began' is 99; expected a whole number up to the step"):
         session_of(again).store.load_state_dict({**state, "began": 99})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_block_that_adds_nothing_at_first_learns_from_its_first_steps(name):
+    """Its zero matrices had the unit of their source: FP8 flushed what the first step made."""
+    small, batch, _ = small_model(name)
+    grown = us.growth.apply(small, us.growth.plan(small, depth=2, noise=0.0))
+    before, store = units_of(grown), session_of(grown).store
+    zeros = [
+        n
+        for n, p in grown.named_parameters()
+        if ".1." in n and n.endswith("weight") and not p.any()
+    ]
+    assert {part for part, tensor in store.zero if ".1." in tensor} == {"s", "phi"}
+    optimizer = torch.optim.AdamW(grown.parameters(), 1e-4)
+    for _ in range(2):  # a warning of what went to zero is an error here
+        optimizer.zero_grad()
+        step(grown, batch)
+        optimizer.step()
+    assert len(zeros) == 2
+    for matrix in zeros:
+        assert store.units[matrix].s < before[matrix].s - 5
+        assert store.readings[matrix].flushed < 0.05
+    lost = {n: r.losses for n, r in store.readings.items() if max(r.losses) > 0.25}
+    assert not lost

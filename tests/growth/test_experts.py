@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import unitscale as us
 from growth import tiny
@@ -66,6 +67,7 @@ def test_the_balance_loss_is_one_for_even_shares_and_as_many_as_experts_for_one_
     model = mixture()
     model.top = 1
     logits = torch.full((4, 4), -100.0)
+    model.router.requires_grad_(False)
     model.logits = logits + 200 * torch.eye(4)
     assert us.growth.router_loss(model, balance=1.0, z=0.0).item() == pytest.approx(1.0)
     model.logits = logits + 200 * torch.eye(4)[:1]
@@ -113,3 +115,37 @@ def test_a_mixture_can_be_copied_after_a_call():
     x = torch.randn(3, 8)
     assert torch.equal(again(x), model(x))
     assert model.logits.requires_grad
+
+
+def test_a_router_loss_after_an_evaluation_is_refused_and_not_without_gradient():
+    batch = torch.randn(5, 8)
+    model = mixture()
+    model(batch)
+    before = us.growth.router_loss(model)
+    (expected,) = torch.autograd.grad(before, model.router.weight, retain_graph=True)
+    assert expected.any()
+    with torch.no_grad():
+        model.eval()(batch)
+        assert us.growth.router_loss(model).item() == before.item()  # its value can be looked at
+    model.train()
+    with pytest.raises(ValueError, match="router_loss: '' was last called without gradients, in"):
+        us.growth.router_loss(model)
+    model(batch)
+    (found,) = torch.autograd.grad(us.growth.router_loss(model), model.router.weight)
+    assert found.equal(expected)
+
+
+def test_a_frozen_router_needs_no_gradient():
+    model = mixture()
+    model.router.requires_grad_(False)
+    model(torch.randn(5, 8))
+    assert not us.growth.router_loss(model).requires_grad
+
+
+def test_a_router_in_a_reentrant_checkpoint_is_refused_and_in_another_learns():
+    model, x = mixture(), torch.randn(5, 8, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(model, x, use_reentrant=True)
+    with pytest.raises(ValueError, match="or a reentrant checkpoint"):
+        us.growth.router_loss(model)
+    torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
+    assert us.growth.router_loss(model).requires_grad

@@ -33,6 +33,7 @@ def test_jobs_leave_the_folders_of_a_sweep(tmp_path: Path) -> None:
     grid = grid_of(TINY | {"data": text.name, "lr": [0.01, 0.02]}, beside=tmp_path)
     rows = submit(grid, tmp_path / "out", Now())
     assert [row["status"] for row in rows] == ["finished", "finished"]
+    assert all(row["cpu_s"] > 0 for row in rows)
     for point, row in zip(grid.points, rows, strict=True):
         folder = point.folder(tmp_path / "out")
         assert row_of(point, folder, count_of(point.config)) == row

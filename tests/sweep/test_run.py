@@ -118,6 +118,7 @@ def test_failed_and_diverged_runs_are_rows_and_failed_ones_are_made_again(
     assert (well["n_tokens"], well["n_params"]) == (30 * 4 * 16, 28_928)
     assert (lived["n_params"], lived["n_embedding_params"]) == (256 * 8 * 2 + 256, 256 * 8)
     assert well["seconds"] > 0
+    assert well["cpu_s"] > 0
     found = json.loads(printed)
     assert found["runs"] == rows
     with (out / "runs.csv").open() as file:

@@ -44,12 +44,15 @@ class Passage:
             dropped.
         change: of a new and an old name: by how many powers of two s and phi change.
         added: parameters of the new model that come with those of a graph.
+        is_blank: of a name in the new model: whether what it was carried from says nothing of its
+            size, so that the next measuring step sets its unit anew before it rounds.
         old, new: the names of the parameters of both.
     """
 
     descendants: Callable[[str], Iterator[str]]
     change: Callable[[str, str], tuple[int, int]]
     added: Callable[[set[str]], set[str]] = lambda _: set()
+    is_blank: Callable[[str], bool] = lambda _: False
     old: Collection[str]
     new: Collection[str]
 
@@ -138,8 +141,16 @@ def carried_state(state: Mapping[str, Any], passage: Passage, start: str = "") -
         }
         for step in state.get("pending_amaxes", [])
     ]
+    zero = {(half, new) for half, name in state.get("zero", ()) for new in renamed(name)}
+    zero |= {
+        (half, name)
+        for name in units
+        for half in ("s", "phi")
+        if passage.is_blank(name.removeprefix(start))
+    }
     return {
         **state,
+        "zero": sorted(map(list, zero)),
         "step": min(state["step"], RESTARTED),
         "began": min(state["step"], RESTARTED),
         "graphs": [

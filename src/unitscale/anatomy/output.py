@@ -1,6 +1,6 @@
 """What a model gives for a batch, in eval() and without its recipe."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -10,28 +10,43 @@ from torch.func import functional_call
 
 from unitscale import units
 from unitscale.anatomy.whole import unwrapped
+from unitscale.deploy.calibration import arguments, taking, tensors_in
 from unitscale.units.forward import session_of
 
 __all__ = ["called", "evaluating", "plain", "uncompiled"]
 
 
 def called(
-    model: nn.Module, batch: Any, who: str, *, in_float32: bool = False
+    model: nn.Module,
+    batch: Any,
+    who: str,
+    *,
+    number: int | None = None,
+    in_float32: bool = False,
 ) -> tuple[float | None, Tensor]:
     """The loss of a call, if the model gives one, and its output; `who` asks, for the error.
 
     Args:
+        number: of the batch among several.
         in_float32: compute a model of fewer bits in float32, so that its rounding hides nothing.
+
+    Raises:
+        ValueError: the batch is empty, or one that the model does not take; names it, and says in
+            a line what the model raised. Or the model returned no logits.
     """
-    args = () if isinstance(batch, Mapping) else batch
-    args = tuple(args) if isinstance(args, tuple | list) else (args,)
-    kwargs = dict(batch) if isinstance(batch, Mapping) else {}
+    name = f"{who}: the batch" if number is None else f"{who}: batch {number}"
+    for key, x in tensors_in(batch):
+        if not x.numel():
+            raise ValueError(f"{name} is empty in {key} {tuple(x.shape)}; expected samples")
+    args, kwargs = arguments(batch)
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    if in_float32 and any(is_short(value) for _, value in tensors):
-        args, kwargs = tuple(map(widened, args)), {k: widened(v) for k, v in kwargs.items()}
-        found = functional_call(model, {n: widened(value) for n, value in tensors}, args, kwargs)
-    else:
-        found = model(*args, **kwargs)
+    with taking(batch, name):
+        if in_float32 and any(is_short(value) for _, value in tensors):
+            args, kwargs = tuple(map(widened, args)), {k: widened(v) for k, v in kwargs.items()}
+            wide = {n: widened(value) for n, value in tensors}
+            found = functional_call(model, wide, args, kwargs)
+        else:
+            found = model(*args, **kwargs)
     loss = getattr(found, "loss", None)
     output = getattr(found, "logits", found)
     if not isinstance(output, Tensor):

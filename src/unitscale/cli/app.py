@@ -12,7 +12,7 @@ from unitscale.cli.analyse import analyse
 from unitscale.cli.compare import compare
 from unitscale.cli.compress import compress
 from unitscale.cli.doctor import doctor
-from unitscale.cli.exit import FAILED, WRONG_ARGUMENTS, fail
+from unitscale.cli.exit import FAILED, WRONG_ARGUMENTS, fail, is_of_the_machine
 from unitscale.cli.export import export
 from unitscale.cli.figure import figure
 from unitscale.cli.formats import formats
@@ -76,5 +76,15 @@ def run() -> None:
     except USAGE_ERROR as error:
         fail(error.format_message(), code=WRONG_ARGUMENTS)
     except BrokenPipeError:  # who read our output has closed it, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to be flushed at the end
+        drop_output()
         sys.exit(FAILED)
+    except OSError as error:
+        if not is_of_the_machine(error):
+            raise
+        drop_output()  # stdout may be a file on that disk
+        fail(str(error), code=FAILED)
+
+
+def drop_output() -> None:
+    """Let go of what is left to be flushed at the end, where nobody or nothing takes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,6 +1,8 @@
 """Failures as one line on stderr and an exit code."""
 
+import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,8 +16,10 @@ WRONG_ARGUMENTS = 2
 STOPPED = 130
 """128 + SIGINT, as a shell reports a process that Ctrl-C ended."""
 
-OUT_OF_MEMORY = ("alloc_cpu.cpp", "can't allocate memory", "Storage size calculation overflowed")
-"""What torch's RuntimeError says where a CPU has too little memory; a GPU's has its own class."""
+OF_THE_MACHINE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+)
+"""Errors of a disk that is full or failing, and of a system that has no more to give."""
 
 
 def fail(message: str, *, code: int) -> NoReturn:
@@ -34,7 +38,7 @@ def one_line(message: str) -> str:
 
 @contextmanager
 def checking_arguments() -> Iterator[None]:
-    """Turn what a wrong argument raises into exit code 2. Nothing has been computed yet."""
+    """Turn what a wrong argument raises into exit code 2, and what the machine lacks into 1."""
     from unitscale.train import CheckpointError, RankError
 
     try:
@@ -42,7 +46,27 @@ def checking_arguments() -> Iterator[None]:
     except (CheckpointError, RankError) as error:
         fail(str(error), code=FAILED)
     except (ValueError, TypeError, OSError, OverflowError, RecursionError) as error:
-        fail(str(error), code=WRONG_ARGUMENTS)
+        fail(str(error), code=code_of(error))
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code of what was raised where arguments are still read: whose fault it is."""
+    return FAILED if is_of_the_machine(error) else WRONG_ARGUMENTS
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised for, says that a disk is full or failing.
+
+    Libraries in Rust have no `errno`: they write "(os error 28)".
+    """
+    while True:
+        found = getattr(error, "errno", None)
+        told = {int(number) for number in re.findall(r"\(os error (\d+)\)", str(error))}
+        if found in OF_THE_MACHINE or told & OF_THE_MACHINE:
+            return True
+        if error.__cause__ is None:
+            return False
+        error = error.__cause__
 
 
 @contextmanager
@@ -53,6 +77,7 @@ def running() -> Iterator[None]:
     that is gone. One whose
     model gives no loss is a wrong argument. Anything else is a bug, and keeps its traceback.
     """
+    from unitscale.deploy.calibration import is_out_of_memory
     from unitscale.train import CheckpointError
     from unitscale.train.initial import ModelError, OutputError
     from unitscale.train.ranks import RankError
@@ -82,15 +107,6 @@ def reporting() -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError) as error:
         fail(f"the run is done, and its report cannot be written: {error}", code=FAILED)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is too little memory, on the CPU or on a GPU."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(words in str(error) for words in OUT_OF_MEMORY)
-    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unitscale.cli.exit import WRONG_ARGUMENTS, fail
+from unitscale.cli.exit import code_of, fail
 from unitscale.cli.option import Json
 from unitscale.cli.output import show
 
@@ -69,7 +69,7 @@ def figure(
         else:
             drawn = draw_recordings(kind, source, path, step, label)
     except (OSError, ValueError) as error:
-        fail(str(error), code=WRONG_ARGUMENTS)
+        fail(str(error), code=code_of(error))
     if json:
         print(json_module.dumps(drawn, indent=2))
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unitscale.cli.exit import WRONG_ARGUMENTS, fail
+from unitscale.cli.exit import code_of, fail
 from unitscale.cli.option import Json
 from unitscale.cli.output import show
 
@@ -45,7 +45,7 @@ def report(
         contents = read_contents(run_dir)
         write_contents(contents, path)
     except (OSError, ValueError) as error:
-        fail(str(error), code=WRONG_ARGUMENTS)
+        fail(str(error), code=code_of(error))
     if json:
         print(json_module.dumps({"report": str(path), **described(contents)}, indent=2))
         return

@@ -128,7 +128,7 @@ def measure(
             for number, given in enumerate(batches):
                 refuse_empty(given, number)
                 probe.mask = given.get("attention_mask") if isinstance(given, Mapping) else None
-                _, output = called(own, given, "compress")
+                _, output = called(own, given, "compress", number=number)
                 check_output(output, number)
         return probe.importance(batch)
 
@@ -297,7 +297,10 @@ def layer_losses(model: nn.Module, batches: Iterable[Any]) -> Tensor:
         assert isinstance(layers, nn.ModuleList)
 
         def loss() -> float:
-            found = [called(own, batch, "compress")[0] for batch in given]
+            found = [
+                called(own, batch, "compress", number=number)[0]
+                for number, batch in enumerate(given)
+            ]
             if None in found:
                 raise ValueError("compress: the model gives no loss; batches need labels")
             return sum(value for value in found if value is not None) / len(found)

@@ -108,7 +108,10 @@ def mean_loss(model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> float:
         ValueError: the model gives no loss, or one that is not finite.
     """
     with evaluating(model), torch.no_grad():
-        losses = [called(model, batch, "compress")[0] for batch in batches]
+        losses = [
+            called(model, batch, "compress", number=number)[0]
+            for number, batch in enumerate(batches)
+        ]
     known = [loss for loss in losses if loss is not None]
     if len(known) < len(losses):
         raise ValueError("compress: the model gives no loss; batches need labels")

@@ -9,7 +9,22 @@ from torch import Tensor, nn
 
 from unitscale.deploy.histogram import Histogram
 
-__all__ = ["Batch", "arguments", "call", "check_reached", "checked", "eager", "seen"]
+__all__ = [
+    "Batch",
+    "arguments",
+    "call",
+    "check_reached",
+    "checked",
+    "eager",
+    "first_line",
+    "is_out_of_memory",
+    "seen",
+    "taking",
+    "tensors_in",
+]
+
+OUT_OF_MEMORY = ("alloc_cpu.cpp", "can't allocate memory", "Storage size calculation overflowed")
+"""What torch's RuntimeError says where a CPU has too little memory; a GPU's has its own class."""
 
 Batch = Any
 """What a model is called on: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
@@ -75,15 +90,43 @@ def call(model: nn.Module, batch: Batch, number: int) -> Any:
         ValueError: the model does not take it; says the shapes and what it raised.
     """
     args, kwargs = arguments(batch)
-    try:
+    with taking(batch, f"quantize: calibration batch {number}"):
         return model(*args, **kwargs)
+
+
+@contextmanager
+def taking(batch: Batch, name: str) -> Iterator[None]:
+    """A context in which what a model raises of a batch is one line, that names the batch.
+
+    Too little memory is no fault of the batch, and stays as it is.
+
+    Raises:
+        ValueError: the model does not take it; says the shapes and what it raised.
+    """
+    try:
+        yield
     except Exception as error:
-        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors_in(batch))
-        text = (str(error).strip().splitlines() or [""])[0]
+        if is_out_of_memory(error):
+            raise
+        shapes = ", ".join(f"{key} {tuple(x.shape)}" for key, x in tensors_in(batch))
         raise ValueError(
-            f"quantize: calibration batch {number} ({shapes}) does not fit the model, which raised "
-            f"{type(error).__name__}: {text}"
+            f"{name} ({shapes or type(batch).__name__}) does not fit the model, which raised "
+            f"{type(error).__name__}: {first_line(error)}"
         ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line: some are pages."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is too little memory, on the CPU or on a GPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in str(error) for words in OUT_OF_MEMORY)
+    )
 
 
 def seen(

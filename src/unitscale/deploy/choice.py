@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from unitscale.deploy.quantized import quantized_layers, why_not
 from unitscale.deploy.scheme import Scheme
+from unitscale.units.forward import session_of
 
 __all__ = ["Plan", "plan_of"]
 
@@ -48,8 +50,13 @@ def plan_of(
     kept: dict[str, str] = {}
     used: set[str] = set()
     for path, module in model.named_modules():
+        if module is not model and session_of(module) is not None:
+            raise ValueError(f"quantize: {path!r} is scaled alone; call us.unscale on it first")
+        if isinstance(module, ParametrizationList):
+            continue  # a part of the layer around it
         owned = (p for p in module._parameters.values() if p is not None)
-        if isinstance(module, nn.Embedding) or all(p.dim() < 2 for p in owned):
+        is_made = is_parametrized(module)
+        if isinstance(module, nn.Embedding) or not (is_made or any(p.dim() >= 2 for p in owned)):
             continue
         hits = {pattern for pattern in (*skip, *scheme.skip) if is_inside(path, pattern)}
         used |= hits
@@ -66,6 +73,12 @@ def plan_of(
             raise ValueError(
                 "quantize: the model is itself the layer, which cannot be replaced in place; put "
                 "it into nn.Sequential"
+            )
+        elif path.rpartition(".")[2] == "_orig_mod":
+            raise ValueError(
+                f"quantize: {path!r} is wrapped alone by torch.compile, which would go on calling "
+                "it in full precision; put the layer itself back, or compile it in place: "
+                "module.compile()"
             )
         else:
             layers[path] = module

@@ -1,5 +1,6 @@
 """Post-training quantization of a finished model, in place."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 from torch import nn
@@ -45,6 +46,10 @@ def quantize(
     scales of inputs are numbers of the model. Softmax, GELU, norms, residual sums, embeddings and
     attention's own products keep full precision (`also`), and so do heads, poolers, classifiers and
     routers (`spare`). Weights take the scale of their amax, or with `clip="mse"` the best of 33.
+
+    An input beyond what calibration saw saturates in INT8 and FP8. In a model of float16 a product
+    beyond 65,504 is infinite, and NaN after it: calibrate on the largest inputs that are served.
+    An output that is not finite on a calibration batch is refused.
 
     Where scales of inputs come from: the units of a model that `us.unit_scale` scaled and that ran
     (it is unscaled here); or else calibration batches.
@@ -94,6 +99,12 @@ def quantize(
         for path in choice.put_back(model, plan.layers, made, batches, also, scheme, progress):
             del made[path]
             kept[path] = f"put back to meet the target {target:g}"
+        if not made:
+            warnings.warn(
+                f"quantize: all {len(plan.layers)} layers were put back to meet the target "
+                f"{target:g}, so that nothing is quantized; raise the target, or lower most=",
+                stacklevel=2,
+            )
     unscaled(model)
     replace_layers(model, plan.layers, made)
     install(model, also, scheme)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
 import unitscale.functional as U
 import unitscale.nn as unn
@@ -35,8 +36,19 @@ def why_not(module: nn.Module, scheme: Scheme) -> str | None:
     kind = type(module)
     if "forward" in vars(module):
         return "it has a forward of its own, which a replacement would not have"
+    if is_parametrized(module):
+        own = next(iter(module.parametrizations))  # type: ignore[arg-type]
+        return (
+            f"a parametrization makes its {own}: torch.nn.utils.parametrize."
+            f"remove_parametrizations(module, {own!r}) first"
+        )
     is_linear = kind in (nn.Linear, unn.Linear) or is_conv1d_of_gpt2(module)
     more = sorted(set(module._parameters) - {"weight", "bias"})
+    for own in (name.removesuffix("_orig") for name in more):
+        if f"{own}_mask" in module._buffers:
+            way = f"torch.nn.utils.prune.remove(module, {own!r})"
+            way = "us.compress.make_permanent(model)" if own == "weight" else way
+            return f"its {own} is masked (torch.nn.utils.prune): {way} first"
     if more and (is_linear or kind in CONVOLUTIONS):
         return f"a hook makes its weight of {', '.join(more)}"
     if is_linear:

@@ -52,6 +52,10 @@ class Quantization:
         return sum(row.bytes_before for row in self.rows)
 
     def __str__(self) -> str:
+        if not self.rows:
+            lines = [f"{self.recipe}: no layer is quantized"]
+            lines += [f"  full precision: {path} ({why})" for path, why in self.kept.items()]
+            return "\n".join(lines)
         kinds: dict[tuple[str, str], int] = {}
         for row in self.rows:
             kinds[row.weight, row.input] = kinds.get((row.weight, row.input), 0) + 1
@@ -77,17 +81,17 @@ def remember(
 
 
 def of_model(model: nn.Module) -> Quantization:
-    """What is quantized in a model.
+    """What is quantized in a model; no layer, where a target put all of them back.
 
     Raises:
-        ValueError: nothing is.
+        ValueError: it was never quantized.
     """
     layers = quantized_layers(model)
-    if not layers:
+    if not layers and RECORD not in model.__dict__:
         raise ValueError(
             f"this {type(model).__name__} is not quantized; call us.deploy.quantize(model, recipe)"
         )
-    first = next(iter(layers.values())).scheme.name
+    first = next((layer.scheme.name for layer in layers.values()), "")
     name, kept, also = model.__dict__.get(RECORD, (first, {}, ()))
     rows = tuple(row_of(path, layer) for path, layer in layers.items())
     return Quantization(recipe=name, also=also, rows=rows, kept=dict(kept))

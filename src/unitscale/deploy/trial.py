@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from unitscale.deploy.calibration import Batch, arguments, eager
+from unitscale.deploy.calibration import Batch, arguments, call, eager, first_line, is_out_of_memory
+from unitscale.deploy.distance import picked
 from unitscale.deploy.replacement import swapped
 from unitscale.deploy.scheme import Scheme
 from unitscale.deploy.switch import Part, rounding, unmet
@@ -29,9 +30,11 @@ def try_out(
 
     Raises:
         ValueError: a layer that was replaced is called all the same, from a Python list say; a
-            replacement lacks what the model asks of it; a part of `also` is nowhere.
+            replacement lacks what the model asks of it; a part of `also` is nowhere; the output
+            holds NaN or infinity, and that of the model itself does not.
     """
     passed: list[str] = []
+    broken: int | None = None
     called: set[str] = set()
     mode = rounding(also, scheme)
     try:
@@ -42,17 +45,22 @@ def try_out(
             eager(model),
             mode,
         ):
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 args, kwargs = arguments(batch)
-                model(*args, **kwargs)
+                finite = is_finite(model(*args, **kwargs))
+                broken = number if broken is None and not finite else broken
                 if passed or (called >= made.keys() and not unmet(mode)):
                     break
     except Exception as error:
-        text = (str(error).strip().splitlines() or [""])[0]
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
-            f"quantize: with its layers replaced the model raises {type(error).__name__}: {text}; "
-            "keep the layer that it is about in full precision, skip=[its path]"
+            f"quantize: with its layers replaced the model raises {type(error).__name__}: "
+            f"{first_line(error)}; keep the layer that it is about in full precision, "
+            "skip=[its path]"
         ) from error
+    if broken is not None:
+        check_broken(model, batches[broken], broken, scheme)
     if passed:
         raise ValueError(
             f"quantize: {passed[0]!r} is called by another reference than its place in the model, "
@@ -64,6 +72,30 @@ def try_out(
         raise ValueError(
             f"quantize: also={tuple(missing)!r} met nothing on the calibration batches: the model "
             "computes it by other functions than torch's, or not at all; leave it out"
+        )
+
+
+def is_finite(result: Any) -> bool:
+    """Whether the tensor that counts in a result is finite; one without such a tensor is."""
+    try:
+        return bool(picked(result).isfinite().all())
+    except ValueError:
+        return True
+
+
+def check_broken(model: nn.Module, batch: Batch, number: int, scheme: Scheme) -> None:
+    """Refuse a quantized model that broke on a batch, unless the model itself does.
+
+    Raises:
+        ValueError: names the batch.
+    """
+    with eager(model):
+        own = call(model, batch, number)
+    if is_finite(own):
+        raise ValueError(
+            f"quantize: in {scheme.name!r} the output for calibration batch {number} holds NaN or "
+            "infinity, and that of the model itself does not: a value leaves the range of a "
+            "format; take another recipe, or keep the layers with the largest values: skip="
         )
 
 

@@ -56,9 +56,20 @@ def growing(made: Plan, small: nn.Module, grown: nn.Module) -> Passage:
         descendants=lambda name: descendants(name, made),
         change=lambda found, name: change(found, name, made, old, new),
         added=lambda found: routers(found, made),
+        is_blank=lambda name: is_in_an_identity(name, made),
         old=old,
         new=new,
     )
+
+
+def is_in_an_identity(name: str, made: Plan) -> bool:
+    """Whether a tensor is in a new block that adds nothing at first.
+
+    Its last matrices are zero, and so are all gradients before them. After a step they are tiny:
+    at the units of the block that it was copied from FP8 would flush nearly all of them.
+    """
+    _, layer = starred(name, made.known.layers)
+    return layer is not None and made.depth_method == "identity" and made.is_new(layer)
 
 
 def routers(found: set[str], made: Plan) -> set[str]:

@@ -113,14 +113,16 @@ def router_loss(
         z * mean over tokens of (largest logit)**2, or of logsumexp(logits)**2
 
     The first is `balance` if all experts get as much; the shares have no gradient. Call it after
-    the forward pass that it is of, once for each backward pass.
+    the forward pass that it is of, once for each backward pass. Under `torch.no_grad()` it may
+    be of an evaluation; else it is what a router learns from, and must have a gradient.
 
     Args:
         model: that `apply` grew with experts=.
         form: of the second loss.
 
     Raises:
-        ValueError: no mixture in the model, or one that was not called; an unknown form.
+        ValueError: no mixture in the model, or one that was not called; an unknown form; gradients
+            are on, and the last forward pass was without: no router would learn.
     """
     if form not in ("max", "logsumexp"):
         raise ValueError(f"router_loss: form is {form!r}; expected 'max' or 'logsumexp'")
@@ -134,6 +136,13 @@ def router_loss(
     for path, mixture in found:
         if mixture.logits is None:
             raise ValueError(f"router_loss: {path!r} was not called yet; run the model first")
+        learns = mixture.router.weight.requires_grad and torch.is_grad_enabled()
+        if learns and not mixture.logits.requires_grad:
+            raise ValueError(
+                f"router_loss: {path!r} was last called without gradients, in an evaluation or a "
+                "reentrant checkpoint, so that its router would learn nothing; call router_loss "
+                "right after the forward pass of training, or under torch.no_grad() for its value"
+            )
         logits = mixture.logits.flatten(0, -2)
         size = logits.max(-1).values if form == "max" else logits.logsumexp(-1)
         probabilities = logits.softmax(-1)

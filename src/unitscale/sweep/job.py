@@ -25,6 +25,7 @@ from types import MappingProxyType
 from typing import Any
 
 from unitscale.report.extra import imported
+from unitscale.sweep.cpu import counting_cpu
 from unitscale.sweep.grid import Grid, grid_of
 from unitscale.sweep.point import Point
 from unitscale.sweep.row import FAILED, Row, failed, row_of
@@ -49,7 +50,8 @@ def run_point(point: Point, out: Path, *, data: Path | None = None, threads: int
     torch.set_num_threads(threads)
     count, folder = count_of(point.config), point.folder(out)
     try:
-        train(point.config, open_corpus(data), folder, resume=True)
+        with counting_cpu(folder):
+            train(point.config, open_corpus(data), folder, resume=True)
         row = row_of(point, folder, count)
         assert row is not None
         return row

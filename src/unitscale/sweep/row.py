@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unitscale.report.atomic import write_text
+from unitscale.sweep.cpu import cpu_seconds
 from unitscale.sweep.point import Point
 from unitscale.train.divergence import EXPLOSION, RISE, WINDOW, has_exploded
 from unitscale.train.result import RunResult, finished
@@ -51,7 +52,11 @@ def row_of(point: Point, folder: Path, count: Count) -> Row | None:
     result = finished(point.config, folder)
     records = read_log(folder / LOG)
     reason = why_diverged(losses(records)) if result.diverged else None
-    return base(point, count) | measured(point, result, records) | {"reason": reason}
+    return (
+        base(point, count)
+        | measured(point, result, records, cpu_seconds(folder))
+        | {"reason": reason}
+    )
 
 
 def failed(point: Point, count: Count, reason: str) -> Row:
@@ -77,12 +82,14 @@ def base(point: Point, count: Count) -> Row:
 
 
 MEASURED = (
-    *("n_tokens", "loss", "train_loss", "status", "diverged", "steps_done", "seconds"),
+    *("n_tokens", "loss", "train_loss", "status", "diverged", "steps_done", "seconds", "cpu_s"),
     *("tokens_per_s", "bytes_saved_for_backward", "coverage"),
 )
 
 
-def measured(point: Point, result: RunResult, records: Sequence[Record]) -> Row:
+def measured(
+    point: Point, result: RunResult, records: Sequence[Record], cpu_s: float | None
+) -> Row:
     """What a run that is done was."""
     config = point.config
     tokens = config.batch_size * config.sequence_length
@@ -96,6 +103,7 @@ def measured(point: Point, result: RunResult, records: Sequence[Record]) -> Row:
         "diverged": result.diverged,
         "steps_done": result.steps_done,
         "seconds": round(sum(tokens / rate for rate in rates), 3),
+        "cpu_s": None if cpu_s is None else round(cpu_s, 3),
         "tokens_per_s": result.tokens_per_s,
         "bytes_saved_for_backward": result.peak_bytes_saved_for_backward,
         "coverage": result.coverage,

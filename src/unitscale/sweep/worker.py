@@ -82,6 +82,7 @@ def train_when_free(config: Any, corpus: Any, folder: Path, say: Any) -> None:
     Raises:
         As `train`; InUseError: the folder was held for too long.
     """
+    from unitscale.sweep.cpu import counting_cpu
     from unitscale.train.lock import InUseError
     from unitscale.train.loop import train
 
@@ -96,7 +97,8 @@ def train_when_free(config: Any, corpus: Any, folder: Path, say: Any) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            train(config, corpus, folder, resume=True, on_record=on_record)
+            with counting_cpu(folder):
+                train(config, corpus, folder, resume=True, on_record=on_record)
         except InUseError:
             if time.monotonic() > deadline:
                 raise

@@ -326,6 +326,11 @@ class Executable:
                     missing,
                     program.watch,
                     sets=store.sets_units,
+                    zero={
+                        (half, name.removeprefix(place.prefix))
+                        for half, name in store.zero
+                        if self.training and measures and name.startswith(place.prefix)
+                    },
                     fused=local_groups(store.fused, place.prefix),
                 ),
                 Measurement(

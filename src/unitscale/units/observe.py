@@ -13,7 +13,7 @@ tensor has no unit yet, it is set from the tensor itself before anything uses it
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -43,6 +43,8 @@ class UnitsInForce:
         known: units by the names that the graph has for its tensors.
         without_phi: those of them whose gradient was never measured.
         sets: whether tensors without a unit get one; else they are held at (1, 1).
+        zero: halves of them, ("s" or "phi", name), that were set of nothing but zeros: they are set
+            anew where units are set.
         fused: groups of names that share one s. They are parameters: all of a graph have their s
             before the first op runs.
     """
@@ -54,12 +56,14 @@ class UnitsInForce:
         watch: Watch,
         *,
         sets: bool,
+        zero: Collection[tuple[str, str]] = (),
         fused: Iterable[frozenset[str]] = (),
     ) -> None:
         self.watch, self.sets, self.fused = watch, sets, tuple(fused)
-        self.s = {name: unit.s for name, unit in known.items()}
-        missing = set(without_phi)
-        self.phi = {name: unit.phi for name, unit in known.items() if name not in missing}
+        blank = zero if sets else ()
+        missing = set(without_phi) | {name for half, name in blank if half == "phi"}
+        self.s = {n: unit.s for n, unit in known.items() if ("s", n) not in blank}
+        self.phi = {n: unit.phi for n, unit in known.items() if n not in missing}
         self.provisional: dict[str, int] = {}
         self.vector: Tensor | None = None  # of the step: its slots hold scales of earlier steps
 

@@ -45,6 +45,9 @@ class UnitStore:
         without_phi: tensors whose value was measured and whose gradient was not (evaluation).
         evaluated: tensors that only graphs of evaluation have. Their units are dropped whenever
             training measures, and set again by the next evaluation.
+        zero: halves of units, ("s" or "phi", name), that were set of a tensor, or of a gradient,
+            that was exactly zero: a matrix of zeros that training starts from, say. They say
+            nothing of its size, so the next measuring step sets them again before it rounds.
         requested: whether the next training call measures, whatever the schedule.
         amaxes: those of earlier steps, where a recipe makes scales of them.
         has_replicas: whether other processes take part: then a saved state says what was measured
@@ -60,6 +63,7 @@ class UnitStore:
         self.units: dict[str, Unit] = {}
         self.without_phi: frozenset[str] = frozenset()
         self.evaluated: frozenset[str] = frozenset()
+        self.zero: frozenset[tuple[str, str]] = frozenset()
         self.signatures: dict[Signature, int] = {}
         self.step, self.began, self.version, self.requested = 0, 0, 0, False
         self.parameters: set[str] = set()
@@ -115,7 +119,9 @@ class UnitStore:
     ) -> None:
         """Keep the readings of one measuring step, and set units by them.
 
-        Those of a training step replace units; those of an evaluation set what is missing. A step
+        Those of a training step replace units; those of an evaluation set what is missing. An
+        operand of zeros that has a gradient is something else after the step, so the next training
+        call measures, whatever the schedule; once, for it may stay what it is. A step
         that is `broken` by a NaN is not kept: what has no unit is measured again. Of two steps the
         later counts, whichever backward pass came first.
         """
@@ -134,6 +140,11 @@ class UnitStore:
             self.units = {n: unit for n, unit in self.units.items() if n not in dropped}
             self.evaluated = frozenset()
             self.unshared |= readings
+            self.requested |= any(
+                name in self.parameters and r.rms == 0 and r.flushed is not None and r.grad_rms
+                for name, r in readings.items()
+                if ("s", name) not in self.zero
+            )
         else:
             readings = {n: r for n, r in readings.items() if n not in self.units}
             self.evaluated |= readings.keys()
@@ -163,6 +174,8 @@ class UnitStore:
             )
         self.units = self.units | found
         self.units = self.units | self.shared(found.keys())
+        read = {("s", n) for n in found} | {("phi", n) for n in found}
+        self.zero = (self.zero - read) | zero_halves(readings)
         self.without_phi = (
             self.without_phi - found.keys() if training else self.without_phi | found.keys()
         )
@@ -227,6 +240,7 @@ class UnitStore:
             "units": {name: asdict(unit) for name, unit in self.units.items()},
             "without_phi": sorted(self.without_phi),
             "evaluated": sorted(self.evaluated),
+            **({"zero": sorted(map(list, self.zero))} if self.zero else {}),
             "unshared": as_numbers(self.unshared) if self.has_replicas else {},
             "delayed": self.amaxes.needed,
             "amaxes": self.amaxes.state(),
@@ -255,6 +269,7 @@ class UnitStore:
         self.units = {name: Unit(**unit) for name, unit in state["units"].items()}
         self.without_phi = frozenset(state["without_phi"])
         self.evaluated = frozenset(state["evaluated"])
+        self.zero = frozenset((half, name) for half, name in state.get("zero", ()))
         self.signatures = {
             (is_whole, tuple(parameters), tuple(names)): index
             for index, is_whole, parameters, names in state["graphs"]
@@ -305,6 +320,11 @@ def check_state(state: Any) -> None:
         check_unit(name, unit)
     for key in ("without_phi", "evaluated"):
         check_names(key, state[key], state["units"])
+    halves = state.get("zero", [])
+    if not isinstance(halves, list | tuple) or not all(map(is_half, halves)):
+        raise ValueError(
+            f"units: 'zero' is {shortened(halves)}; expected pairs of 's' or 'phi' and a name"
+        )
     for entry in state["graphs"]:
         fits = isinstance(entry, list | tuple) and len(entry) == 4 and isinstance(entry[1], bool)
         if not fits or not is_count(entry[0]) or not all(map(is_names, entry[2:])):
@@ -312,6 +332,12 @@ def check_state(state: Any) -> None:
                 f"units: a graph is {shortened(entry)}; expected a number, true or false, and two "
                 "lists of names"
             )
+
+
+def zero_halves(readings: Mapping[str, Reading]) -> set[tuple[str, str]]:
+    """The halves of units that were set of nothing but zeros."""
+    s = {("s", name) for name, reading in readings.items() if reading.rms == 0}
+    return s | {("phi", name) for name, reading in readings.items() if reading.grad_rms == 0}
 
 
 def check_unit(name: Any, unit: Any) -> None:
@@ -345,6 +371,11 @@ def is_count(value: Any) -> bool:
 def is_names(value: Any) -> bool:
     """Whether a value is a list of strings."""
     return isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
+
+
+def is_half(value: Any) -> bool:
+    """Whether a value is a half of a unit: "s" or "phi", and a name."""
+    return is_names(value) and len(value) == 2 and value[0] in ("s", "phi")
 
 
 def shortened(value: Any) -> str:
