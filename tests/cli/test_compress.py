@@ -6,11 +6,13 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from growth import tiny
 from train.tiny import text_corpus
 from unitscale.cli import main
 from unitscale.compress.target import parse_target
+from unitscale.compress.written import compress_folder
 from unitscale.train import TrainConfig, train
 from unitscale.train.checkpoint import read_checkpoint
 from unitscale.train.run_log import read_log
@@ -155,6 +157,23 @@ def test_folders_that_cannot_be_compressed_are_refused(folder, tmp_path, monkeyp
         assert message in capsys.readouterr().err
     vit = ("compress", tmp_path / "vit", "--target", "ffn=9", "--importance", "magnitude")
     assert run(monkeypatch, *vit, *out) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_folder_of_few_bits_is_distilled_in_float32(dtype, folder, tmp_path):
+    """At 1e-4 a step of AdamW is below half a unit in the last place of most BF16 weights."""
+    given = tmp_path / "given"
+    AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).save_pretrained(given)
+    made = [
+        compress_folder(given, tmp_path / f"{steps}", "60%", samples=4, distil_steps=steps, lr=1e-4)
+        for steps in (0, 20)
+    ]
+    cut, taught = (AutoModelForCausalLM.from_pretrained(one.folder, dtype="auto") for one in made)
+    assert taught.dtype == dtype
+    assert all(p.isfinite().all() for p in taught.parameters())
+    moved = [(a != b).sum() for a, b in zip(cut.parameters(), taught.parameters(), strict=True)]
+    # Twenty steps of at most 1e-4 move up to 2e-3; of weights near 0.2 a BF16 unit is 1e-3.
+    assert sum(moved) > 0.3 * sum(p.numel() for p in taught.parameters() if p.dim() > 1)
 
 
 def test_targets_are_sizes_shares_or_numbers():

@@ -181,6 +181,29 @@ def test_bad_input_is_one_line():
     assert all(value.equal(before[name]) for name, value in student.state_dict().items())
 
 
+def test_a_teacher_is_not_trained_along():
+    teacher = tiny.llama()
+    made, student = student_of(teacher, ffn=9)
+    student.lm_head.weight = teacher.lm_head.weight
+    distillation = us.compress.Distillation(teacher, student, made)
+    before = copy.deepcopy(teacher.state_dict())
+    for parameters in (student.parameters(), {*student.parameters(), *teacher.parameters()}):
+        optimizer = torch.optim.SGD(parameters, 0.1)
+        with pytest.raises(ValueError, match=r"has \d+ parameters of the teacher, the first is"):
+            us.compress.distil(distillation, [tiny.batch_for(teacher)], optimizer)
+    assert all(value.equal(before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_step_that_makes_the_student_nan_is_an_error_of_its_own():
+    """In FP16 eps is 1e-8 = 0: where the second moment is zero AdamW divides zero by zero."""
+    teacher = tiny.llama().half()
+    made, student = student_of(teacher, ffn=9)
+    optimizer = torch.optim.AdamW(student.parameters(), 1e-5)
+    distillation = us.compress.Distillation(teacher, student, made)
+    with pytest.raises(ValueError, match=r"step 0 of the AdamW made .*; in FP16 AdamW"):
+        us.compress.distil(distillation, [tiny.batch_for(teacher)], optimizer)
+
+
 def test_what_would_teach_nothing_is_refused():
     teacher = tiny.llama()
     made, student = student_of(teacher, ffn=9)

@@ -255,11 +255,14 @@ def check_student(student: Any, plan: Plan) -> None:
         )
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, student: nn.Module) -> None:
-    """Refuse a training that would leave the student as it is.
+def check_optimizer(
+    optimizer: torch.optim.Optimizer, teacher: nn.Module, student: nn.Module
+) -> None:
+    """Refuse a training that would leave the student as it is, or change the teacher.
 
     Raises:
-        ValueError: the student has nothing to train, or the optimizer has other parameters.
+        ValueError: the student has nothing to train; the optimizer has none of its parameters, or
+            some of the teacher's.
     """
     own = {id(p) for p in student.parameters() if p.requires_grad}
     if not own:
@@ -272,6 +275,29 @@ def check_optimizer(optimizer: torch.optim.Optimizer, student: nn.Module) -> Non
             f"compress: the {type(optimizer).__name__} has no parameter of the student, which "
             "would stay as it is; build it of student.parameters()"
         )
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if theirs := [name for name, p in teacher.named_parameters() if id(p) in trained]:
+        raise ValueError(
+            f"compress: the {type(optimizer).__name__} has {len(theirs)} parameters of the "
+            f"teacher, the first is {theirs[0]!r}, and would train it too; build it of "
+            "student.parameters(), and copy what the student shares with the teacher"
+        )
+
+
+def check_trained(student: nn.Module, step: int, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse a student that a step has made NaN.
+
+    Raises:
+        ValueError: names a parameter.
+    """
+    for name, parameter in student.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            why = "; in FP16 AdamW's eps of 1e-8 is zero: train it in float32, and cast it then"
+            raise ValueError(
+                f"compress: step {step} of the {type(optimizer).__name__} made {name!r} of the "
+                f"student NaN or infinite{why if parameter.dtype == torch.float16 else ''}; "
+                "expected finite weights: lower the rate"
+            )
 
 
 def counted(batch: Mapping[str, Any], logits: Tensor) -> Tensor | None:
@@ -309,10 +335,11 @@ def distil(
 
     Raises:
         TypeError: a single batch. ValueError: no batch; a student that has nothing to train, or
-            that the optimizer does not have; a loss that is not finite, before the step is made.
+            that the optimizer does not have, or a teacher that it has; a loss that is not finite,
+            before the step is made; a step that makes the student NaN.
     """
     several(batches)
-    check_optimizer(optimizer, distillation.models[1])
+    check_optimizer(optimizer, *distillation.models)
     losses: list[float] = []
     for batch in batches:
         refuse_empty(batch, len(losses))
@@ -321,6 +348,7 @@ def distil(
             loss = distillation(batch)
             loss.backward()
         optimizer.step()
+        check_trained(distillation.models[1], len(losses), optimizer)
         if schedule is not None:
             schedule.step()
         losses.append(loss.item())

@@ -140,6 +140,8 @@ def compress_folder(
         return Written(plan=made)
     student, losses = apply(model, made), []
     if distil_steps:
+        kept = {name: tensor.dtype for name, tensor in named_tensors(student)}
+        student.float()  # in place: a step of AdamW is lost in BF16 weights, and NaN in FP16's
         if recipe != "fp32":
             unit_scale(student, recipe)
         student.train()
@@ -149,10 +151,18 @@ def compress_folder(
         given = batches(first, first + distil_steps)
         losses = distil(Distillation(model, student, made), given, optimizer, schedule=schedule)
         student = (unscale(student) if recipe != "fp32" else student).eval()
+        for name, tensor in named_tensors(student):
+            tensor.data = tensor.data.to(kept[name])
     report = verify(model, student, next(iter(batches(-1, 0)), None) or random_batch(model.config))
     done = Written(plan=made, folder=out, report=report, losses=tuple(losses))
     write_model(student, source, done, LINEAGE)
     return done
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by name."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def size_of(model: nn.Module) -> int:
