@@ -233,6 +233,32 @@ def test_ctrl_c_while_something_is_imported_is_no_traceback(module: str) -> None
     assert "Traceback" not in done.stderr
 
 
+WRITING = """
+import os, signal
+from pathlib import Path
+from unitscale.cli.exit import stopping_at_once
+from unitscale.deploy.export import new_folder
+from unitscale.report.atomic import replacing
+with stopping_at_once(), new_folder(Path("model")) as folder, replacing(Path("a.json")) as file:
+    (folder / "weights").write_text("half")
+    file.write_text("half")
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_ctrl_c_leaves_nothing_of_what_is_being_written(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WRITING],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=heed_interrupts,
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "unitscale: stopped")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_little_is_imported_before_ctrl_c_is_heard() -> None:
     """What is imported then can be counted on one hand: an interrupt there is a traceback."""
     code = (

@@ -127,6 +127,8 @@ def stopping_at_once() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         sys.stderr.flush()
         os.write(2, (one_line("stopped") + "\n").encode())
+        if atomic := sys.modules.get("unitscale.report.atomic"):  # else nothing is being written
+            atomic.remove_unfinished()
         os._exit(STOPPED)
 
     signal.signal(signal.SIGINT, stop)

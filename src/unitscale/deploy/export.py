@@ -30,6 +30,7 @@ from unitscale.deploy.pretrained import Exported, exported_part, unlike_stock
 from unitscale.deploy.quantized import quantized_layers
 from unitscale.deploy.stored import described, plan_of_quantized
 from unitscale.deploy.tokenizer import tokenizer_files
+from unitscale.report.atomic import UNFINISHED
 from unitscale.units import recipe_of
 
 __all__ = ["Export", "export"]
@@ -366,6 +367,7 @@ def new_folder(folder: Path, who: str = "export") -> Iterator[Path]:
     folder = folder.resolve()  # a link stays, and what it points to is written
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
+    UNFINISHED.add(temporary)
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -379,6 +381,8 @@ def new_folder(folder: Path, who: str = "export") -> Iterator[Path]:
         if isinstance(error, SafetensorError):  # a disk that is full is no OSError there
             raise OSError(f"{who}: {folder} cannot be written: {error}") from None
         raise
+    finally:
+        UNFINISHED.discard(temporary)
 
 
 def umask() -> int:

@@ -1,9 +1,22 @@
 """Files that are whole or absent, whatever stops the process that writes them."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+UNFINISHED: set[Path] = set()
+"""Temporary files and folders that are being written now."""
+
+
+def remove_unfinished() -> None:
+    """Remove them: for a process that ends at once, without the code that would."""
+    for path in list(UNFINISHED):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -20,6 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder of {path} does not exist; make it first")
     temporary = path.with_name(path.name + ".tmp")
+    UNFINISHED.add(temporary)
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -28,6 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        UNFINISHED.discard(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
