@@ -1,6 +1,7 @@
 """Exports that a stock loader loads wrongly, most of them without an error: each fault by name."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -267,7 +268,8 @@ def test_codes_without_a_status_load_as_garbage(llama: Served, tmp_path: Path) -
     """Why `verify` is there: codes are 2^6 times the weights, and the loader raises nothing."""
     folder = changed(llama, tmp_path / "out", status_removed)
     served = T.AutoModelForCausalLM.from_pretrained(folder)
-    assert distance(logits(served, ids()), llama.ours) > 1
+    apart = distance(logits(served, ids()), llama.ours)
+    assert apart > 1 or math.isnan(apart)  # scales that it lacks are memory that nobody wrote
 
 
 @pytest.mark.parametrize(
