@@ -2,15 +2,13 @@
 
 import errno
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from disk import largest_file
 from growth import tiny
 from unitscale.cli import main
 from unitscale.cli.exit import checking_arguments, is_of_the_machine
@@ -23,17 +21,6 @@ def build():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 4)), torch.ones(2, 8)
 """
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A context in which a file gets no larger, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 import json
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from torch import nn
 import unitscale as us
 from deploy.small import Gated, evaluated
 from deploy.tiny import ids, logits, made
+from disk import largest_file
 from unitscale import deploy
 
 
@@ -106,17 +104,6 @@ def test_a_folder_that_cannot_be_made_is_refused_first(
     with pytest.raises(PermissionError, match="cannot be written; choose another folder"):
         deploy.export(Gated(), tmp_path / "a", "safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A context in which a file gets no larger, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")
