@@ -138,12 +138,11 @@ TRAINING = """
 ## FP8
 
 Mean loss of the last 20 of {steps} steps of AdamW (learning rate 1e-3, no schedule). fp8: operands
-of products in E4M3FN, gradients in E5M2, at units measured at steps 0, 1, 2, 4, 8, ...; fp8-none:
-the same formats without units. "Other start" is FP32 from other initial parameters: how much of a
+of products in E4M3FN, gradients in E5M2, at units measured by the default schedule; fp8-none: the
+same formats without units. "Other start" is FP32 from other initial parameters: how much of a
 difference is luck. Gaps are to FP32. "Products" counts the matrix products in FP8; those inside
 one op of torch, such as an LSTM, stay in FP32. "Lossy" counts the tensors of which fp8
-(fp8-none) saturated more than 1 % or flushed more than 25 % at some measurement. Figures
-of training are of a version whose measuring steps rounded nothing (docs/results.md has new ones).
+(fp8-none) saturated more than 1 % or flushed more than 25 % at some measurement.
 
 | model | products | FP32 | other start | fp8 | gap | fp8-none | gap | lossy |
 |---|---|---|---|---|---|---|---|---|
