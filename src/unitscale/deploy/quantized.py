@@ -161,6 +161,21 @@ class QuantizedLayer(nn.Module):
         """The layer's output."""
         return self.op(self.rounded(input), self.decoded(input.dtype), self.bias)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Codes and scales as bytes: torch 2.13 pickles FP8 tensors and cannot load them again."""
+        state = super().__getstate__()  # type: ignore[misc]
+        dtypes = {n: b.dtype for n, b in self.named_buffers(recurse=False) if b.itemsize == 1}
+        bits = {name: self.get_buffer(name).view(torch.uint8) for name in dtypes}
+        found: dict[str, Any] = {**state, "_buffers": {**self._buffers, **bits}, "dtypes": dtypes}
+        return found
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, also one without dtypes, as version 0.1 pickled it."""
+        dtypes = state.get("dtypes", {})
+        super().__setstate__({name: value for name, value in state.items() if name != "dtypes"})
+        for name, dtype in dtypes.items():
+            self._buffers[name] = self.get_buffer(name).view(dtype)
+
     @property
     def own_names(self) -> tuple[str, ...]:
         """The names, in a state, of what a plain layer does not have."""
