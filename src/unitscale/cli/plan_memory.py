@@ -190,7 +190,8 @@ def source_of(
     if config is not None:
         if options:
             raise ValueError("--set is for --model; change the file of --config instead")
-        from unitscale.memory.source import POSITIONS, Source, read_config
+        from unitscale.memory.source import Source, read_config
+        from unitscale.models.positions import POSITIONS
 
         found = read_config(config)
         for name in POSITIONS:

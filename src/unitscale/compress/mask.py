@@ -250,7 +250,7 @@ class MaskCopy:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MaskCopy":
         """For the copy: its own masked weight, of its own parameter."""
-        module = self.module()
+        module: Any = self.module()
         copied = memo[id(module)]
         if hasattr(module, MASK):
             weight, mask = (copy.deepcopy(getattr(module, n), memo) for n in (ORIGINAL, MASK))

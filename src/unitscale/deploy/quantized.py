@@ -163,7 +163,7 @@ class QuantizedLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Codes and scales as bytes: torch 2.13 pickles FP8 tensors and cannot load them again."""
-        state = super().__getstate__()  # type: ignore[misc]
+        state = super().__getstate__()
         dtypes = {n: b.dtype for n, b in self.named_buffers(recurse=False) if b.itemsize == 1}
         bits = {name: self.get_buffer(name).view(torch.uint8) for name in dtypes}
         found: dict[str, Any] = {**state, "_buffers": {**self._buffers, **bits}, "dtypes": dtypes}
