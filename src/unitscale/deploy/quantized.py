@@ -54,7 +54,10 @@ def why_not(module: nn.Module, scheme: Scheme) -> str | None:
     if is_linear:
         return None
     if kind not in CONVOLUTIONS:
-        return f"{kind.__name__} is no nn.Linear and no convolution"
+        named = kind.__name__
+        if kind.__module__.startswith("unitscale."):
+            named = f"unitscale.nn.{named}"
+        return f"{named} is neither nn.Linear nor torch's nn.Conv1d, Conv2d or Conv3d"
     assert isinstance(module, _ConvNd)
     if module.padding_mode != "zeros":
         return f"its padding is {module.padding_mode!r}"
