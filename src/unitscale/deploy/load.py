@@ -15,6 +15,7 @@ from unitscale.deploy.folder import Folder, exponent_of, is_own, read_file, read
 from unitscale.deploy.stored import quantized_as_described, restored
 from unitscale.deploy.verify import refuse_faults
 from unitscale.recipes import RECIPES
+from unitscale.report.version import upgrade
 from unitscale.units import give_units, unit_scale
 
 __all__ = ["load"]
@@ -142,6 +143,7 @@ def own_layers(folder: Path, content: dict[str, Any]) -> dict[str, tuple[int, in
     if content.get("version") != VERSION:
         raise ValueError(
             f"{folder / OWN} is of version {content.get('version')!r}; expected {VERSION}"
+            f"{upgrade(content.get('version'), VERSION)}"
         )
     found = {}
     layers = content.get("layers")

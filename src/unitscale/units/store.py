@@ -298,7 +298,8 @@ def check_state(state: Any) -> None:
     if state.get("version") not in (2, 3, STATE_VERSION):
         raise ValueError(
             f"units of version {state.get('version', 1)!r}; expected {STATE_VERSION}. Measure them "
-            "again: leave the file out, and the first step does."
+            "again (leave the file out, and the first step does), or upgrade unitscale, if a newer "
+            "one wrote them."
         )
     kinds = {
         "step": int,
