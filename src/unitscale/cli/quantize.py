@@ -60,14 +60,14 @@ def quantize(
     samples: Annotated[
         int | None,
         typer.Option(
-            help="Of a text: lines to calibrate on. Default: 64, or all where there are fewer.",
+            help="With text: lines to calibrate on. Default: 64, or all where there are fewer.",
             show_default=False,
         ),
     ] = None,
     length: Annotated[
         int | None,
         typer.Option(
-            help="Of a text: tokens that are kept of a line. Default: 128, or as many as the model "
+            help="With text: tokens that are kept of a line. Default: 128, or as many as the model "
             "takes at once (a run: as it was trained on) where these are fewer.",
             show_default=False,
         ),
@@ -75,22 +75,31 @@ def quantize(
     clip: Annotated[
         str, typer.Option(help="Where inputs saturate: amax, percentile or mse.")
     ] = "amax",
-    percentile: Annotated[float, typer.Option(help="Of --clip percentile.")] = 99.99,
+    percentile: Annotated[
+        float, typer.Option(help="With --clip percentile: which one of the magnitudes, in percent.")
+    ] = 99.99,
     power_of_two: Annotated[
         bool, typer.Option("--power-of-two", help="Scales that BF16 holds exactly.")
     ] = False,
     skip: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Modules to keep. Repeatable.", show_default=False),
+        typer.Option(
+            metavar="PATTERN",
+            help="Modules to keep in full precision, by path, as 'layers.0.*'. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     target: Annotated[
         float | None,
         typer.Option(
-            help="Largest loss: the layers that lose most are put back until it is met.",
+            help="Largest loss by --metric: the layers that lose most are put back into full "
+            "precision until it is met. It needs calibration. Default: all stay quantized.",
             show_default=False,
         ),
     ] = None,
-    metric: Annotated[str, typer.Option(help="Of the loss: cosine (1 - cosine) or kl.")] = "cosine",
+    metric: Annotated[
+        str, typer.Option(help="With --target or --sensitivity: cosine (1 - cosine) or kl.")
+    ] = "cosine",
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Also print the loss of each layer alone.")
     ] = False,
@@ -103,7 +112,11 @@ def quantize(
         ),
     ] = None,
     differences: Annotated[
-        str, typer.Option(help="What a server computes otherwise: refuse, or report it.")
+        str,
+        typer.Option(
+            help="Where a server would compute something else: refuse to export, or report it and "
+            "export."
+        ),
     ] = "refuse",
     json: option.Json = False,
 ) -> None:
