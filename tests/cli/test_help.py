@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import typer.main
 
-from unitscale.cli.app import app
+from unitscale.cli import app
 
 
 def commands(group: object, path: str = "unitscale") -> Iterator[tuple[str, object]]:
