@@ -1,5 +1,7 @@
 """Layers that are no nn.Linear: said when they are quantized, and refused by name at export."""
 
+import json
+
 import pytest
 import torch
 import transformers as T
@@ -38,6 +40,10 @@ def test_the_patches_of_a_vit_are_named_and_have_two_ways_out(pictures, tmp_path
     us.deploy.export(model, tmp_path / "own", format="safetensors")
     loaded = us.deploy.load(tmp_path / "own", vit())
     assert loaded(**pictures[0]).logits.equal(model(**pictures[0]).logits)
+    described = tmp_path / "own" / "unitscale.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"version": 2}))
+    with pytest.raises(ValueError, match=r"of version 2; expected 1; a newer unitscale wrote it"):
+        us.deploy.load(tmp_path / "own", vit())
 
 
 def test_without_the_patches_nothing_is_said(pictures, tmp_path) -> None:
