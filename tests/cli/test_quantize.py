@@ -102,7 +102,8 @@ def test_a_folder_of_transformers(tmp_path, monkeypatch, capsys):
         (("mine.py:build", "--recipe", "fp8", "--clip", "max"), 2, "clip is 'max'"),
         (("mine.py:build", "--recipe", "fp8", "--skip", "9"), 2, "skip='9' matches no layer"),
         (("mine.py:build", "--recipe", "fp8", "--target", "0"), 2, "above the target 0"),
-        (("mine.py:build", "--recipe", "fp8", "--samples", "0"), 2, "--samples and --length are 0"),
+        (("mine.py:build", "--recipe", "fp8", "--samples", "0"), 2, "--samples is 0; expected 1"),
+        (("mine.py:build", "--recipe", "fp8", "--length", "8"), 2, "--length is of a text: a"),
         (("mine.py:build", "--recipe", "fp8", "--format", "gguf"), 2, "format is 'gguf'"),
         (
             ("mine.py:build", "--recipe", "fp8", "--format", "compressed-tensors"),
@@ -133,7 +134,10 @@ SIZES = {"steps": 1, "batch_size": 2, "sequence_length": 16}
 def test_the_model_of_a_run(tmp_path, monkeypatch, capsys):
     source, text = tmp_path / "run", tmp_path / "text.txt"
     train(TrainConfig(recipe="fp32", **SETTINGS, **SIZES), text_corpus(tmp_path), source)
-    text.write_text("hello world\nthis is it\n")
+    text.write_text("hello world\nthis is it, in a line that is longer than the model's windows\n")
+    longer = ("--calibration-data", text, "--length", 17, "--out", tmp_path / "out")
+    assert run(monkeypatch, source, "--recipe", "fp8", *longer) == 2
+    assert "--length is 17, and the model of" in capsys.readouterr().err
     data = ("--calibration-data", text, "--target", "0.1")
     assert run(monkeypatch, source, "--recipe", "fp8", *data, "--out", tmp_path / "out") == 0
     assert "fp8: 7 layers" in capsys.readouterr().out

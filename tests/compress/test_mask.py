@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -152,6 +153,74 @@ def test_a_part_under_a_recipe_keeps_its_masks():
     with pytest.raises(ValueError, match="the model is under a recipe"):
         us.compress.make_permanent(model)
     assert list(masked_layers(model)) == ["0", "1"]
+
+
+@pytest.mark.parametrize("recipe", [None, "fp8"])
+def test_a_masked_model_is_copied_and_pickled(recipe):
+    """Before a call and after one, its weight being a result of autograd; with units if it has."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    us.compress.mask_smallest(model, 0.5)
+    if recipe:
+        us.unit_scale(model, recipe, inner="eager")
+    x = torch.randn(4, 8)
+    for _ in range(2):
+        copied = copy.deepcopy(model)
+        assert list(masked_layers(copied)) == ["0", "2"]
+        assert copied(x).equal(model(x))
+        copied(x).sum().backward()
+        assert model[0].weight_orig.grad is None
+        assert (copied[0].weight_orig.grad[copied[0].weight_mask == 0] == 0).all()
+        copied[0].weight_orig.data.zero_()
+        assert not copied(x).equal(model(x))
+        assert recipe is None or us.coverage(copied) == 1.0
+    assert torch.optim.swa_utils.AveragedModel(model)(x).equal(model(x))
+    if recipe is None:  # that of a scaled one is plain, and says so
+        loaded = copy.deepcopy(pickle.loads(pickle.dumps(model)))
+        assert loaded(x).equal(model(x))
+        assert list(masked_layers(loaded)) == ["0", "2"]
+    copied = copy.deepcopy(us.compress.make_permanent(model))
+    assert copied(x).equal(model(x))
+    assert set(copied.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "fp8-delayed"])
+def test_units_stay_when_masks_become_zeros(recipe):
+    """Nothing that is rounded changes, so no output does: the call does not measure."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
+    us.compress.mask_smallest(model, 0.5)
+    scale = us.unit_scale if recipe == "fp8" else us.apply_recipe
+    scale(model, recipe, inner="eager")
+    for _ in range(4):
+        model(torch.randn(32, 8)).square().mean().backward()
+    x = torch.randn(32, 8)
+    with torch.no_grad():
+        before = model(x)
+        units = {row.name: (row.s, row.phi) for row in us.unit_rows(model)}
+        us.compress.make_permanent(model)
+        assert model(x).equal(before)
+    after = {row.name: (row.s, row.phi) for row in us.unit_rows(model)}
+    assert after["0.weight"] == units["0.mul"]
+    assert after["2.weight"] == units["2.mul"]
+    assert {n: after[n] for n in units.keys() & after} == {
+        n: units[n] for n in units.keys() & after
+    }
+    assert us.coverage(model) == 1.0
+    model(x).square().mean().backward()
+    assert model[0].weight.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_mask_on_the_model_itself_becomes_zeros_under_its_units():
+    model = us.unit_scale(us.compress.mask_smallest(nn.Linear(8, 4), 0.5), "fp8", inner="eager")
+    x = torch.randn(32, 8)
+    model(x).square().mean().backward()
+    before = model(x)
+    assert us.compress.make_permanent(model)(x).equal(before)
+    with us.full_precision(model), pytest.raises(ValueError, match="has no mask"):
+        us.compress.make_permanent(model)
+    us.compress.mask_smallest(model, 0.5)
+    with us.full_precision(model), pytest.raises(ValueError, match="inside of us"):
+        us.compress.make_permanent(model)
 
 
 def test_weights_that_something_else_makes_have_no_mask():

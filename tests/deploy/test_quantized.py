@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import ml_dtypes
 import numpy as np
@@ -42,6 +43,25 @@ def test_stored_weights_are_the_clamped_cast(recipe):
     expected = steps.astype(dtype).view(np.uint8)
     assert np.array_equal(found.weight_codes.view(torch.uint8).numpy(), expected)
     assert len(np.unique(expected)) > 200
+
+
+@pytest.mark.parametrize("recipe", ["fp8-tensor", "int8-weight", "mxfp8", "nvfp4"])
+def test_a_quantized_model_is_copied_and_pickled(recipe):
+    """To the bit, with the dtypes of its codes and scales; in a file too."""
+    model, x = quantized(recipe), inputs()
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    ways = (
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        torch.load(file, weights_only=False),
+    )
+    for found in ways:
+        assert found(x).equal(model(x))
+        for name, buffer in model.named_buffers():
+            assert found.get_buffer(name).dtype == buffer.dtype
+            assert found.get_buffer(name).data_ptr() != buffer.data_ptr()
 
 
 def test_stored_integers_are_rounded_to_even_and_clamped():

@@ -218,5 +218,5 @@ def test_a_block_that_adds_nothing_at_first_learns_from_its_first_steps(name):
     for matrix in zeros:
         assert store.units[matrix].s < before[matrix].s - 5
         assert store.readings[matrix].flushed < 0.05
-    lost = {n: r.losses for n, r in store.readings.items() if max(r.losses) > 0.25}
+    lost = {n: r.losses for n, r in store.readings.items() if r.losses}
     assert not lost

@@ -289,3 +289,31 @@ def test_two_processes_have_the_units_of_one_run(tmp_path) -> None:
         assert b["losses"] == a["losses"][5:]
         assert c["unshared"] == {}  # the last step before it measured, in each its own share
         assert b["units"] == a["units"]
+
+
+class Summaries(lightning.Callback):
+    """What `us.summary` says while a module is trained."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def on_train_batch_end(self, trainer, module, *args) -> None:
+        self.said.append(str(us.summary(module.net)))
+
+
+def test_summary_and_report_of_a_module_in_training(tmp_path) -> None:
+    """As docs/existing_models.md says: of the child that is scaled, which an error names."""
+    module, summaries = Regression(), Summaries()
+    us.unit_scale(module.net, "fp8", inner="eager")
+    path = tmp_path / "numerics.jsonl"
+    with us.record.record(module.net, every=2, path=path):
+        fit(tmp_path, module, 4, plugins=eager(), callbacks=[summaries])
+    assert len(summaries.said) == 4
+    assert all("fp8" in said for said in summaries.said)
+    with pytest.raises(ValueError, match="no units of its own, but its 'net' has"):
+        us.summary(module)
+    page = us.report.write_report(path)
+    assert page == tmp_path / "report.html"
+    recording = us.report.read_recording(path)
+    assert list(recording.steps) == [0, 2]
+    assert any(series.name == "up.linear" for series in recording.series)

@@ -12,7 +12,7 @@ from torch import nn
 from marks import slow
 from unitscale import units
 from unitscale.cli import main
-from unitscale.cli.plan_memory import unit_for
+from unitscale.cli.plan_memory import held_in, legend, unit_for
 from unitscale.memory import STATES, plan_memory, state_bytes
 from unitscale.memory.audit import Kept, kept_by
 from unitscale.memory.plan import Sizes, kept_at, sizes_at, sizes_of
@@ -199,6 +199,17 @@ def test_command_prints_every_kind_for_every_states(
     assert command(monkeypatch, *line, "--dtype", "fp32", "--sequence-length", LENGTH) == 0
     said = "left out, for other weights than fp32: bf16-stochastic, master24"
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_labels_say_what_is_held_in_what(dtype: str) -> None:
+    """The recipe `fp32` on BF16 parameters multiplies in BF16, and the states `fp32` do not."""
+    recipes = [parse("fp32"), parse("fp8")]
+    lines = legend(recipes, ["fp32", "fp8-lm"], dtype)
+    assert [line.split(":")[0] for line in lines] == ["recipe fp32", "states fp32", "states fp8-lm"]
+    assert lines[0].endswith(f"products and activations are in {dtype}")
+    assert "moments (both fp32)" in lines[1]
+    assert held_in("fp8-lm", dtype)["gradients"] == dtype
 
 
 def test_table_is_in_a_unit_that_shows_something() -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -182,13 +183,33 @@ def test_an_unknown_schedule_is_refused() -> None:
         UnitStore(scale=True, remeasure="often")
 
 
-def test_losses_are_told_once_and_only_from_the_second_measurement_on() -> None:
-    store = UnitStore(scale=True)
-    store.adopt({"x": reading(1.0, saturated=0.5)}, training=True, call=1)
-    with pytest.warns(UserWarning, match=r"of 'x' or its gradient 50\.0% saturated") as seen:
-        store.adopt({"x": reading(1.0, saturated=0.5)}, training=True, call=2)
+HALVES = [("", "value (forward pass)"), ("grad_", "gradient (backward pass)")]
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize(("prefix", "half"), HALVES)
+def test_losses_are_told_once_of_the_half_that_has_them(
+    prefix: str, half: str, scale: bool
+) -> None:
+    """With units from the second measurement on: the first loses nothing."""
+    store = UnitStore(scale=scale)
+    lossy = {"x": reading(1.0, **{f"{prefix}saturated": 0.5})}
+    if scale:
+        store.adopt(lossy, training=True, call=1)
+    remedy = "remeasure=.*skip=" if scale else "us.unit_scale.*skip="
+    match = rf"of the {re.escape(half)} of 'x' 50\.0% saturated and 0\.0% went.*{remedy}"
+    with pytest.warns(UserWarning, match=match) as seen:
+        store.adopt(lossy, training=True, call=2)
     assert len(seen) == 1
-    store.adopt({"x": reading(1.0, saturated=0.5)}, training=True, call=3)
+    store.adopt(lossy, training=True, call=3)
+
+
+def test_a_loss_of_the_value_does_not_hide_one_of_the_gradient_that_comes_later() -> None:
+    store = UnitStore(scale=False)
+    for prefix, half in HALVES:
+        with pytest.warns(UserWarning, match=f"of the {re.escape(half)} of 'x'") as seen:
+            store.adopt({"x": reading(1.0, **{f"{prefix}flushed": 0.5})}, training=True)
+        assert len(seen) == 1
 
 
 @pytest.mark.parametrize(("saturated", "flushed"), [(0.009, 0.0), (0.0, 0.24), (None, None)])

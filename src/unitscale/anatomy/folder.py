@@ -15,6 +15,7 @@ from torch import nn
 from unitscale.data import open_corpus
 from unitscale.deploy.export import check_folder, new_folder
 from unitscale.models.existing import BUILT_IN
+from unitscale.report.version import upgrade
 from unitscale.train.checkpoint import TrainState, load_checkpoint
 from unitscale.train.config import TrainConfig
 from unitscale.train.initial import initial_state
@@ -165,7 +166,7 @@ def read_run(source: Path, description: dict[str, Any], who: str) -> tuple[Train
     if description.get("version") != VERSION:
         raise CheckpointError(
             f"{source / CONFIG} is of version {description.get('version')!r} of a run's files; "
-            f"expected {VERSION}"
+            f"expected {VERSION}{upgrade(description.get('version'), VERSION)}"
         )
     config = TrainConfig.from_json(description["config"])
     if config.existing not in BUILT_IN:

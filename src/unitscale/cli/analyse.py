@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from unitscale.recipes import Recipe
 
 DTYPE_NAMES = ("fp32", "bf16")
+WINDOW = 64
+"""Bytes of the text that a model alone is given, at most."""
+
 NAME_WIDTH = 40
 """Characters to which the name of a product may be cut in a table."""
 
@@ -192,17 +195,23 @@ def run(
     """
     from unitscale.data import fixed_windows, open_corpus
     from unitscale.models.next_byte import as_loss
+    from unitscale.models.positions import positions_of
     from unitscale.record.analysis import AnalysisError, analyse, failing, subject_of
     from unitscale.train.device import DTYPES, find_device
     from unitscale.train.loop import to_inputs
 
     place = find_device(device)
-    batch = to_inputs(fixed_windows(open_corpus().train, count=4, length=65), place)
+
+    def on_text(alone: Any) -> tuple[Any, Any]:
+        length = 1 + min(WINDOW, positions_of(alone) or WINDOW)
+        windows = fixed_windows(open_corpus().train, count=4, length=length)
+        return as_loss(alone, name), to_inputs(windows, place)
+
     try:
         with failing(f"{name} failed"):
             made = factory()
         with checking_arguments():  # a model that is compiled already is one, too
-            subject = subject_of(made, lambda alone: (as_loss(alone, name), batch))
+            subject = subject_of(made, on_text)
             moved = subject.to(place, DTYPES[dtype])
             return analyse(moved, asked) | {"model": name}
     except AnalysisError as error:

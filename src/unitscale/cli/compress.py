@@ -24,7 +24,9 @@ def compress(
         str,
         typer.Option(
             metavar="SIZES",
-            help="width=48,ffn=128 (or depth, heads, kv_heads), 50% of the parameters, or 1.5M.",
+            help="Sizes, as width=48,ffn=128 (also depth, heads, kv_heads). For a folder of "
+            "`save_pretrained` also a share of the parameters, as 50%, or their number, as 1.5M. "
+            "For a run width=, depth= or both: its heads and MLPs follow the width.",
         ),
     ],
     out: Annotated[
@@ -36,32 +38,56 @@ def compress(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Text to measure and distil with. Default: Python's source.", show_default=False
+            help="Text to measure and distil with. Default: the source text of Python's own "
+            "standard library.",
+            show_default=False,
         ),
     ] = None,
     importance: Annotated[
-        str, typer.Option(help="What is kept: by activations, magnitude or random.")
+        str,
+        typer.Option(
+            help="What decides which parts are kept: activations (measured on the text), magnitude "
+            "(of the weights) or random."
+        ),
     ] = "activations",
-    samples: Annotated[int, typer.Option(min=1, help="Windows of text to measure with.")] = 64,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Windows of text that activations are measured on.")
+    ] = 64,
     distil_steps: Annotated[
-        int, typer.Option(min=0, help="Training steps against the large model, of a folder.")
+        int,
+        typer.Option(
+            min=0,
+            help="For a folder: training steps of the small model against the large one. A run is "
+            "trained on by `unitscale train --resume`.",
+        ),
     ] = 0,
-    lr: Annotated[float, typer.Option(help="Of distillation, with a cosine.")] = 1e-3,
-    recipe: Annotated[str, typer.Option(help="Of the student in distillation.")] = "fp32",
-    seed: Annotated[int, typer.Option(min=0, help="Of the text, and of random scores.")] = 0,
+    lr: Annotated[
+        float, typer.Option(help="With --distil-steps: peak learning rate; it falls by a cosine.")
+    ] = 1e-3,
+    recipe: Annotated[
+        str, typer.Option(help="With --distil-steps: recipe of the small model.")
+    ] = "fp32",
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the windows of text, and of --importance random.")
+    ] = 0,
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Of the compressed run. Default: those of the run.", show_default=False
+            min=1,
+            help="For a run: steps that the small run is to train. Default: as many as the run.",
+            show_default=False,
         ),
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only print what would be kept.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only print what would be kept; write nothing.")
+    ] = False,
     json: option.Json = False,
 ) -> None:
     """Prune a trained model to a shape or a size, by what its activations show to matter.
 
-    A folder may be distilled from the large model before it is written. A run's optimizer and
-    units are carried over, and the command that trains it on is printed.
+    A FOLDER is a model of transformers; with --distil-steps the small model is trained to give what
+    the large one gives before it is written. A RUN is a folder of `unitscale train`: its optimizer
+    and its units are carried over, and the command that trains the small run on is printed.
     """
     with checking_arguments():
         from unitscale.compress.written import compress_folder

@@ -61,8 +61,8 @@ def doctor(
         typer.Option(
             "--recipe",
             metavar="RECIPE",
-            help="Show this recipe alone: a name, or one's own as MODULE:NAME or FILE.py:NAME. "
-            "Repeatable, or with commas.",
+            help="Not with --shapes or --model: show this recipe alone, by name, or one's own as "
+            "MODULE:NAME or FILE.py:NAME. Repeatable, or with commas.",
             show_default=False,
         ),
     ] = None,

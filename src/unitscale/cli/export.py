@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def export(
     run_dir: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of `unitscale train`, of --model llama.")
+        Path, typer.Argument(metavar="RUN", help="Folder of `unitscale train --model llama`.")
     ],
     out: Annotated[
         Path,
@@ -42,7 +42,8 @@ def export(
     differences: Annotated[
         str,
         typer.Option(
-            help="What a server computes otherwise: refuse to export, or report it and export."
+            help="Where a server would compute something else: refuse to export, or report it and "
+            "export."
         ),
     ] = "refuse",
     json: option.Json = False,

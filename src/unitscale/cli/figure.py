@@ -43,11 +43,11 @@ def figure(
         typer.Option(help="PNG, SVG or PDF to write. Default: KIND.png.", show_default=False),
     ] = None,
     formats: Annotated[
-        str, typer.Option(help="Formats of snr, with commas between them.")
+        str, typer.Option(help="For snr alone: formats, with commas between them.")
     ] = FORMATS,
     step: Annotated[
         int | None,
-        typer.Option(help="Recorded step. Default: the last.", show_default=False),
+        typer.Option(help="Recorded step; not for snr. Default: the last.", show_default=False),
     ] = None,
     label: Annotated[
         str | None,

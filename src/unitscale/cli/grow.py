@@ -27,23 +27,32 @@ def grow(
         ),
     ],
     width: Annotated[
-        int | None, typer.Option(min=1, help="Of the residual stream.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="New width of the residual stream. Default: as it is.", show_default=False
+        ),
     ] = None,
-    depth: Annotated[int | None, typer.Option(min=1, help="Layers.", show_default=False)] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(min=1, help="New number of layers. Default: as it is.", show_default=False),
+    ] = None,
     heads: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Query heads. Default: as the width grows; all sizes are.",
+            help="New number of query heads. Default: it grows as the width does.",
             show_default=False,
         ),
     ] = None,
     kv_heads: Annotated[
         int | None,
-        typer.Option(min=1, help="Heads of keys and values, in a Llama.", show_default=False),
+        typer.Option(min=1, help="The same of keys and values, in a Llama.", show_default=False),
     ] = None,
     ffn: Annotated[
-        int | None, typer.Option(min=1, help="Inner width of the MLPs.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, help="New inner width of the MLPs. Default: as the width.", show_default=False
+        ),
     ] = None,
     method: Annotated[
         str,
@@ -63,22 +72,27 @@ def grow(
         float,
         typer.Option(help="Relative noise that breaks ties between copies and keeps the function."),
     ] = 0.02,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Of the grown run. Default: those of the run.", show_default=False
+            min=1,
+            help="For a run: steps that the grown run is to train. Default: as many as the run.",
+            show_default=False,
         ),
     ] = None,
     run_seed: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Of the grown run, which chooses its text. Default: the next one.",
+            help="For a run: seed of the grown run, which chooses its windows of text. Default: "
+            "one more than that of the run.",
             show_default=False,
         ),
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only print what would be done.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only print what would be done; write nothing.")
+    ] = False,
     json: option.Json = False,
 ) -> None:
     """Grow a trained model: wider, deeper, the same function. A run's optimizer and units as well.

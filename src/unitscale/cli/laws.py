@@ -41,14 +41,15 @@ Size = Annotated[
     typer.Option("--N", help="Parameters without embedding tables.", show_default=False),
 ]
 Recipe = Annotated[
-    str | None, typer.Option("--recipe", help="Name of the recipe.", show_default=False)
+    str | None,
+    typer.Option("--recipe", help="Name of the recipe; or give --P.", show_default=False),
 ]
 Bits = Annotated[
     list[str] | None,
     typer.Option(
         "--P",
         metavar="BITS",
-        help="Bits of all tensors, or of one, as `w=4`. Repeatable.",
+        help="Instead of --recipe: bits of all tensors, or of one, as `w=4`. Repeatable.",
         show_default=False,
     ),
 ]
@@ -79,10 +80,14 @@ def fit(
         ),
     ] = None,
     untied: Annotated[
-        bool, typer.Option("--untied", help="Size and tokens have an exponent each.")
+        bool,
+        typer.Option(
+            "--untied", help="Fit an exponent for size and one for tokens. Default: one for both."
+        ),
     ] = False,
     draws: Annotated[
-        int, typer.Option(min=0, max=10_000, help="Resampled fits, for the intervals; 0: none.")
+        int,
+        typer.Option(min=0, max=10_000, help="Resampled fits, which give the intervals; 0: none."),
     ] = 100,
     noise: Annotated[
         float,

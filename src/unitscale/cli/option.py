@@ -75,7 +75,7 @@ Tensorboard = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        help="Where to train: auto (a GPU where torch sees one), cpu, cuda or cuda:NUMBER.",
+        help="Where to run: auto (a GPU where torch sees one), cpu, cuda or cuda:NUMBER.",
         rich_help_panel=RUN,
     ),
 ]
@@ -97,7 +97,7 @@ States = Annotated[
 Parallel = Annotated[
     str | None,
     typer.Option(
-        help="How the ranks of torchrun share the model: ddp or fsdp2. Default: ddp.",
+        help="Under torchrun: how ranks share the model, ddp or fsdp2. Default: ddp.",
         rich_help_panel=RUN,
         show_default=False,
     ),
@@ -112,7 +112,8 @@ Accumulate = Annotated[
 RankTimeout = Annotated[
     int,
     typer.Option(
-        help="Seconds after which a rank that does not answer counts as gone, and the run ends.",
+        help="Under torchrun: seconds after which a rank that does not answer counts as gone, "
+        "and the run ends.",
         rich_help_panel=RUN,
     ),
 ]
@@ -137,17 +138,26 @@ Model = Annotated[
     ),
 ]
 Norm = Annotated[
-    str, typer.Option(help="Normalization: pre, post, res-post or none.", rich_help_panel=MODEL)
+    str,
+    typer.Option(
+        help="Normalization of the built-in model: pre, post, res-post or none.",
+        rich_help_panel=MODEL,
+    ),
 ]
 Residual = Annotated[
     str,
     typer.Option(
-        help="Residual scheme: default, fixed, running-mean or ratio.", rich_help_panel=MODEL
+        help="Residual scheme of the built-in model: default, fixed (with model.tau), running-mean "
+        "or ratio (with model.tau).",
+        rich_help_panel=MODEL,
     ),
 ]
 Width = Annotated[int, typer.Option(help="Width of the residual stream.", rich_help_panel=MODEL)]
 Depth = Annotated[
-    int, typer.Option(help="Number of (sequence layer, MLP) pairs.", rich_help_panel=MODEL)
+    int,
+    typer.Option(
+        help="Number of layers: pairs of a sequence layer and an MLP.", rich_help_panel=MODEL
+    ),
 ]
 
 

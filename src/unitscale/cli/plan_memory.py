@@ -2,6 +2,7 @@
 
 import json as json_module
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from unitscale.cli.output import show
 if TYPE_CHECKING:
     from unitscale.memory.plan import Plan, Sizes
     from unitscale.memory.source import Source
+    from unitscale.recipes import Recipe
 
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 MOST = 2**24
@@ -26,15 +28,15 @@ def plan_memory(
         typer.Option(
             parser=option.given_path,
             metavar="FILE",
-            help="A config.json of transformers.",
+            help="A config.json of transformers: the shape of the model. Give this or --model.",
             show_default=False,
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Instead of --config: gpt2, llama or MODULE:FACTORY; its arguments by --set "
-            "model.NAME=VALUE.",
+            help="Instead of --config: gpt2, llama, MODULE:FACTORY or FILE.py:FACTORY; its "
+            "arguments by --set model.NAME=VALUE.",
             show_default=False,
         ),
     ] = None,
@@ -45,24 +47,33 @@ def plan_memory(
     states: Annotated[
         str,
         typer.Option(
-            help="Optimizer states, with commas between them: fp32, fp8-lm, coat, "
-            "bf16-stochastic, master24, or `all`."
+            help="How the optimizer holds moments and master weights, with commas between them: "
+            "fp32, fp8-lm, coat, bf16-stochastic and master24 (the last two with --dtype bf16), "
+            "or `all` that --dtype allows."
         ),
     ] = "fp32",
     sharding: Annotated[
-        str, typer.Option(help="What processes share: fsdp, zero2, zero1 or ddp.")
+        str,
+        typer.Option(
+            help="What processes share: fsdp (weights, gradients, states), zero2 (gradients, "
+            "states), zero1 (states) or ddp (nothing)."
+        ),
     ] = "fsdp",
     micro_batch: Annotated[int, typer.Option(help="Sequences in a micro-batch of a process.")] = 1,
     sequence_length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
     dtype: Annotated[
-        str, typer.Option(help="What parameters and gradients are held in: bf16 or fp32.")
+        str,
+        typer.Option(
+            help="What parameters and gradients are held in: bf16 or fp32. What a recipe does not "
+            "round is computed in it too, whatever the recipe's name."
+        ),
     ] = "bf16",
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="An argument of the factory, as model.NAME=VALUE. Repeatable.",
+            help="An argument of the factory of --model, as model.NAME=VALUE. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -125,17 +136,19 @@ def plan_memory(
             "dtype": dtype,
         }
         if json:
-            print(json_module.dumps(head | {"plans": [p.to_json() for p in plans]}, indent=2))
+            listed = [p.to_json() | {"held_in": held_in(p.states, dtype)} for p in plans]
+            print(json_module.dumps(head | {"plans": listed}, indent=2))
             return
         from unitscale.report import plain_table
         from unitscale.report.wording import plural
 
         size, unit = unit_for(max(plan.total for plan in plans))
         show(
-            f"{source.name}: {sizes.total:,} parameters in {dtype}, "
+            f"{source.name}: {sizes.total:,} parameters and their gradients in {dtype}, "
             f"{plural(ranks, 'rank')} ({sharding}), micro-batch {micro_batch} x {sequence_length}; "
             f"{unit} on each rank",
             plain_table([row_of(plan, size) for plan in plans]),
+            *legend(recipes, names, dtype),
         )
 
 
@@ -177,7 +190,8 @@ def source_of(
     if config is not None:
         if options:
             raise ValueError("--set is for --model; change the file of --config instead")
-        from unitscale.memory.source import POSITIONS, Source, read_config
+        from unitscale.memory.source import Source, read_config
+        from unitscale.models.positions import POSITIONS
 
         found = read_config(config)
         for name in POSITIONS:
@@ -218,6 +232,25 @@ def sizes_of_source(source: "Source") -> "Sizes":
         return sizes_at(source)
     except ModelError as error:
         raise ValueError(str(error)) from error
+
+
+def held_in(states: str, dtype: str) -> dict[str, str]:
+    """The formats of what a plan counts beside activations, by kind, in words."""
+    from unitscale.memory.states import state_formats
+
+    return {"weights": dtype, "gradients": dtype, **state_formats(states, dtype)}
+
+
+def legend(recipes: Sequence["Recipe"], states: Sequence[str], dtype: str) -> list[str]:
+    """What the names in the table stand for: `fp32` is a recipe and the states of an optimizer."""
+    plain = [recipe.name for recipe in recipes if not recipe.rounds]
+    lines = [
+        f"recipe {name}: rounds nothing; products and activations are in {dtype}" for name in plain
+    ]
+    for name in states:
+        found = held_in(name, dtype)
+        lines.append(f"states {name}: master ({found['master']}); moments ({found['moments']})")
+    return lines
 
 
 def unit_for(largest: float) -> tuple[float, str]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 BATCH = 8
 
+SAMPLES, LENGTH = 64, 128
+"""Lines of a text that are read, and tokens that are kept of a line, unless options say so."""
+
 
 def quantize(
     model: Annotated[
@@ -54,27 +57,49 @@ def quantize(
             show_default=False,
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Lines of text to calibrate on.")] = 64,
-    length: Annotated[int, typer.Option(help="Tokens that are kept of a line.")] = 128,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="With text: lines to calibrate on. Default: 64, or all where there are fewer.",
+            show_default=False,
+        ),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            help="With text: tokens that are kept of a line. Default: 128, or as many as the model "
+            "takes at once (a run: as it was trained on) where these are fewer.",
+            show_default=False,
+        ),
+    ] = None,
     clip: Annotated[
         str, typer.Option(help="Where inputs saturate: amax, percentile or mse.")
     ] = "amax",
-    percentile: Annotated[float, typer.Option(help="Of --clip percentile.")] = 99.99,
+    percentile: Annotated[
+        float, typer.Option(help="With --clip percentile: which one of the magnitudes, in percent.")
+    ] = 99.99,
     power_of_two: Annotated[
         bool, typer.Option("--power-of-two", help="Scales that BF16 holds exactly.")
     ] = False,
     skip: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Modules to keep. Repeatable.", show_default=False),
+        typer.Option(
+            metavar="PATTERN",
+            help="Modules to keep in full precision, by path, as 'layers.0.*'. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     target: Annotated[
         float | None,
         typer.Option(
-            help="Largest loss: the layers that lose most are put back until it is met.",
+            help="Largest loss by --metric: the layers that lose most are put back into full "
+            "precision until it is met. It needs calibration. Default: all stay quantized.",
             show_default=False,
         ),
     ] = None,
-    metric: Annotated[str, typer.Option(help="Of the loss: cosine (1 - cosine) or kl.")] = "cosine",
+    metric: Annotated[
+        str, typer.Option(help="With --target or --sensitivity: cosine (1 - cosine) or kl.")
+    ] = "cosine",
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Also print the loss of each layer alone.")
     ] = False,
@@ -87,7 +112,11 @@ def quantize(
         ),
     ] = None,
     differences: Annotated[
-        str, typer.Option(help="What a server computes otherwise: refuse, or report it.")
+        str,
+        typer.Option(
+            help="Where a server would compute something else: refuse to export, or report it and "
+            "export."
+        ),
     ] = "refuse",
     json: option.Json = False,
 ) -> None:
@@ -108,13 +137,20 @@ def quantize(
             if format is not None:
                 check_format(format)
             check_folder(out)
-            if samples < 1 or length < 1:
-                raise ValueError(
-                    f"--samples and --length are {samples} and {length}; expected 1 or more"
-                )
+            is_text = calibration_data is not None and Path(model).is_dir()
+            for flag, count in (("--samples", samples), ("--length", length)):
+                if count is not None and count < 1:
+                    raise ValueError(f"{flag} is {count}; expected 1 or more")
+                if count is not None and not is_text:
+                    raise ValueError(
+                        f"{flag} is of a text: a folder's, that --calibration-data names; leave "
+                        f"{flag} out"
+                    )
         held.enter_context(running())
         held.enter_context(checking_arguments())
-        subject, batches, tokenizer = subject_of(model, calibration_data, samples, length)
+        subject, batches, tokenizer = subject_of(
+            model, calibration_data, samples or SAMPLES, length
+        )
         from unitscale import deploy
         from unitscale.deploy.pretrained import is_pretrained
 
@@ -157,7 +193,7 @@ def quantize(
 
 
 def subject_of(
-    name: str, data: str | None, samples: int, length: int
+    name: str, data: str | None, samples: int, length: int | None
 ) -> tuple[Any, list[Any] | None, Path | None]:
     """The model, what it is calibrated on, and the folder of its tokenizer.
 
@@ -182,11 +218,16 @@ def subject_of(
         return model, given_batches(data, rest[0] if rest else None), None
     if is_of_transformers(folder):
         return pretrained(folder, data, samples, length)
-    from unitscale.train.trained import trained_model
+    from unitscale.models.positions import positions_of
+    from unitscale.train.trained import run_of, trained_model
 
-    batches = None if data is None else byte_batches(data, samples, length)
+    lines = None if data is None else lines_of(data, samples)
     model, _ = trained_model(folder)
-    if batches is not None:
+    batches = None
+    if lines is not None:
+        check_length(length, positions_of(model), folder)
+        kept = length or min(LENGTH, run_of(folder)[0].sequence_length)
+        batches = byte_batches(lines, kept)
         from unitscale.units import unscale
         from unitscale.units.forward import session_of
 
@@ -246,15 +287,24 @@ def lines_of(data: str, samples: int) -> list[str]:
     return found
 
 
-def byte_batches(data: str, samples: int, length: int) -> list[Any]:
+def check_length(length: int | None, most: int | None, folder: Path) -> None:
+    """Raise ValueError for more tokens than the model in a folder takes at once."""
+    if length is not None and most is not None and length > most:
+        raise ValueError(
+            f"--length is {length}, and the model of {folder} takes {most} tokens at once; use "
+            f"--length {most} or less, or leave it out"
+        )
+
+
+def byte_batches(lines: list[str], length: int) -> list[Any]:
     """Lines as bytes, one sample a batch: they differ in length."""
     import torch
 
-    return [torch.tensor([list(line.encode("utf-8")[:length])]) for line in lines_of(data, samples)]
+    return [torch.tensor([list(line.encode("utf-8")[:length])]) for line in lines]
 
 
 def pretrained(
-    folder: Path, data: str | None, samples: int, length: int
+    folder: Path, data: str | None, samples: int, length: int | None
 ) -> tuple[Any, list[Any] | None, Path | None]:
     """A model of transformers, and lines of text as its tokenizer reads them."""
     from unitscale.anatomy.folder import loaded, transformers_there
@@ -268,8 +318,13 @@ def pretrained(
         raise ValueError(f"{folder} has no tokenizer to read {data} with; put its files there")
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    from unitscale.models.positions import positions_of
+
     lines = lines_of(data, samples)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # A tokenizer without a limit says 10^30; RoBERTa's limit is two below its positions.
+    most = min(tokenizer.model_max_length, positions_of(model) or tokenizer.model_max_length)
+    check_length(length, most, folder)
     if tokenizer.pad_token is None:
         parts = [[line] for line in lines]
     else:
@@ -280,7 +335,7 @@ def pretrained(
                 part,
                 padding=len(part) > 1,
                 truncation=True,
-                max_length=length,
+                max_length=length or min(LENGTH, most),
                 return_tensors="pt",
             )
         )

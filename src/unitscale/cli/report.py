@@ -27,7 +27,8 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The file to write. Default: report.html in RUN_DIR.", show_default=False
+            help="The file to write. Default: report.html in RUN_DIR, or beside the file.",
+            show_default=False,
         ),
     ] = None,
     json: Json = False,

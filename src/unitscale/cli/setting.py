@@ -3,7 +3,7 @@
 FIELDS = {
     "warmup_fraction": ("0.05", "share of the steps over which the learning rate rises from zero"),
     "final_lr_fraction": ("0.1", "share of the peak learning rate where the cosine ends"),
-    "optimizer": ("adamw", "or sgd, with momentum; it needs --lr"),
+    "optimizer": ("adamw", "or sgd with momentum, which needs --lr"),
     "weight_decay": ("0.0", "of the optimizer"),
     "betas": ("[0.9, 0.99]", "of AdamW; of sgd the first is its momentum"),
     "clip_norm": ("none", "largest norm of the gradient of all parameters"),

@@ -50,7 +50,10 @@ def train(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed.", rich_help_panel="Run")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Seed of the weights and of the windows of text.", rich_help_panel="Run"),
+    ] = 0,
     batch_size: option.BatchSize = 16,
     sequence_length: option.SequenceLength = 128,
     model: option.Model = "attention",

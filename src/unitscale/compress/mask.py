@@ -4,6 +4,8 @@ A mask is part of the model: `weight = weight_orig * weight_mask` before each ca
 the product rounds the masked weight, so that zeros stay zeros; `check_masks` proves it.
 """
 
+import copy
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from unitscale.anatomy.output import called, evaluating
-from unitscale.units.forward import session_of
+from unitscale.compress.permanent import go_on
+from unitscale.units.forward import detach, session_of
 
 __all__ = [
     "check_masks",
@@ -23,7 +26,7 @@ __all__ = [
     "sparsity",
 ]
 
-MASK, ORIGINAL = "weight_mask", "weight_orig"
+MASK, ORIGINAL, COPY = "weight_mask", "weight_orig", "unitscale_mask_copy"
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -106,6 +109,7 @@ def mask_smallest(
         # Of what is left, since torch counts only that.
         more = round(amount * module.weight.numel()) - zeros_of(module)
         prune.l1_unstructured(module, "weight", amount=more)  # type: ignore[no-untyped-call]
+        let_copy(module)
     return model
 
 
@@ -206,13 +210,61 @@ def check_masks(model: nn.Module, batch: Any) -> int:
 def make_permanent(model: nn.Module) -> nn.Module:
     """Put zeros into the weights and remove the masks, in place: training may fill them again.
 
+    A model under a recipe goes on under it, at the units that it has.
+
     Raises:
-        ValueError: no mask, or a model under a recipe.
+        ValueError: no mask, or a model of which a part alone is under a recipe.
     """
-    if any(session_of(module) is not None for module in model.modules()):
-        raise ValueError("compress: the model is under a recipe; call us.unscale(model) first")
-    if not masked_layers(model):
+    session = session_of(model)
+    if session is None and any(session_of(module) is not None for module in model.modules()):
+        raise ValueError(
+            "compress: a part of the model is under a recipe; call us.unscale on that part first"
+        )
+    layers = masked_layers(model)
+    if not layers:
         raise ValueError("compress: the model has no mask; call mask_smallest first")
-    for module in masked_layers(model).values():
+    if session is not None:
+        if session.suspended:
+            raise ValueError(
+                "compress: the model is inside of us.full_precision; call make_permanent after it"
+            )
+        session.terms.collect()
+        detach(model)
+    for module in layers.values():
         prune.remove(module, "weight")  # type: ignore[no-untyped-call]
+        module.__dict__.pop(COPY, None)
+    if session is not None:
+        go_on(model, session, layers)
     return model
+
+
+class MaskCopy:
+    """How `copy.deepcopy` gets through a module with a mask.
+
+    Its `weight` is a result of autograd, which torch does not copy. This stands before it in the
+    module's `__dict__`, so that it is copied first, and tells the copy what its weight is.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = weakref.ref(module)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "MaskCopy":
+        """For the copy: its own masked weight, of its own parameter."""
+        module: Any = self.module()
+        copied = memo[id(module)]
+        if hasattr(module, MASK):
+            weight, mask = (copy.deepcopy(getattr(module, n), memo) for n in (ORIGINAL, MASK))
+            memo[id(module.weight)] = mask.to(dtype=weight.dtype) * weight
+        return MaskCopy(copied)
+
+    def __reduce__(self) -> Any:
+        return MaskCopy, (self.module(),)
+
+
+def let_copy(module: Any) -> None:
+    """Have a module with a mask be copied by `copy.deepcopy`."""
+    own = module.__dict__
+    own.pop(COPY, None)
+    weight = own.pop("weight")
+    own[COPY] = MaskCopy(module)
+    own["weight"] = weight

@@ -209,13 +209,16 @@ def batches_for(source: Path, model: Any, corpus: Corpus, data: Path | None, see
         tokens = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
         if len(tokens) <= length:
             raise ValueError(
-                f"{data or 'the text'} has {len(tokens)} tokens; expected more than {length}"
+                f"{data or 'the text'} has {len(tokens)} tokens, and windows of {length} are cut "
+                "from it; use a longer text as --data"
             )
     elif not 256 <= config.vocab_size < 512:
         raise ValueError(
             f"{source} has no tokenizer, and its model of {config.vocab_size} symbols does not "
             "read bytes; put the tokenizer's files into the folder"
         )
+    else:
+        corpus.require(batch_size=BATCH, length=length)
     causal = config.model_type in ("gpt2", "llama")
 
     def batches(first: int, last: int) -> Iterator[Batch]:

@@ -88,8 +88,8 @@ def check_masks(model: nn.Module) -> None:
         if path != name and f"{path}_mask" in buffers:
             raise ValueError(
                 f"export: {path} is masked (torch.nn.utils.prune), and no server has masks; make "
-                "zeros of them: us.unscale(model), us.compress.make_permanent(model), then "
-                "us.unit_scale again and a few batches, by which units are measured anew"
+                "zeros of them by us.compress.make_permanent(model), which keeps the units, and "
+                "run a batch before the export"
             )
 
 

@@ -15,6 +15,7 @@ from unitscale.deploy.folder import Folder, exponent_of, is_own, read_file, read
 from unitscale.deploy.stored import quantized_as_described, restored
 from unitscale.deploy.verify import refuse_faults
 from unitscale.recipes import RECIPES
+from unitscale.report.version import upgrade
 from unitscale.units import give_units, unit_scale
 
 __all__ = ["load"]
@@ -58,6 +59,7 @@ def load_own(folder: Path, model: nn.Module | None) -> nn.Module:
         )
     content = read_object(folder / OWN)
     values = dict(read_file(folder / TENSORS))
+    check_own_version(folder, content)
     if "quantized" in content:
         restored(model, content["quantized"], values, folder / OWN)
         own = model.state_dict(keep_vars=True)
@@ -133,16 +135,26 @@ def check_dtypes(
             )
 
 
+def check_own_version(folder: Path, content: dict[str, Any]) -> None:
+    """Refuse a unitscale.json of another version, which may mean something else.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if content.get("version") != VERSION:
+        raise ValueError(
+            f"{folder / OWN} is of version {content.get('version')!r}; expected {VERSION}"
+            f"{upgrade(content.get('version'), VERSION)}"
+        )
+
+
 def own_layers(folder: Path, content: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """The units of the layers in unitscale.json.
 
     Raises:
         ValueError: it is damaged, or of another version.
     """
-    if content.get("version") != VERSION:
-        raise ValueError(
-            f"{folder / OWN} is of version {content.get('version')!r}; expected {VERSION}"
-        )
+    check_own_version(folder, content)
     found = {}
     layers = content.get("layers")
     for path, units in layers.items() if isinstance(layers, dict) else ():

@@ -54,7 +54,10 @@ def why_not(module: nn.Module, scheme: Scheme) -> str | None:
     if is_linear:
         return None
     if kind not in CONVOLUTIONS:
-        return f"{kind.__name__} is no nn.Linear and no convolution"
+        named = kind.__name__
+        if kind.__module__.startswith("unitscale."):
+            named = f"unitscale.nn.{named}"
+        return f"{named} is neither nn.Linear nor torch's nn.Conv1d, Conv2d or Conv3d"
     assert isinstance(module, _ConvNd)
     if module.padding_mode != "zeros":
         return f"its padding is {module.padding_mode!r}"
@@ -160,6 +163,21 @@ class QuantizedLayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """The layer's output."""
         return self.op(self.rounded(input), self.decoded(input.dtype), self.bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Codes and scales as bytes: torch 2.13 pickles FP8 tensors and cannot load them again."""
+        state = super().__getstate__()
+        dtypes = {n: b.dtype for n, b in self.named_buffers(recurse=False) if b.itemsize == 1}
+        bits = {name: self.get_buffer(name).view(torch.uint8) for name in dtypes}
+        found: dict[str, Any] = {**state, "_buffers": {**self._buffers, **bits}, "dtypes": dtypes}
+        return found
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, also one without dtypes, as version 0.1 pickled it."""
+        dtypes = state.get("dtypes", {})
+        super().__setstate__({name: value for name, value in state.items() if name != "dtypes"})
+        for name, dtype in dtypes.items():
+            self._buffers[name] = self.get_buffer(name).view(dtype)
 
     @property
     def own_names(self) -> tuple[str, ...]:

@@ -82,13 +82,14 @@ def has_same_numbers(one: Scheme, other: Scheme) -> bool:
 
 def check_kinds(layers: Mapping[str, QuantizedLayer]) -> None:
     """Refuse layers that loaders do not know."""
-    others = [
-        f"{path!r} is a {layer.kind}" for path, layer in layers.items() if layer.kind != "Linear"
-    ]
+    others = {path: layer.kind for path, layer in layers.items() if layer.kind != "Linear"}
     if others:
+        first = next(iter(others))
+        named = ", ".join(map(repr, [*others][:3])) + (", ..." if len(others) > 3 else "")
         raise ValueError(
-            f"export: {others[0]} ({len(others)} of them), and loaders quantize nn.Linear alone; "
-            "quantize with skip= for these"
+            f"export: {first!r} is a {others[first]} ({len(others)} layers are no nn.Linear), and "
+            'servers load quantized nn.Linear alone; export with format="safetensors" (--format), '
+            f"which deploy.load reads, or quantize with skip=[{named}] (--skip)"
         )
 
 

@@ -16,13 +16,14 @@ RECORD = "_quantization"
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedRow:
-    """One quantized layer: how, how many bytes it takes, and how many it took."""
+    """One quantized layer: how, how many bytes it takes, how many it took, and what it was."""
 
     path: str
     weight: str
     input: str
     bytes: int
     bytes_before: int
+    kind: str = "Linear"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,13 @@ class Quantization:
             f"{self.bytes_before:,} ({self.bytes_before / self.bytes:.2f} times smaller)"
         ]
         lines += [f"  {n} with weights {w}, inputs {x}" for (w, x), n in kinds.items()]
+        others = [f"{row.path} ({row.kind})" for row in self.rows if row.kind != "Linear"]
+        if others:
+            more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+            lines.append(
+                f'  no nn.Linear: {", ".join(others[:2])}{more}; exported by format="safetensors" '
+                "alone, or keep them by skip="
+            )
         lines += [f"  also rounded: {', '.join(self.also)}"] * bool(self.also)
         lines += [f"  full precision: {path} ({why})" for path, why in self.kept.items()]
         return "\n".join(lines)
@@ -104,5 +112,10 @@ def row_of(path: str, layer: QuantizedLayer) -> QuantizedRow:
     x = "as they are" if scheme.input is None else f"{scheme.input} {static}"
     size = layer.in_features * layer.out_features * layer.dtype.itemsize
     return QuantizedRow(
-        path=path, weight=str(scheme.weight), input=x, bytes=layer.nbytes, bytes_before=size
+        path=path,
+        weight=str(scheme.weight),
+        input=x,
+        bytes=layer.nbytes,
+        bytes_before=size,
+        kind=layer.kind,
     )

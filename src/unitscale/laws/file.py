@@ -13,6 +13,7 @@ from unitscale.laws.law import Law
 from unitscale.laws.row import MOST_BITS, TENSORS, TOGETHER
 from unitscale.laws.scope import HeldOut, Scope
 from unitscale.report.atomic import write_text
+from unitscale.report.version import upgrade
 
 KIND = "unitscale law of precision"
 VERSION = 1
@@ -51,6 +52,7 @@ def load_law(path: "Path | str") -> Law:
     if content.get("version") != VERSION:
         raise ValueError(
             f"{path} is of version {content.get('version')!r}; expected {VERSION}: fit it again"
+            f"{upgrade(content.get('version'), VERSION)}"
         )
     try:
         return from_json(content)

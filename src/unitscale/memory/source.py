@@ -24,9 +24,6 @@ from unitscale.train.initial import failing
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers")
 """What configurations call the number of their layers."""
 
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-"""What they call the most tokens that a model takes at once."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Source:

@@ -30,11 +30,15 @@ class StateBytes:
         weight: what is held beside the parameter itself, by the parameter's dtype; a dtype that is
             missing cannot be held.
         first, second: of the two moments.
+        master: the format in which it has the weight, by the parameter's dtype, in words.
+        moments: the formats of the two moments, in words.
     """
 
     weight: Mapping[str, float]
     first: float
     second: float
+    master: Mapping[str, str]
+    moments: str
 
 
 EXACT = MappingProxyType({"fp32": 0.0, "bf16": 2.0})
@@ -42,15 +46,53 @@ BF16_ALONE = MappingProxyType({"bf16": 0.0})
 CORRECTED = MappingProxyType({"bf16": 1.0})
 SCALED_FP16 = MappingProxyType({"fp32": 2.0, "bf16": 2.0})
 
+EXACT_AS = MappingProxyType(
+    {"fp32": "fp32: the parameter itself", "bf16": "fp32: the bf16 parameter and 2 bytes beside it"}
+)
+BF16_ALONE_AS = MappingProxyType({"bf16": "bf16: the parameter itself, rounded stochastically"})
+CORRECTED_AS = MappingProxyType({"bf16": "24 bits: the bf16 parameter and 1 byte beside it"})
+SCALED_FP16_AS = MappingProxyType(dict.fromkeys(("fp32", "bf16"), "scaled FP16, a copy"))
+FP32_MOMENTS = "both fp32"
+
 STATES: Mapping[str, StateBytes] = MappingProxyType(
     {
-        "fp32": StateBytes(weight=EXACT, first=4, second=4),
-        "fp8-lm": StateBytes(weight=SCALED_FP16, first=1, second=2),
-        "coat": StateBytes(weight=EXACT, first=GROUPED, second=GROUPED),
-        "bf16-stochastic": StateBytes(weight=BF16_ALONE, first=4, second=4),
-        "master24": StateBytes(weight=CORRECTED, first=GROUPED, second=GROUPED),
+        "fp32": StateBytes(weight=EXACT, first=4, second=4, master=EXACT_AS, moments=FP32_MOMENTS),
+        "fp8-lm": StateBytes(
+            weight=SCALED_FP16,
+            first=1,
+            second=2,
+            master=SCALED_FP16_AS,
+            moments="scaled E4M3FN and scaled FP16",
+        ),
+        "coat": StateBytes(
+            weight=EXACT,
+            first=GROUPED,
+            second=GROUPED,
+            master=EXACT_AS,
+            moments="both E4M3FN, expanded, a scale for 128 values",
+        ),
+        "bf16-stochastic": StateBytes(
+            weight=BF16_ALONE, first=4, second=4, master=BF16_ALONE_AS, moments=FP32_MOMENTS
+        ),
+        "master24": StateBytes(
+            weight=CORRECTED,
+            first=GROUPED,
+            second=GROUPED,
+            master=CORRECTED_AS,
+            moments="int8 and uint8, companded, a scale for 64 values",
+        ),
     }
 )
+
+
+def state_formats(states: str, dtype: str) -> dict[str, str]:
+    """What `states` hold of a parameter of a dtype, in words: `master` and `moments`.
+
+    Raises:
+        As `state_bytes`.
+    """
+    state_bytes(states, dtype)
+    return {"master": STATES[states].master[dtype], "moments": STATES[states].moments}
 
 
 def state_bytes(states: str, dtype: str) -> dict[str, float]:

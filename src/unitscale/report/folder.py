@@ -20,6 +20,11 @@ from unitscale.report.shape import (
     check,
     read_object,
 )
+from unitscale.report.version import check_version
+
+RESULTS_VERSION, RUN_VERSION = 1, 2
+"""The newest formats of results.json and of a run that are read here. `unitscale train` writes the
+second; results.json says no number yet."""
 
 RECORDING = "numerics.jsonl"
 REPORT = "report.html"
@@ -123,6 +128,7 @@ def read_comparison(folder: Path) -> Contents:
     """All runs of a comparison."""
     path = folder / "results.json"
     results = read_object(path, RESULTS)
+    check_version(results.get("version"), RESULTS_VERSION, str(path))
     runs = results["runs"]
     for number, run in enumerate(runs, 1):
         check(run, RUN, f"{path}: run {number}")
@@ -179,6 +185,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The config.json of a run."""
     path = folder / "config.json"
     description = read_object(path, DESCRIPTION)
+    check_version(description.get("version"), RUN_VERSION, str(path))
     check(description["config"], CONFIG, f"{path}: config")
     return description
 

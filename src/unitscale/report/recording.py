@@ -16,10 +16,14 @@ from unitscale.recipes import parse as parse_recipe
 from unitscale.report.operand import operand_of
 from unitscale.report.parquet import SUFFIX, read_parquet
 from unitscale.report.shape import HEADER, ROW, WHAT_IF, Field, check, parse
+from unitscale.report.version import check_version
 
 Row = Mapping[str, Any]
 
 DIRECTIONS = ("value", "gradient", "state")
+
+VERSION = 1
+"""The newest format of a recording that is read here; its first line says no number yet."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ def group(
             is_header = "name" not in row and "formats" in row
             check(row, HEADER if is_header else ROW, f"{source} {number}")
             if is_header:
+                check_version(row.get("version"), VERSION, f"{source} {number}")
                 formats = {
                     name: FormatLimits(**{k: limits[k] for k in FormatLimits.__annotations__})
                     for name, limits in row["formats"].items()

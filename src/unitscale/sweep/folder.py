@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unitscale.data import Corpus
+from unitscale.report.version import upgrade
 from unitscale.sweep.point import Point
 from unitscale.sweep.row import CSV, JSONL
 from unitscale.train.lock import locked
@@ -84,7 +85,7 @@ def read_sweep(out: Path) -> dict[str, Any] | None:
     if found.get("version") != VERSION:
         raise CheckpointError(
             f"{path} is of version {found.get('version')!r}, and this unitscale writes {VERSION}; "
-            "choose another folder"
+            f"choose another folder{upgrade(found.get('version'), VERSION)}"
         )
     kinds = {"points": dict, "threads": int, "fingerprint": str}
     for key, kind in kinds.items():

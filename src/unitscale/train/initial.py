@@ -11,6 +11,7 @@ from unitscale.models import CharLM
 from unitscale.models.existing import find_factory
 from unitscale.models.language import BYTES
 from unitscale.models.next_byte import NextByte, as_loss
+from unitscale.models.positions import positions_of
 from unitscale.optim.rules import Kind
 from unitscale.train.checkpoint import TrainState
 from unitscale.train.config import TrainConfig
@@ -137,9 +138,19 @@ def refuse_output(name: str, model: torch.nn.Module, ids: torch.Tensor) -> None:
             fits = isinstance(output, torch.Tensor) and output.numel() == 1
             fits = fits and output.requires_grad
             expected = "the mean loss, one number with a gradient"
-    except IndexError as error:
+    except (IndexError, RuntimeError, ValueError) as error:
+        length, positions = ids.shape[-1], positions_of(model)
+        is_full = isinstance(error, torch.OutOfMemoryError)
+        if positions is not None and positions < length and not is_full:
+            raise OutputError(
+                f"{name} takes {positions} tokens at once, and sequence_length is {length}; use "
+                f"--sequence-length {positions} or less, or a model of more positions"
+            ) from error
+        if not isinstance(error, IndexError):
+            raise
         raise OutputError(
-            f"{name} failed on bytes: IndexError: {error}; expected a model of at least 256 symbols"
+            f"{name} failed on bytes: IndexError: {error}; expected a model of at least 256 "
+            f"symbols and {length} positions, as sequence_length says"
         ) from error
     if not fits:
         called = "ids" if isinstance(model, NextByte) else "ids and targets"

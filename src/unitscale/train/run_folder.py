@@ -19,6 +19,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from unitscale.data import Corpus
+from unitscale.report.version import upgrade
 from unitscale.train.config import TrainConfig
 from unitscale.train.lock import locked
 from unitscale.train.named import is_own
@@ -183,7 +184,8 @@ def check_run(folder: Path, config: TrainConfig, corpus: Corpus, *, resume: bool
         raise CheckpointError(
             f"{folder} holds a run of another version of unitscale (its files are of version "
             f"{theirs.get('version', 1)}, these of {VERSION}: the first had no checksums); "
-            "it can be read and not continued; choose another folder"
+            "it cannot be continued; choose another folder"
+            f"{upgrade(theirs.get('version'), VERSION)}"
         )
     if difference := first_difference(theirs, describe(config, corpus)):
         raise ValueError(f"{folder} holds another run: {difference}; choose another folder")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from unitscale.report.version import upgrade
 from unitscale.train.checkpoint import load_checkpoint
 from unitscale.train.config import TrainConfig
 from unitscale.train.initial import initial_state
@@ -35,7 +36,7 @@ def run_of(folder: Path) -> tuple[TrainConfig, str]:
     if description.get("version") != VERSION or not isinstance(description.get("config"), dict):
         raise CheckpointError(
             f"{folder / CONFIG} is of version {description.get('version')!r} of a run's files; "
-            f"expected {VERSION}"
+            f"expected {VERSION}{upgrade(description.get('version'), VERSION)}"
         )
     return TrainConfig.from_json(description["config"]), identity_of(description)
 

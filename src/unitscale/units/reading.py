@@ -9,6 +9,10 @@ from unitscale.units.assign import MAX_EXPONENT
 
 __all__ = ["Reading", "first_nan", "is_nan", "larger", "merged"]
 
+SATURATED_WORTH_A_WARNING = 0.01
+FLUSHED_WORTH_A_WARNING = 0.25
+"""Shares of a tensor's elements that a run must not lose in silence; small ones matter less."""
+
 
 @dataclass
 class Reading:
@@ -36,12 +40,17 @@ class Reading:
     limit: int = MAX_EXPONENT
 
     @property
-    def losses(self) -> tuple[float, float]:
-        """The larger share saturated and the larger share flushed, of value and gradient."""
-        return (
-            max(self.saturated or 0.0, self.grad_saturated or 0.0),
-            max(self.flushed or 0.0, self.grad_flushed or 0.0),
-        )
+    def losses(self) -> dict[str, str]:
+        """What is lost of the value, and of the gradient, in words; neither if it is little."""
+        shares = {
+            "value (forward pass)": (self.saturated or 0.0, self.flushed or 0.0),
+            "gradient (backward pass)": (self.grad_saturated or 0.0, self.grad_flushed or 0.0),
+        }
+        return {
+            half: f"{saturated:.1%} saturated and {flushed:.1%} went to zero"
+            for half, (saturated, flushed) in shares.items()
+            if saturated > SATURATED_WORTH_A_WARNING or flushed > FLUSHED_WORTH_A_WARNING
+        }
 
 
 def larger(x: float | None, y: float | None) -> float | None:
@@ -58,7 +67,9 @@ def is_nan(number: float | None) -> bool:
 
 def first_nan(readings: dict[str, Reading]) -> str | None:
     """Where a NaN came up: the first value that holds one, or the last gradient, or None."""
-    values = [f"{name!r}" for name, reading in readings.items() if is_nan(reading.amax)]
+    values = [
+        f"the value of {name!r}" for name, reading in readings.items() if is_nan(reading.amax)
+    ]
     gradients = [f"the gradient of {name!r}" for name, r in readings.items() if is_nan(r.grad_amax)]
     return next(iter(values + gradients[::-1]), None)
 

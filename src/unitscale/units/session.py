@@ -319,7 +319,7 @@ class Session:
             or reason(reading.rms, reading.grad_rms, reading.amax, limit=reading.limit)
         )
         if reading.rms is None and not (name in store.units and self.scale):
-            why = why or "not measured yet"
+            why = why or "value not measured yet"
         return UnitRow.of(name, tensor.op, unit, reading, why, product)
 
 

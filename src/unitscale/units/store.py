@@ -24,10 +24,6 @@ Signature = tuple[bool, tuple[str, ...], tuple[str, ...]]
 """Whether a graph is one of the whole model rather than of a submodule, its parameters, and the
 names of its tensors outside of every (further) submodule."""
 
-SATURATED_WORTH_A_WARNING = 0.01
-FLUSHED_WORTH_A_WARNING = 0.25
-"""Shares of a tensor's elements that a run must not lose in silence; small ones matter less."""
-
 
 class UnitStore:
     """Units by tensor name, what was read of the tensors, and where the schedule stands.
@@ -70,7 +66,7 @@ class UnitStore:
         self.readings: dict[str, Reading] = {}
         self.adopted_at: dict[str, int] = {}
         self.unshared: dict[str, Reading] = {}
-        self.warned: set[str] = set()
+        self.warned: set[tuple[str, str]] = set()
         self.amaxes = AmaxHistory()
         self.has_replicas = False
         self.fused: tuple[frozenset[str], ...] = ()
@@ -214,17 +210,26 @@ class UnitStore:
         self.unshared = {}
 
     def warn_of_losses(self, readings: Mapping[str, Reading]) -> None:
-        """Say once which tensors the recipe's formats do not hold at the units in force."""
+        """Say once of which tensors the recipe's formats lose values, or gradients, at their units.
+
+        A run that never measures again loses the same at every step to come.
+        """
+        remedy = (
+            "It is measured anew by now; if this comes often, measure more often "
+            '(remeasure="drift"), or keep its module in full precision (skip=).'
+            if self.scale
+            else "Nothing follows it: us.unit_scale(model, recipe) gives it a unit, and skip= "
+            "keeps its module in full precision."
+        )
         for name, reading in readings.items():
-            saturated, flushed = reading.losses
-            worrying = saturated > SATURATED_WORTH_A_WARNING or flushed > FLUSHED_WORTH_A_WARNING
-            if worrying and name not in self.warned:
-                self.warned.add(name)
-                warnings.warn(
-                    f"{self.label}of {name!r} or its gradient {saturated:.1%} saturated and "
-                    f"{flushed:.1%} went to zero, at the scale in force until this step.",
-                    stacklevel=2,
-                )
+            for half, loss in reading.losses.items():
+                if (name, half) not in self.warned:
+                    self.warned.add((name, half))
+                    warnings.warn(
+                        f"{self.label}of the {half} of {name!r} {loss}, at the scale in force "
+                        f"until this step. {remedy}",
+                        stacklevel=2,
+                    )
 
     def state_dict(self) -> dict[str, Any]:
         """All that a restart needs, as JSON has it."""
@@ -293,7 +298,8 @@ def check_state(state: Any) -> None:
     if state.get("version") not in (2, 3, STATE_VERSION):
         raise ValueError(
             f"units of version {state.get('version', 1)!r}; expected {STATE_VERSION}. Measure them "
-            "again: leave the file out, and the first step does."
+            "again (leave the file out, and the first step does), or upgrade unitscale, if a newer "
+            "one wrote them."
         )
     kinds = {
         "step": int,
