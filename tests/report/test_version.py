@@ -24,7 +24,9 @@ def test_a_newer_format_alone_asks_for_an_upgrade(found: Any, is_newer: bool) ->
     if not is_newer:
         check_version(found, 2, "a file")
         return
-    with pytest.raises(ValueError, match=r"a file is of format 3.*up to 2; a newer unitscale wrote"):
+    with pytest.raises(
+        ValueError, match=r"a file is of format 3.*up to 2; a newer unitscale wrote"
+    ):
         check_version(found, 2, "a file")
 
 
