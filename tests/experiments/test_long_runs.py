@@ -3,7 +3,10 @@ from pathlib import Path
 
 import long_runs
 
-LOST = "fp8: of the value (forward pass) of 'a.b' {high}% saturated and {low}% went to zero, at the scale."
+LOST = (
+    "fp8: of the value (forward pass) of 'a.b' {high}% saturated and "
+    "{low}% went to zero, at the scale."
+)
 
 
 def write(
