@@ -49,6 +49,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         hang.end_after(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and to wait until the disk has written takes milliseconds a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 def pytest_collection_finish() -> None:
     """Set aside what was imported: no collection looks at it again, and tests call for hundreds."""
     gc.freeze()
