@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["group", "group_of_one", "start_together", "work_together"]
+__all__ = ["PRELOADED", "group", "group_of_one", "start_together", "work_together"]
 
 PRELOADED = [
     "torch.distributed.fsdp",
