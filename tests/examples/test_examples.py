@@ -1,12 +1,18 @@
 """Every script in examples/ runs, and what it trains learns."""
 
+import os
 import re
+import runpy
+import socket
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from processes import start_together
 
 pytest.importorskip("transformers")
 
@@ -66,6 +72,23 @@ def losses_in(output: str) -> list[float]:
     return [float(word) for word in line.split()[1:]]
 
 
+def as_rank(rank: int, count: int, port: int, out: Path, *options: str) -> None:
+    """One process of `data_parallel.py`, with what torchrun says to it."""
+    os.chdir(EXAMPLES)
+    sys.path.insert(0, str(EXAMPLES))
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)} | address
+    sys.argv = ["data_parallel.py", "--steps", "4", *options]
+    with (out / str(rank)).open("w") as file, redirect_stdout(file):
+        runpy.run_path("data_parallel.py", run_name="__main__")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
 def losses(processes: int, *options: str) -> list[float]:
     return losses_in(run(*TORCHRUN, str(processes), "data_parallel.py", "--steps", "4", *options))
 
@@ -84,10 +107,17 @@ def test_scripts_of_frameworks(printed: dict[str, str], script: str, needs: str)
         assert "resumed equal: True" in printed[script]
 
 
-def test_two_processes_have_the_losses_of_one(printed: dict[str, str]) -> None:
+def test_two_processes_have_the_losses_of_one(printed: dict[str, str], tmp_path: Path) -> None:
     """With units alone; the bound is float32's error of a mean of 504 losses of about 5."""
     one = losses_in(printed[DATA_PARALLEL])
     assert len(one) == 4
+    start_together(as_rank, (2, free_port(), tmp_path, "--recipe", "fp32-units", "--fsdp"), 2)
+    assert losses_in((tmp_path / "0").read_text()) == pytest.approx(one, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_have_the_losses_of_one(printed: dict[str, str]) -> None:
+    one = losses_in(printed[DATA_PARALLEL])
     assert losses(2, "--recipe", "fp32-units", "--fsdp") == pytest.approx(one, abs=1e-6)
 
 

@@ -2,18 +2,20 @@
 
 import csv
 import json
+import multiprocessing
+import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
 import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from processes import PRELOADED
 from train.tiny import text_corpus
 from unitscale.cli import main
 from unitscale.data import open_corpus
@@ -173,18 +175,15 @@ steps = 200
 checkpoint_every = 5
 """
 
-PARENT = """
-import sys
-from pathlib import Path
-from unitscale.sweep.cores import Share
-from unitscale.sweep.grid import read_grid
-from unitscale.sweep.pool import run_points
-from unitscale.train.interrupt import StopRequest
-grid, out = read_grid(Path("grid.toml")), Path("out")
-say = lambda point, step: print(step, flush=True)
-options = {"data": grid.data, "share": Share(1, 1), "log": Path("log"), "stop": StopRequest()}
-list(run_points(grid.points, out, **options, on_step=say))
-"""
+
+def sweeping(folder: Path, steps: Connection) -> None:
+    """A process that sweeps in a folder, and says which steps were made."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    grid = read_grid(Path("grid.toml"))
+    options: dict[str, Any] = {"data": grid.data, "share": Share(1, 1), "log": Path("log")}
+    say = lambda point, step: steps.send(step)
+    list(run_points(grid.points, Path("out"), **options, stop=StopRequest(), on_step=say))
 
 
 def test_a_sweep_that_was_killed_or_stopped_goes_on_to_the_same_bits(folder: Path) -> None:
@@ -194,11 +193,15 @@ def test_a_sweep_that_was_killed_or_stopped_goes_on_to_the_same_bits(folder: Pat
     options: dict[str, Any] = {"data": grid.data, "share": Share(1, 1), "log": folder / "log"}
     runs = point.folder(folder / "out")
 
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    assert int(parent.stdout.readline()) >= 1
-    parent.send_signal(signal.SIGKILL)
-    parent.communicate()
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    context = multiprocessing.get_context("forkserver")
+    heard, said = context.Pipe(duplex=False)
+    parent = context.Process(target=sweeping, args=(folder, said))
+    parent.start()
+    said.close()
+    assert heard.recv() >= 1
+    parent.kill()
+    parent.join()
     # The worker sees that it is alone, and lets go of its folder.
     deadline = time.monotonic() + 60
     while True:
