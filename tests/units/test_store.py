@@ -10,7 +10,8 @@ import pytest
 
 from unitscale.units.assign import MAX_EXPONENT, Unit
 from unitscale.units.reading import Reading
-from unitscale.units.store import STATE_VERSION, UnitStore, check_state
+from unitscale.units.state import STATE_VERSION, check_state
+from unitscale.units.store import UnitStore
 
 
 def reading(rms: float, grad_rms: float | None = None, **more: Any) -> Reading:

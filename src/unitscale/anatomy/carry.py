@@ -151,6 +151,7 @@ def carried_state(state: Mapping[str, Any], passage: Passage, start: str = "") -
     return {
         **state,
         "zero": sorted(map(list, zero)),
+        "asleep": sorted({new for name in state.get("asleep", ()) for new in renamed(name)}),
         "step": min(state["step"], RESTARTED),
         "began": min(state["step"], RESTARTED),
         "graphs": [

@@ -6,7 +6,7 @@ for every layer of the class. The graph does not know for which; the parameters 
 
 import inspect
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
 from typing import Any
@@ -79,6 +79,25 @@ class Places:
             if found:
                 return min(found, key=len)
         return ""
+
+    def has_changed(self, zeros: Iterable[str]) -> bool:
+        """Whether one of some parameters that were zero, by name, is no longer; frozen ones are.
+
+        Of a parameter that is shared out, this process asks for its own shard alone.
+        """
+        model = self.model()
+        if model is None:
+            return False
+        for name in zeros:
+            try:
+                parameter = model.get_parameter(name)
+            except AttributeError:
+                continue  # a wrapper has replaced it
+            if parameter.requires_grad and not parameter.is_meta:
+                own = getattr(parameter, "to_local", lambda x=parameter: x)()
+                if bool(own.detach().any()):
+                    return True
+        return False
 
     def look(self) -> None:
         """Note the parameters that the model has now: a wrapper may have replaced them."""

@@ -9,7 +9,7 @@ from torch import nn
 from unitscale.units.forward import ATTRIBUTE
 from unitscale.units.replicas import agree, groups_of
 from unitscale.units.session import Session
-from unitscale.units.store import check_state
+from unitscale.units.state import check_state
 
 __all__ = ["Kept", "find", "give", "keep", "share"]
 

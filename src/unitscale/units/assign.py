@@ -96,6 +96,11 @@ def is_scale(magnitude: float | None) -> TypeGuard[float]:
     return magnitude is not None and ZERO_RMS <= magnitude < math.inf
 
 
+def gives_scale(rms: float | None, amax: float | None = None) -> bool:
+    """Whether an RMS, or the fill values of a tensor, say what its unit should be."""
+    return is_scale(rms) or (amax is not None and amax >= FILL)
+
+
 def is_rounding_error(grad_rms: float | None, largest: float) -> bool:
     """Whether a parameter's gradient is zero but for rounding: a key bias under softmax has one.
 

@@ -120,6 +120,7 @@ class Terms:
         is_replay, is_shared = in_backward(), False
         if not is_replay:
             self.collect()
+            self.wake()
             is_shared = self.agree(self.is_ahead)
             self.store.amaxes.settle()
         self.calls += 1
@@ -133,13 +134,28 @@ class Terms:
         else:
             self.is_ahead &= not is_shared
             if call.trained:
+                if call.measured:
+                    self.store.looked = self.store.step
                 self.store.step += 1
                 if not self.store.amaxes.needed:
                     self.store.amaxes.forget()
                 self.store.requested = self.store.requested and not call.is_due
+                self.store.woken = self.store.woken and not call.is_due
         finally:
             self.call = None
             self.measured = call.measured
+
+    def wake(self) -> None:
+        """Have the next training call measure if what was zero because of a parameter is no longer.
+
+        The matrix B of LoRA, say: it is zero until the first step of its optimizer, and so is the
+        gradient of A. Whenever that step comes (after some micro-batches, or a rate of zero), units
+        are set before either is rounded.
+        """
+        store = self.store
+        if store.zero and store.asleep and self.places.has_changed(store.asleep):
+            store.requested = store.woken = True
+            store.asleep = frozenset()
 
     def note_amaxes(self, run: DelayedRun, grad: Tensor) -> None:
         """A hook: the gradient of a vector with slots begins with the amaxes of a step.

@@ -320,23 +320,25 @@ class Executable:
         if key not in call.measuring:
             store, names = terms.store, [t.name for t in self.tensors.values()]
             missing = {n for n in names if place.prefix + n in store.without_phi}
+            zero = {
+                (half, name.removeprefix(place.prefix))
+                for half, name in store.zero
+                if self.training and measures and name.startswith(place.prefix)
+            }
             call.measuring[key] = (
                 UnitsInForce(
                     self.units(place.prefix),
                     missing,
                     program.watch,
                     sets=store.sets_units,
-                    zero={
-                        (half, name.removeprefix(place.prefix))
-                        for half, name in store.zero
-                        if self.training and measures and name.startswith(place.prefix)
-                    },
+                    zero=zero,
                     fused=local_groups(store.fused, place.prefix),
                 ),
                 Measurement(
                     program.watch,
                     prefix=place.prefix,
                     call=call.number,
+                    blank=zero if store.ran_without else (),
                     arrive=terms.arrived.append if self.training else None,
                 ),
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from unitscale.units.forward import require_session
-from unitscale.units.store import check_state
+from unitscale.units.state import check_state
 
 __all__ = ["load_units", "save_units"]
 

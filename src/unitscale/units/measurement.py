@@ -1,7 +1,7 @@
 """The numbers of one measuring step: which tensors are watched, and what is read of them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -67,6 +67,8 @@ class Measurement:
         watch: what is rounded.
         prefix: what the names of the graph's tensors lack, see `graph.place`.
         call: the number of the model's call that it belongs to.
+        blank: halves of units, ("s" or "phi", name as the graph has it), that steps since the last
+            measuring step ran without: what those lost at a unit of 1 is what is told of them.
         arrive: called once, when the first gradient comes. Until then only the autograd graph of
             the step keeps this object: a step whose backward pass never comes leaves nothing.
     """
@@ -77,10 +79,11 @@ class Measurement:
         *,
         prefix: str = "",
         call: int = 0,
+        blank: Collection[tuple[str, str]] = (),
         arrive: Callable[["Measurement"], None] | None = None,
     ) -> None:
         self.watch, self.call, self.arrive = watch, call, arrive
-        self.prefix = prefix
+        self.prefix, self.blank = prefix, blank
         self.readings: dict[str, Reading] = {}
         self.telling: list[tuple[str, str]] = []  # name, and which of its numbers tells of a NaN
 
@@ -94,7 +97,8 @@ class Measurement:
         is_operand = tensor.node in self.watch.operands and operand_log2 is not None
         fmt = self.watch.operands[tensor.node] if is_operand else None
         with torch.no_grad(), modes_set_aside():
-            shift = log2 - (operand_log2 or 0) if is_operand else 0
+            unit = 0 if ("s", tensor.name) in self.blank else operand_log2 or 0
+            shift = log2 - unit if is_operand else 0
             found = survey(held.detach(), format=fmt, log2_scale=shift)
         true = 2.0**log2
         rms, amax = found.rms * true, found.amax * true
@@ -117,7 +121,8 @@ class Measurement:
         fmt = self.watch.outputs.get(tensor.node)
         plain = carried.detach().to_dense()  # an embedding's may be sparse
         with torch.no_grad(), modes_set_aside():
-            found = survey(plain, format=fmt)
+            shift = -log2 if ("phi", tensor.name) in self.blank and fmt is not None else 0
+            found = survey(plain, format=fmt, log2_scale=shift)
         reading.grad_rms = larger(reading.grad_rms, found.rms * 2.0**-log2)
         reading.grad_amax = larger(reading.grad_amax, found.amax * 2.0**-log2)
         reading.grad_saturated = larger(reading.grad_saturated, found.saturated)

@@ -313,11 +313,13 @@ class Session:
         pinned = tensor.pinned
         if pinned == BOUNDARY and is_operand and unit != ONE and self.scale:
             pinned = None  # outside of the graph it has its true value; its products take it at s
-        why = (
-            pinned
-            or inside
-            or reason(reading.rms, reading.grad_rms, reading.amax, limit=reading.limit)
+        # What was zero at the last measuring step keeps the unit of the one before.
+        kept = reading.rms == 0 and unit.s != 0, reading.grad_rms == 0 and unit.phi != 0
+        rms, grad_rms = (
+            None if keeps else number
+            for keeps, number in zip(kept, (reading.rms, reading.grad_rms), strict=True)
         )
+        why = pinned or inside or reason(rms, grad_rms, reading.amax, limit=reading.limit)
         if reading.rms is None and not (name in store.units and self.scale):
             why = why or "value not measured yet"
         return UnitRow.of(name, tensor.op, unit, reading, why, product)

@@ -10,15 +10,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from unitscale.units.amax import AmaxHistory
-from unitscale.units.assign import MAX_EXPONENT, Unit, assign, is_rounding_error
+from unitscale.units.assign import ONE, Unit, assign, gives_scale, is_rounding_error
 from unitscale.units.reading import Reading, as_numbers, readings_of
 from unitscale.units.schedule import Remeasure, check_schedule, is_due, never_measures
+from unitscale.units.state import STATE_VERSION, check_state
 
-__all__ = ["STATE_VERSION", "UnitStore", "check_state"]
-
-STATE_VERSION = 4
-"""Of `UnitStore.state_dict`. Version 1 counted steps per graph and had no version number. Those
-after it are read still: version 2 knew no amaxes, version 3 not what was still to be shared."""
+__all__ = ["UnitStore"]
 
 Signature = tuple[bool, tuple[str, ...], tuple[str, ...]]
 """Whether a graph is one of the whole model rather than of a submodule, its parameters, and the
@@ -41,9 +38,15 @@ class UnitStore:
         without_phi: tensors whose value was measured and whose gradient was not (evaluation).
         evaluated: tensors that only graphs of evaluation have. Their units are dropped whenever
             training measures, and set again by the next evaluation.
-        zero: halves of units, ("s" or "phi", name), that were set of a tensor, or of a gradient,
-            that was exactly zero: a matrix of zeros that training starts from, say. They say
-            nothing of its size, so the next measuring step sets them again before it rounds.
+        zero: halves of units, ("s" or "phi", name), of what the recipe rounds that was never seen
+            other than exactly zero: a matrix of zeros that training starts from, say, and the
+            gradients before it. They say nothing of its size, so the next measuring step sets them
+            before it rounds.
+        asleep: parameters that were exactly zero when they were measured last. The first call that
+            finds one of them changed is a measuring step, if there are `zero` halves: what was zero
+            because of it is so no longer.
+        woken: whether the next training call measures because one of them has changed.
+        looked: where the schedule stood at the last measuring step; None: not known.
         requested: whether the next training call measures, whatever the schedule.
         amaxes: those of earlier steps, where a recipe makes scales of them.
         has_replicas: whether other processes take part: then a saved state says what was measured
@@ -60,6 +63,9 @@ class UnitStore:
         self.without_phi: frozenset[str] = frozenset()
         self.evaluated: frozenset[str] = frozenset()
         self.zero: frozenset[tuple[str, str]] = frozenset()
+        self.asleep: frozenset[str] = frozenset()
+        self.woken = False
+        self.looked: int | None = None
         self.signatures: dict[Signature, int] = {}
         self.step, self.began, self.version, self.requested = 0, 0, 0, False
         self.parameters: set[str] = set()
@@ -77,6 +83,11 @@ class UnitStore:
     def sets_units(self) -> bool:
         """Whether a tensor without a unit gets one when it is computed."""
         return self.scale and not never_measures(self.remeasure)
+
+    @property
+    def ran_without(self) -> bool:
+        """Whether training calls since the last measuring step may have lacked a `zero` half."""
+        return not self.woken and self.looked is not None and self.step > self.looked + 1
 
     def is_due(self) -> bool:
         """Whether the training call that is about to run measures, by the schedule or a request."""
@@ -115,11 +126,10 @@ class UnitStore:
     ) -> None:
         """Keep the readings of one measuring step, and set units by them.
 
-        Those of a training step replace units; those of an evaluation set what is missing. An
-        operand of zeros that has a gradient is something else after the step, so the next training
-        call measures, whatever the schedule; once, for it may stay what it is. A step
-        that is `broken` by a NaN is not kept: what has no unit is measured again. Of two steps the
-        later counts, whichever backward pass came first.
+        Those of a training step replace units; those of an evaluation set what is missing. What
+        gives no scale, because it is zero or never came, leaves the unit that is known. A step that
+        is `broken` by a NaN is not kept: what has no unit is measured again. Of two steps the later
+        counts, whichever backward pass came first.
         """
         if broken is not None:
             stays = "The earlier units stay." if self.units else "The next step measures again."
@@ -136,11 +146,6 @@ class UnitStore:
             self.units = {n: unit for n, unit in self.units.items() if n not in dropped}
             self.evaluated = frozenset()
             self.unshared |= readings
-            self.requested |= any(
-                name in self.parameters and r.rms == 0 and r.flushed is not None and r.grad_rms
-                for name, r in readings.items()
-                if ("s", name) not in self.zero
-            )
         else:
             readings = {n: r for n, r in readings.items() if n not in self.units}
             self.evaluated |= readings.keys()
@@ -153,13 +158,13 @@ class UnitStore:
         self.readings |= readings
         if not self.scale:
             return
-        known = self.parameters & self.readings.keys()
-        grads = {name: self.readings[name].grad_rms for name in known}
+        parameters = self.parameters & self.readings.keys()
+        grads = {name: self.readings[name].grad_rms for name in parameters}
         largest = max((rms for rms in grads.values() if rms is not None), default=0.0)
-        found = {}
+        before, found = self.units.keys(), {}
         for name, r in readings.items():
             noise = is_rounding_error(grads.get(name), largest)
-            found[name] = assign(
+            measured = assign(
                 r.rms,
                 None if noise else r.grad_rms,
                 r.amax,
@@ -168,10 +173,24 @@ class UnitStore:
                 ceiling=r.ceiling,
                 grad_ceiling=r.grad_ceiling,
             )
+            # A batch whose loss is masked, or that does not reach an expert, says nothing of the
+            # gradients to come: at 1 they would be flushed until the next measuring step.
+            known = self.units.get(name, ONE)
+            found[name] = Unit(
+                measured.s if gives_scale(r.rms, r.amax) else known.s,
+                measured.phi if gives_scale(r.grad_rms) else known.phi,
+            )
         self.units = self.units | found
         self.units = self.units | self.shared(found.keys())
-        read = {("s", n) for n in found} | {("phi", n) for n in found}
-        self.zero = (self.zero - read) | zero_halves(readings)
+        scaled = {("s", n) for n, r in readings.items() if gives_scale(r.rms, r.amax)}
+        scaled |= {("phi", n) for n, r in readings.items() if gives_scale(r.grad_rms)}
+        unseen = {("s", n) for n in readings if n not in before}
+        unseen |= {("phi", n) for n in readings if n not in before or n in self.without_phi}
+        self.zero = (self.zero - scaled) | (zero_halves(readings) & unseen)
+        awake = {n for n, r in readings.items() if r.rms is not None}
+        self.asleep = (self.asleep - awake) | {
+            n for n in awake & self.parameters if readings[n].rms == 0
+        }
         self.without_phi = (
             self.without_phi - found.keys() if training else self.without_phi | found.keys()
         )
@@ -246,6 +265,7 @@ class UnitStore:
             "without_phi": sorted(self.without_phi),
             "evaluated": sorted(self.evaluated),
             **({"zero": sorted(map(list, self.zero))} if self.zero else {}),
+            **({"asleep": sorted(self.asleep)} if self.asleep else {}),
             "unshared": as_numbers(self.unshared) if self.has_replicas else {},
             "delayed": self.amaxes.needed,
             "amaxes": self.amaxes.state(),
@@ -275,6 +295,7 @@ class UnitStore:
         self.without_phi = frozenset(state["without_phi"])
         self.evaluated = frozenset(state["evaluated"])
         self.zero = frozenset((half, name) for half, name in state.get("zero", ()))
+        self.asleep, self.looked = frozenset(state.get("asleep", ())), None
         self.signatures = {
             (is_whole, tuple(parameters), tuple(names)): index
             for index, is_whole, parameters, names in state["graphs"]
@@ -287,104 +308,12 @@ class UnitStore:
         self.join(self.fused)
 
 
-def check_state(state: Any) -> None:
-    """Refuse what is no state of a `UnitStore`.
-
-    Raises:
-        ValueError: another version, a missing key, another type, a unit out of range.
-    """
-    if not isinstance(state, Mapping):
-        raise ValueError(f"units are a {type(state).__name__}; expected an object with their state")
-    if state.get("version") not in (2, 3, STATE_VERSION):
-        raise ValueError(
-            f"units of version {state.get('version', 1)!r}; expected {STATE_VERSION}. Measure them "
-            "again (leave the file out, and the first step does), or upgrade unitscale, if a newer "
-            "one wrote them."
-        )
-    kinds = {
-        "step": int,
-        "requested": bool,
-        "graphs": list,
-        "units": dict,
-        "without_phi": list,
-        "evaluated": list,
-    }
-    if state["version"] >= 3:
-        kinds["amaxes"] = dict
-    if state["version"] >= 4:
-        kinds |= {"unshared": dict, "delayed": bool, "pending_amaxes": list}
-    for key, kind in kinds.items():
-        value = state.get(key)
-        if not isinstance(value, kind) or (kind is int and not is_count(value)):
-            raise ValueError(f"units: {key!r} is {shortened(value)}; expected a {kind.__name__}")
-    if not is_count(began := state.get("began", 0)) or began > state["step"]:
-        raise ValueError(
-            f"units: 'began' is {shortened(began)}; expected a whole number up to the step, "
-            f"{state['step']}"
-        )
-    for name, unit in state["units"].items():
-        check_unit(name, unit)
-    for key in ("without_phi", "evaluated"):
-        check_names(key, state[key], state["units"])
-    halves = state.get("zero", [])
-    if not isinstance(halves, list | tuple) or not all(map(is_half, halves)):
-        raise ValueError(
-            f"units: 'zero' is {shortened(halves)}; expected pairs of 's' or 'phi' and a name"
-        )
-    for entry in state["graphs"]:
-        fits = isinstance(entry, list | tuple) and len(entry) == 4 and isinstance(entry[1], bool)
-        if not fits or not is_count(entry[0]) or not all(map(is_names, entry[2:])):
-            raise ValueError(
-                f"units: a graph is {shortened(entry)}; expected a number, true or false, and two "
-                "lists of names"
-            )
-
-
 def zero_halves(readings: Mapping[str, Reading]) -> set[tuple[str, str]]:
-    """The halves of units that were set of nothing but zeros."""
-    s = {("s", name) for name, reading in readings.items() if reading.rms == 0}
-    return s | {("phi", name) for name, reading in readings.items() if reading.grad_rms == 0}
+    """The halves of units of what is rounded that was exactly zero.
 
-
-def check_unit(name: Any, unit: Any) -> None:
-    """Refuse what is no unit: two exponents in range."""
-    if not isinstance(unit, Mapping) or unit.keys() != {"s", "phi"}:
-        raise ValueError(
-            f"units: the unit of {name!r} is {shortened(unit)}; expected {{'s': ..., 'phi': ...}}"
-        )
-    for half, exponent in unit.items():
-        is_whole = isinstance(exponent, int) and not isinstance(exponent, bool)
-        if not is_whole or abs(exponent) > MAX_EXPONENT:
-            raise ValueError(
-                f"units: {half} of {name!r} is 2 to the power of {shortened(exponent)}; expected a "
-                f"whole number from -{MAX_EXPONENT} to {MAX_EXPONENT}"
-            )
-
-
-def check_names(key: str, names: Any, units: Collection[str]) -> None:
-    """Refuse a list that names something else than tensors with a unit."""
-    if not is_names(names):
-        raise ValueError(f"units: {key!r} is {shortened(names)}; expected a list of names")
-    if unknown := sorted(set(names) - set(units)):
-        raise ValueError(f"units: {key!r} names {unknown[:3]}, which have no unit in the file")
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value is 0, 1, 2, ..."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def is_names(value: Any) -> bool:
-    """Whether a value is a list of strings."""
-    return isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
-
-
-def is_half(value: Any) -> bool:
-    """Whether a value is a half of a unit: "s" or "phi", and a name."""
-    return is_names(value) and len(value) == 2 and value[0] in ("s", "phi")
-
-
-def shortened(value: Any) -> str:
-    """A value as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    What is rounded has a limit on what its unit may leave it; a bias, say, has none.
+    """
+    s = {("s", n) for n, r in readings.items() if r.rms == 0 and r.ceiling is not None}
+    return s | {
+        ("phi", n) for n, r in readings.items() if r.grad_rms == 0 and r.grad_ceiling is not None
+    }
