@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from units.training import assert_trains_as_plain, named
 from unitscale.graph.capture import REPEATED
-from unitscale.graph.tensor import repeats, tensor_nodes
+from unitscale.graph.tensor import reorders, repeats, tensor_nodes
 
 
 class Sharing(nn.Module):
@@ -29,6 +29,11 @@ REPEATING = {
     "normalize": lambda x: F.normalize(x, dim=-1),
     "softsign": F.softsign,
     "tanhshrink": F.tanhshrink,
+    # One op of the graph, which hands over its gradients in the order of its own steps.
+    "einsum": lambda x: torch.einsum("ij,kj->ik", x, x)[:, :8],
+    "inner": lambda x: torch.inner(x, x)[:, :8],
+    "three": lambda x: torch.einsum("ij,kj,lj->ik", x, x, x)[:, :8],
+    "bilinear": lambda x: F.bilinear(x, x, torch.eye(8).expand(8, 8, 8)),
 }
 ONCE = {"tanh": torch.tanh, "softmax": lambda x: x.softmax(-1), "gelu": F.gelu, "silu": F.silu}
 
@@ -85,6 +90,19 @@ def test_repeats_does_not_count_what_the_graph_shows(function) -> None:
     assert not repeats(node, x)
 
 
-def test_repeats_is_true_of_a_composed_op() -> None:
-    _, x, node, *_ = graph_of(F.softsign).nodes
+def test_repeats_is_true_of_a_composed_op_beside_another() -> None:
+    _, x, node, *_ = graph_of(lambda x: F.softsign(x) * x).nodes
     assert repeats(node, x)
+    _, x, node, *_ = graph_of(F.softsign).nodes
+    assert not repeats(node, x)  # a factor is one over the sum
+
+
+def test_reorders_is_true_of_gradients_from_several_steps() -> None:
+    def found(function) -> bool:
+        _, x, node, *_ = graph_of(function).nodes
+        return reorders(node, x)
+
+    assert found(lambda x: torch.einsum("ij,kj->ik", x, x) * x.mean())
+    assert found(lambda x: torch.einsum("ij,kj,lj->i", x, x, x))
+    assert not found(lambda x: torch.einsum("ij,kj->ik", x, x))  # two have one sum
+    assert not found(lambda x: torch.cat([x, x, x]) * x.mean())  # one step, in order

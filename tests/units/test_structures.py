@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from units.training import assert_trains_as_plain, named
-from unitscale.units import rows, unit_scale
+from unitscale.units import rows
 
 
 class Structure(nn.Module):
@@ -325,21 +325,7 @@ def normalized(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("function", [gram_matrix, normalized])
-def test_one_op_that_reads_a_tensor_twice_is_equal_to_rounding(function):
-    """The parts of its gradient are summed within the op before they meet those of others.
-
-    In the plain model autograd sums all parts one by one, in an order that no graph shows.
-    """
+def test_one_op_that_reads_a_tensor_twice_changes_no_bit(function):
+    """Autograd sums the parts of a gradient one by one, in an order that no graph shows."""
     make = type("Model", (Structure,), {"between": function})
-    gradients = []
-    for scale in (False, True):
-        torch.manual_seed(3)
-        model = make()
-        if scale:
-            unit_scale(model, "fp32-units", inner="eager", remeasure="once")
-            model(*batch()).backward()
-            model.zero_grad()
-        model(*batch()).backward()
-        gradients.append([p.grad for p in model.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        assert (a - b).norm() <= 1e-6 * b.norm()
+    assert_trains_as_plain(make, batch())

@@ -26,6 +26,7 @@ __all__ = [
     "checkpoint_context",
     "example",
     "gradient_mode",
+    "gradients_by_step",
     "has_source",
     "input_source",
     "is_checkpoint",
@@ -39,7 +40,6 @@ __all__ = [
     "running_fake",
     "set_example",
     "storage_id",
-    "times_taken",
     "transform_depth",
     "writes",
 ]
@@ -115,10 +115,11 @@ MAX_STEPS = 256
 """Steps of a backward pass that one op is searched for: those of torch take a few."""
 
 
-def times_taken(node: fx.Node, x: fx.Node) -> int:
-    """How many gradients of one tensor the backward pass of one op computes: 0 if none is found.
+def gradients_by_step(node: fx.Node, x: fx.Node) -> list[int]:
+    """How many gradients of one tensor each step of the backward pass of one op computes.
 
-    An op that torch composes of others, such as `F.normalize`, takes its input several times.
+    An op that torch composes of others, such as `F.normalize`, takes its input several times. Only
+    steps that compute one are listed: none if none is found.
     Assumed: example values have a `grad_fn`, as real ones do, which leads over `next_functions` to
     that of the op's inputs. An op that replaced another has none that leads there. Seen on torch
     2.11 to 2.13.
@@ -128,8 +129,9 @@ def times_taken(node: fx.Node, x: fx.Node) -> int:
     value, result = inputs[x], example(node)
     parts = result if isinstance(result, tuple | list) else (result,)
     found: set[Any] = {v.grad_fn for v in parts if isinstance(v, Tensor)} - {None} - ends
-    waiting, count = list(found), 0
+    waiting, counts = list(found), []
     while waiting and len(found) < MAX_STEPS:
+        count = 0
         for step, index in waiting.pop().next_functions:
             if step is None:
                 continue
@@ -138,7 +140,8 @@ def times_taken(node: fx.Node, x: fx.Node) -> int:
             if step not in found and step not in ends:
                 found.add(step)
                 waiting.append(step)
-    return count
+        counts.append(count)
+    return [count for count in counts if count]
 
 
 def writes(value: Tensor) -> int:

@@ -7,8 +7,8 @@ place; every tensor on it keeps the unit (1, 1).
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,15 @@ class TensorNode:
     def is_visible(self) -> bool:
         """Whether its values can be read while the graph runs: not those of one lane of a vmap."""
         return self.pinned != TRANSFORMED
+
+    @property
+    def keeps_true_gradient(self) -> bool:
+        """Whether it is pinned, and its gradient can be scaled where the op that made it takes it.
+
+        At (1, 1) a product in FP8 would flush it.
+        """
+        pinned = self.pinned not in (None, BOUNDARY, SUBCLASS, TRANSFORMED)
+        return pinned and self.requires_grad
 
 
 def checkpointed(node: fx.Node) -> fx.GraphModule | None:
@@ -181,7 +190,7 @@ def pin(
         return SHARED
     if dynamo.is_wrapper_subclass(value):
         return SUBCLASS
-    if len(node.users) > 1 and any(repeats(user, node) for user in node.users):
+    if any(repeats(user, node) for user in node.users):
         return REPEATED
     return pinned.get(storage_id(value))
 
@@ -192,13 +201,49 @@ def repeats(node: fx.Node, x: fx.Node) -> bool:
     Where other ops take it too, autograd sums all of its gradients one by one; a factor in between
     would sum those of this op first, in another order.
     """
-    if not node.op.startswith("call_") or checkpointed(node) is not None:
-        return False
-    if not isinstance(dynamo.example(x), torch.Tensor):
-        return False
+    return len(x.users) > 1 and sum(gradients(node, x)) > times_shown(node, x)
+
+
+def reorders(node: fx.Node, x: fx.Node) -> bool:
+    """Whether an op takes a tensor several times, as the graph shows, in several steps of its own.
+
+    `einsum("ij,kj->ik", w, w)` does: it hands over its gradients in the order of these steps. With
+    factors in between it would be that of the arguments.
+    """
+    times = times_shown(node, x)
+    # Two gradients, and no others, have the same sum in both orders.
+    return times > (len(x.users) == 1) + 1 and len(gradients(node, x)) > 1
+
+
+def times_shown(node: fx.Node, x: fx.Node) -> int:
+    """How often a tensor is among the arguments of an op."""
     shown: list[fx.Node] = []
     fx.node.map_arg((node.args, node.kwargs), shown.append)
-    return dynamo.times_taken(node, x) > shown.count(x)
+    return shown.count(x)
+
+
+def gradients(node: fx.Node, x: fx.Node) -> list[int]:
+    """`dynamo.gradients_by_step` of an op; none of what is no op of torch."""
+    is_op = node.op.startswith("call_") and checkpointed(node) is None
+    return dynamo.gradients_by_step(node, x) if is_op and is_tensor(dynamo.example(x)) else []
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor."""
+    return isinstance(value, torch.Tensor)
+
+
+def in_order(tensors: Mapping[fx.Node, TensorNode]) -> dict[fx.Node, TensorNode]:
+    """The tensors, with those pinned that an op `reorders`.
+
+    For where nothing is rounded: a product that is has other gradients anyway.
+    """
+    return {
+        node: replace(tensor, pinned=REPEATED)
+        if tensor.pinned is None and any(reorders(user, node) for user in node.users)
+        else tensor
+        for node, tensor in tensors.items()
+    }
 
 
 def pinned_storages(graph: fx.Graph) -> dict[int, str]:

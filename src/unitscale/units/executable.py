@@ -16,7 +16,7 @@ from unitscale.graph.expand import expand
 from unitscale.graph.inplace import return_new
 from unitscale.graph.place import parameter_slots
 from unitscale.graph.recording import record_results, records_anywhere
-from unitscale.graph.tensor import transformed
+from unitscale.graph.tensor import in_order, transformed
 from unitscale.recipes import Gemm
 from unitscale.units.amax import DelayedRun
 from unitscale.units.assign import Unit
@@ -108,6 +108,7 @@ class Executable:
         self.slots = parameter_slots(module.graph)
         self.first_prefix = first_prefix = self.prefix(example_inputs)
         tensors = tensor_nodes(module.graph, terms.arguments)
+        tensors = tensors if terms.recipe.rounds else in_order(tensors)
         self.tensors = self.distinguish(tensors, is_whole=not first_prefix)
         self.hidden = {n for graph in {n.graph for n in tensors} for n in transformed(graph)}
         if terms.store.scale or terms.recipe.rounds:

@@ -94,11 +94,7 @@ class UnitsInForce:
             found = survey(value.detach(), format=None)
         limits, true = self.watch.limits_of(name), 2.0**log2
         self.s[name] = assign(
-            found.rms * true,
-            None,
-            found.amax * true,
-            limit=limits.limit,
-            ceiling=limits.ceiling,
+            found.rms * true, None, found.amax * true, limit=limits.limit, ceiling=limits.ceiling
         ).s
         for group in self.fused:
             if name in group:
@@ -117,6 +113,12 @@ class UnitsInForce:
             grad_amax=found.amax * true,
             grad_ceiling=limits.grad_ceiling,
         ).phi
+
+    def own_phi(self, name: str, grad: Tensor) -> int:
+        """The phi at which a product takes the gradient of its result, which is true until then."""
+        if self.get("phi", name) is None:
+            self.phi[name] = 0 if is_batched(grad) else self.phi_of(name, grad, 0)
+        return self.get("phi", name) or 0
 
     def backward_factor(self, monomial: Monomial) -> Callable[[Tensor], float]:
         """The factor on a gradient, to be asked for when that is there."""
@@ -181,15 +183,18 @@ class Settling:
     @IN_BACKWARD
     def __call__(self, grad: Tensor | None) -> Tensor | None:
         """The gradient multiplied by what its phi lacked; None leaves it as it is."""
-        if grad is None:  # a backward written by hand may return it
-            return None
-        settled, units = None, self.units
+        if grad is None:
+            return None  # a backward written by hand may return it
+        settled, units, tensor = None, self.units, self.shown.tensor
         for half, name in self.shown.phi.powers:
             if half == "phi" and units.sets and name not in units.phi:
                 settled = units.settle(name, grad)
-        carried = grad if settled is None else settled
+        carried, log2 = grad if settled is None else settled, units.log2(self.shown.phi)
+        if tensor.keeps_true_gradient and tensor.node in units.watch.outputs:
+            log2 = units.own_phi(tensor.name, grad)
+            carried = times(grad, number(2.0**log2, grad))  # as the product takes it
         for reader in () if is_batched(carried) else self.readers:
-            reader.read_gradient(self.shown.tensor, carried, units.log2(self.shown.phi))
+            reader.read_gradient(tensor, carried, log2)
         return settled
 
 

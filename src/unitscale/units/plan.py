@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from unitscale.graph import dynamo
 from unitscale.graph.effect import argument, effect_of, writes_input
 from unitscale.graph.name import is_parameter
-from unitscale.graph.tensor import TensorNode, repeats
+from unitscale.graph.tensor import TensorNode, reorders, repeats
 from unitscale.units.assign import Monomial, product
 from unitscale.units.ops import RULES, Rule, operands, rule_of
 
@@ -137,11 +137,15 @@ class Symbols:
             return self.operand(x)
         return self.unit(x)
 
-    def gradient_at(self, node: fx.Node) -> Monomial:
-        """phi of the gradient that a product among `products` takes, whose result has its true one.
+    def gradient_at(self, node: fx.Node, *, is_rounded: bool) -> Monomial:
+        """phi of the gradient that a product takes whose result has its true one.
 
-        1 for any other op.
+        That is one among `products`, and one that is rounded and whose result is pinned to (1, 1):
+        at that its gradients would be flushed. 1 for any other op.
         """
+        tensor = self.tensors.get(node)
+        if tensor is not None and is_rounded and self.scale and tensor.keeps_true_gradient:
+            return Monomial({("phi", tensor.name): 1})
         if self.products is None or node not in self.products or node not in self.given:
             return Monomial()
         return Monomial({("phi", self.given[node]): 1})
@@ -174,7 +178,7 @@ def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
     tensors = symbols.tensors
     inputs = [x for x in node.all_input_nodes if x in tensors]
     # Nothing may come between a tensor and an op that takes it several times inside.
-    is_repeating = not is_rounded and any(len(x.users) > 1 and repeats(node, x) for x in inputs)
+    is_repeating = not is_rounded and any(repeats(node, x) or reorders(node, x) for x in inputs)
     rule = rule_of(node) if node in tensors and not is_repeating else Rule(kind="general")
     plan = NodePlan(inside={x: symbols.unit(x) for x in inputs})
     if not symbols.scale:
@@ -197,7 +201,7 @@ def plan_node(node: fx.Node, symbols: Symbols, *, is_rounded: bool) -> NodePlan:
         query, key, value = taken[:3]
         plan.inside |= {query: at[query] * at[key], key: Monomial(), value: Monomial()}
         outside = at[value]
-    plan.after_backward = symbols.gradient_at(node)
+    plan.after_backward = symbols.gradient_at(node, is_rounded=is_rounded)
     phi = symbols.gradient(node) * plan.after_backward
     unitless = [x for x in node.all_input_nodes if x not in tensors and carries_gradient(x)]
     if unitless or is_repeating or is_foreign(node):

@@ -16,7 +16,7 @@ from unitscale.graph.capture import BOUNDARY, TensorNode
 from unitscale.graph.engine import in_backward
 from unitscale.graph.place import Places
 from unitscale.recipes import Recipe
-from unitscale.units.assign import ONE, reason
+from unitscale.units.assign import ONE, Unit, reason
 from unitscale.units.call import Terms
 from unitscale.units.executable import Executable
 from unitscale.units.ops import INSIDE, is_inside_scaled_op
@@ -308,7 +308,10 @@ class Session:
         store = self.store
         reading = store.readings.get(name, Reading())
         held = tensor.pinned in (None, BOUNDARY)
-        unit = store.units.get(name, ONE) if held else ONE
+        unit = store.units.get(name, ONE)
+        if not held:  # a product that is rounded takes its gradient at its phi all the same
+            takes = product is not None and product.why is None and tensor.keeps_true_gradient
+            unit = Unit(0, unit.phi) if takes else ONE
         inside = INSIDE if is_inside_scaled_op(tensor.node) and not self.scale else None
         pinned = tensor.pinned
         if pinned == BOUNDARY and is_operand and unit != ONE and self.scale:
