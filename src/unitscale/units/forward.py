@@ -32,6 +32,7 @@ from unitscale.units.capturing import (
 from unitscale.units.layer import Layer, give_layer, owners, weighed
 from unitscale.units.part import give_parts, take_parts, warn_of_pickle
 from unitscale.units.session import Session
+from unitscale.units.unused import warn_of_unused_rules
 from unitscale.units.wrapped import Stand, is_method_of, reaches
 
 __all__ = ["RecipeLine", "ScaledForward", "attach", "detach", "forward_of"]
@@ -330,7 +331,7 @@ class ScaledForward:
             session.covered |= call.parameters
             self.listen_beside(model, args)
         session.warn_of_plain(type(model).__name__)
-        session.warn_of_unused_rules(type(model).__name__)
+        warn_of_unused_rules(session, type(model).__name__)
         session.warn_of_nothing_held(type(model).__name__)
 
     def listen_beside(self, model: nn.Module, args: tuple[Any, ...]) -> None:
