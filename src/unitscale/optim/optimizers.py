@@ -205,8 +205,8 @@ def _check_names(optimizer: str, known: Mapping[str, Any], group: dict[str, Any]
         )
     raise ValueError(
         f"{optimizer}: the parameters of the new group have no names, and those that the "
-        "optimizer has do; pass pairs, as {'params': [('head.weight', parameter), ...]}, or groups of "
-        "us.optim.param_groups, which have their rates as well."
+        "optimizer has do; pass pairs, as {'params': [('head.weight', parameter), ...]}, or groups "
+        "of us.optim.param_groups, which have their rates as well."
     )
 
 
