@@ -210,6 +210,9 @@ def subject_of(
                 "of `unitscale train`, MODULE:FACTORY or FILE.py:FACTORY"
             )
         factory = find_factory(name)
+        from unitscale.models.seeded import seed_all
+
+        seed_all(0)  # a factory that draws its weights gives the same ones each time
         try:
             made = factory()
         except Exception as error:
