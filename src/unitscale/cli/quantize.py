@@ -138,6 +138,10 @@ def quantize(
                 check_format(format)
             check_folder(out)
             is_text = calibration_data is not None and Path(model).is_dir()
+            if is_text and Path(str(calibration_data)).is_dir():
+                raise ValueError(
+                    f"--calibration-data {calibration_data} is a folder; expected a text file"
+                )
             for flag, count in (("--samples", samples), ("--length", length)):
                 if count is not None and count < 1:
                     raise ValueError(f"{flag} is {count}; expected 1 or more")
