@@ -92,12 +92,16 @@ def test_what_only_looks_like_it_stays(tmp_path: Path) -> None:
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="no"), unfinished_folder(tmp_path / "out") as folder:
-        assert folder in UNFINISHED
-        (folder / "weights").write_text("half")
-        raise RuntimeError("no")
+    def fail() -> None:
+        with unfinished_folder(tmp_path / "out") as folder:
+            assert folder in UNFINISHED
+            (folder / "weights").write_text("half")
+            raise RuntimeError("the disk is gone")
+
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        fail()
     assert list(tmp_path.iterdir()) == []
-    assert folder not in UNFINISHED
+    assert not UNFINISHED
 
 
 def test_a_process_is_alive_until_it_is_gone() -> None:
