@@ -101,8 +101,10 @@ def asked(
     found: object = skip(path, module)
     if isinstance(found, bool):
         return found
+    kind = type(found)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     raise TypeError(
-        f"{caller}: the function skip gives {str(found)[:60]!r}, of type {type(found).__name__}, "
+        f"{caller}: the function skip gives {str(found)[:60]!r}, of type {name}, "
         f"for {path!r}; expected True (keep it in full precision) or False; write bool(...) "
         "around what it returns"
     )
