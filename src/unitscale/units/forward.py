@@ -284,7 +284,7 @@ class ScaledForward:
         own = {id(p) for p in copied.parameters()}
         if original is not None and own and own.isdisjoint(map(id, original.parameters())):
             session = self.session.copied_for(copied, {})
-            forward = ScaledForward(copied, session, self.own, self.family)
+            forward = ScaledForward(copied, session, family=self.family)
             forward.give_layers(copied)
             give_parts(copied, session.recipe.name)
             copied.__dict__[ATTRIBUTE] = session
