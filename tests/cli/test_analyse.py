@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from unitscale.cli import main
 from unitscale.recipes import RECIPES, RIVALS
@@ -42,6 +43,12 @@ def positional():
     return WithLoss(), (torch.randn(4, 8), 2.0)
 def language_model():
     return nn.Sequential(nn.Embedding(256, 8), nn.Linear(8, 256))
+def drawn():
+    import random
+    import numpy as np
+    model = Parts(nn.Linear(16, 32), nn.Dropout(0.1), nn.Linear(32, 4))
+    x = torch.randn(8, 16) * random.uniform(1, 2) + float(np.random.rand())
+    return model, x, lambda y: y.square().mean()
 def not_scalar():
     return nn.Linear(4, 4), torch.randn(2, 4)
 def no_gradient():
@@ -114,6 +121,33 @@ def test_tensors_before_and_after(
     assert "input of the graph" in page
     assert "tensors have an RMS between 1/2 and 2 as the model computes them, and" in page
     assert 'id="histogram"' in page
+
+
+def test_two_calls_find_the_same_and_another_seed_something_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The factory draws from torch, numpy and Python; the model has dropout."""
+
+    def found(*arguments: Any) -> str:
+        torch.manual_seed(torch.seed() % 2**32)  # whatever the process has drawn before
+        asked = ("models_of_test:drawn", "--json", "--suggest-skip", "fp8-current")
+        code, out, err = run(monkeypatch, capsys, *asked, *arguments)
+        assert code == 0, err
+        return out
+
+    first = found()
+    assert found() == first == found("--seed", 0)
+    assert found("--seed", 1) != first
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "x"])
+def test_a_seed_that_is_none_is_refused_in_one_line(
+    seed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(monkeypatch, capsys, "models_of_test:drawn", "--seed", seed)
+    assert code == 2
+    assert "--seed" in err
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("factory", ["keywords", "positional", "language_model"])

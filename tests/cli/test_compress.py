@@ -159,6 +159,18 @@ def test_folders_that_cannot_be_compressed_are_refused(folder, tmp_path, monkeyp
     assert run(monkeypatch, *vit, *out) == 0
 
 
+def test_distilling_twice_gives_the_same_model_with_dropout_too(tmp_path):
+    source = tmp_path / "model"
+    tiny.gpt2(vocab_size=256, resid_pdrop=0.5).save_pretrained(source)
+    found = []
+    for name in ("one", "two"):
+        torch.manual_seed(len(found))
+        compress_folder(source, tmp_path / name, "ffn=24", samples=8, distil_steps=2)
+        found.append((tmp_path / name / "model.safetensors").read_bytes())
+        assert torch.initial_seed() == len(found) - 1  # that of the process is left alone
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_folder_of_few_bits_is_distilled_in_float32(dtype, folder, tmp_path):
     """At 1e-4 a step of AdamW is below half a unit in the last place of most BF16 weights."""

@@ -32,6 +32,9 @@ def batches():
 def nan():
     return [torch.full((3, 8), torch.nan)]
 
+def drawn():
+    return nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8)
+
 def broken():
     raise RuntimeError("no disk")
 """
@@ -67,6 +70,19 @@ def test_a_factory(factory, tmp_path, monkeypatch, capsys):
     expected = deploy.quantize(spaces["alone"](), "int8", spaces["batches"]())
     x = torch.randn(3, 8)
     assert torch.equal(deploy.load(out, spaces["alone"]())(x), expected(x))
+
+
+def test_a_factory_that_draws_its_weights_gives_the_same_folder_twice(
+    factory, tmp_path, monkeypatch
+):
+    found = []
+    for name in ("one", "two"):
+        torch.manual_seed(len(name) + len(found))
+        asked = ("mine.py:drawn", "--recipe", "int8", "--out", tmp_path / name)
+        assert run(monkeypatch, *asked) == 0
+        files = sorted((tmp_path / name).glob("*.safetensors"))
+        found.append([path.read_bytes() for path in files])
+    assert found[0] == found[1] != []
 
 
 def test_a_folder_of_transformers(tmp_path, monkeypatch, capsys):

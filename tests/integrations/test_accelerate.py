@@ -65,6 +65,20 @@ def test_the_numerics_are_those_of_unit_scale(precision) -> None:
     assert session.covered == {id(p) for p in run.model.parameters()}
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_prepared_model_is_known_as_scaled_and_is_given_back(precision) -> None:
+    run = Run(precision=precision)
+    run.train(0, 1)
+    assert us.coverage(run.model) > 0
+    us.set_recipe(run.model, "fp32-units")
+    run.train(0, 1)
+    assert us.coverage(run.model) == 0
+    us.unscale(run.model)
+    run.train(0, 1)
+    with pytest.raises(ValueError, match="has no units"):
+        us.summary(run.model)
+
+
 def test_the_recipe_is_in_force() -> None:
     assert Run().train(0, 4) != Run(recipe="fp32-units").train(0, 4)
 

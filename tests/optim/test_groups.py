@@ -249,9 +249,30 @@ def test_dependent_decay_and_the_decay_of_adam_are_passed_on():
         assert {g["weight_decay"] for g in groups if g["kind"] == "hidden"} == {0.1}
 
 
-def test_zero_rate_has_no_decay_and_does_not_divide_by_zero():
-    groups = optim.param_groups(language_model(), 0.0, weight_decay=0.1)
-    assert {group["weight_decay"] for group in groups} == {0.0}
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("lr", [0.0, 5e-324])
+def test_an_independent_decay_with_no_rate_to_be_a_share_of_is_refused(optimizer, lr):
+    model = language_model()
+    with pytest.raises(ValueError, match=rf"lr is {lr!r} with weight_decay=0.1; expected the peak"):
+        optim.param_groups(model, lr, weight_decay=0.1, optimizer=optimizer)
+    still = [{"params": [("w", model.stack[0].weight)], "lr": lr}]
+    with pytest.raises(ValueError, match=rf"lr is {lr!r} with weight_decay=0.1"):
+        optim.param_groups(still, 0.5, within=model, weight_decay=0.1, optimizer=optimizer)
+
+
+def test_a_rate_of_zero_is_taken_where_no_decay_depends_on_it():
+    model = language_model()
+    for options in (
+        {"weight_decay": 0.0},
+        {"weight_decay": 0.1, "independent_weight_decay": False},
+        {"weight_decay": 0.1, "optimizer": "adam"},
+    ):
+        groups = optim.param_groups(model, 0.0, **options)
+        assert {group["lr"] for group in groups} == {0.0}
+        decays = {g["weight_decay"] for g in groups if g["kind"] == "hidden"}
+        assert decays == {options["weight_decay"]}
+    still = optim.param_groups(model, 0.5, weight_decay=0.1, rates={"hidden": 0.0})
+    assert {g["weight_decay"] for g in still if g["kind"] == "hidden"} == {0.0}
 
 
 @pytest.fixture

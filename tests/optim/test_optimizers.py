@@ -154,7 +154,11 @@ def test_decay_per_step_is_independent_and_follows_the_schedule(optimizer_class,
 def test_zero_rate_changes_nothing(ours, theirs, options):
     model = two_layers()
     before = parameters(model)
-    train(model, ours(model, 0.0, **{**options, "weight_decay": 0.1}), 3)
+    optimizer = ours(model, 1.0, **{**options, "weight_decay": 0.1})
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, 3)
+    train(model, ours(model, 0.0, **{**options, "weight_decay": 0.0}), 3)
     assert_bit_equal(before, parameters(model))
 
 
@@ -208,3 +212,53 @@ def test_parameters_without_a_kind_are_refused_and_groups_are_taken():
         optim.AdamW(model.parameters(), 1.0)
     groups = optim.param_groups(model, 1.0)
     assert optim.AdamW(groups, 1.0).param_groups[0]["kind"] == "hidden"
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("states", [None, "fp32"])
+@pytest.mark.parametrize("ours", [optim.AdamW, optim.SGD])
+def test_a_warm_up_from_zero_decays_by_the_share_of_the_rate(ours, states, by_hand):
+    """With no gradient nothing but the decay moves a weight: by 0.1 at the peak rate, 0 before."""
+    model = two_layers()
+    before = parameters(model)
+    optimizer = ours(model, 0.5, weight_decay=0.1, states=states)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step > 0))
+    if by_hand:
+        optimizer = ours(model, 0.5, weight_decay=0.1, states=states)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert_bit_equal(before, parameters(model))
+    if by_hand:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5 * group["lr_factor"]
+    else:
+        schedule.step()
+    optimizer.step()
+    for old, new in zip(before, parameters(model), strict=True):
+        torch.testing.assert_close(new, 0.9 * old, rtol=4 * 2**-24, atol=0)
+
+
+@pytest.mark.parametrize("states", [None, "fp32"])
+@pytest.mark.parametrize("ours", [optim.AdamW, optim.Adam, optim.SGD])
+def test_a_group_without_names_among_named_ones_is_refused_in_one_line(ours, states):
+    optimizer = ours(two_layers(), 0.1, states=states)
+    count, new = len(optimizer.param_groups), nn.Parameter(torch.ones(2, 2))
+    for group in ({"params": [new]}, {"params": new}, {"params": iter([new])}):
+        with pytest.raises(ValueError, match=r"have no names, .*pass pairs, as .*head\.weight"):
+            optimizer.add_param_group(group)
+    with pytest.raises(ValueError, match="1 of 2 parameters of the new group have no name"):
+        optimizer.add_param_group({"params": [("a", new), nn.Parameter(torch.ones(2))]})
+    assert len(optimizer.param_groups) == count
+    optimizer.add_param_group({"params": iter([("head.weight", new)])})
+    assert optimizer.param_groups[-1]["param_names"] == ["head.weight"]
+
+
+def test_a_group_with_names_among_nameless_ones_is_refused_in_one_line():
+    optimizer = optim.AdamW(list(two_layers().parameters()), 0.1, rules=None)
+    new = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(ValueError, match=r"AdamW: the parameters of the new group have names"):
+        optimizer.add_param_group({"params": [("a", new)]})
+    optimizer.add_param_group({"params": new})

@@ -1,8 +1,10 @@
 """What is asked for beside a recipe holds under the next one too, and nothing of it is silent."""
 
 import warnings
+from dataclasses import replace
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 import unitscale as us
 from unitscale import nn as unn
 from unitscale.formats import E4M3FN, FP16
+from unitscale.recipes import Recipe, Rule, uniform
 from unitscale.units import apply_recipe, set_recipe, unit_scale
 from unitscale.units.capturing import without_fused_encoders
 from unitscale.units.forward import session_of
@@ -53,12 +56,90 @@ def test_a_pattern_that_is_refused_changes_nothing() -> None:
     assert kept(model) == {"down.linear"}
 
 
-@pytest.mark.parametrize("skip", [lambda path, module: True, [""], ["*"]])
-def test_the_root_may_be_skipped(skip) -> None:
-    assert kept(apply_recipe(Model(), "mxfp8", skip=skip, inner="eager")) == {
-        "up.linear",
-        "down.linear",
-    }
+def test_the_root_may_be_skipped_where_nothing_is_rounded_anyway() -> None:
+    model = apply_recipe(Model(), "fp32", skip=["*"], inner="eager")
+    assert kept(model) == {"up.linear", "down.linear"}
+    with pytest.raises(ValueError, match=r"set_recipe: skip='\*' matches the Model itself"):
+        set_recipe(model, "mxfp8")
+    assert session_of(model).recipe.name == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("skip", "message"),
+    [
+        ([""], "skip='' matches the Model itself, whose path is ''"),
+        (["down", "*"], r"skip='\*' matches the Model itself"),
+        (lambda path, module: True, "the function skip is true for every module of this Model"),
+        (lambda path, module: not path.startswith("layers."), "true for every module"),
+    ],
+)
+@pytest.mark.parametrize("scaler", [unit_scale, apply_recipe])
+def test_a_skip_of_everything_is_refused(scaler, skip, message) -> None:
+    model = Model()
+    with pytest.raises(ValueError, match=message):
+        scaler(model, "mxfp8", skip=skip)
+    assert session_of(model) is None
+
+
+def test_patterns_of_all_modules_are_refused_at_each_call_until_they_are_taken_back() -> None:
+    model = apply_recipe(Model(), "mxfp8", skip=["norm", "up", "down"], inner="eager")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"skip='down', 'up' keeps every product of this"):
+            model(torch.randn(4, 8))
+    set_recipe(model, "mxfp8", skip=["up"])
+    assert kept(model) == {"up.linear"}
+
+
+def test_patterns_of_all_products_but_not_of_all_modules_are_warned_of() -> None:
+    model = apply_recipe(Model(), "mxfp8", skip=["up", "down"], inner="eager")
+    with pytest.warns(UserWarning, match=r"skip='down', 'up' keeps every product"):
+        model(torch.randn(4, 8))
+
+
+def test_products_of_the_models_own_forward_may_be_all_that_is_rounded() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.up(x)
+            return (x @ x.mT).square().mean()
+
+    assert kept(apply_recipe(Attending(), "fp8-current", skip=["up"])) == {"up.linear"}
+
+
+def test_a_function_is_not_asked_of_the_model_itself() -> None:
+    asked: list[str] = []
+
+    def skip(path: str, module: nn.Module) -> bool:
+        asked.append(path)
+        return path != "up"
+
+    assert kept(apply_recipe(Model(), "fp8-current", skip=skip)) == {"down.linear"}
+    assert asked == ["norm", "up", "down"]
+
+
+@pytest.mark.parametrize(
+    "found", ["no", None, 1, np.bool_(True), torch.tensor(True), []], ids=lambda x: type(x).__name__
+)
+@pytest.mark.parametrize("scaler", [unit_scale, apply_recipe])
+def test_a_function_that_gives_neither_true_nor_false_is_refused(scaler, found) -> None:
+    model = Model()
+    with pytest.raises(
+        TypeError, match=rf"of type (numpy\.|torch\.)?{type(found).__name__}, for 'norm'; expected"
+    ):
+        scaler(model, "fp8", skip=lambda path, module: found)
+    assert session_of(model) is None
+
+
+def test_a_rule_for_everything_before_those_that_round_is_refused() -> None:
+    first = Rule(path="*", op="*", gemm=None)
+    rounding = uniform(E4M3FN, E4M3FN)[0]
+    late = replace(rounding, path="up")
+    with pytest.raises(ValueError, match=r"its rule for path '\*' and op '\*' is before all"):
+        apply_recipe(Model(), Recipe(name="mine", rules=(first, late)))
+    assert kept(apply_recipe(Model(), Recipe(name="mine", rules=(late, first)))) == {"down.linear"}
 
 
 def test_a_skip_that_keeps_nothing_is_warned_of() -> None:

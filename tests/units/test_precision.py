@@ -189,14 +189,14 @@ def test_apply_recipe_leaves_a_recipe_that_rounds_nothing_alone():
 def test_skipped_products_stay_in_full_precision(scaler):
     x = torch.randn(8, 16)
     losses = {}
-    for skip in ((), ("first",), ("second",), ("*",), ("f*", "*d")):
+    for skip in ((), ("first",), ("second",), ("f*",), ("*d",)):
         torch.manual_seed(0)
         model = Linears()
         exact = model(x)
         scaler(model, "fp8-e4m3", inner="eager", remeasure=[0], skip=skip)
         model(x).backward()
         losses[skip] = (model(x) / exact).item()
-    assert losses[("*",)] == losses[("f*", "*d")] == 1.0
+    assert (losses[("f*",)], losses[("*d",)]) == (losses[("first",)], losses[("second",)])
     assert len({losses[()], losses[("first",)], losses[("second",)], 1.0}) == 4
 
 

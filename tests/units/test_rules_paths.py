@@ -154,7 +154,7 @@ def test_skip_takes_a_function_of_a_path_and_its_module():
     skipped = {name for name, product in found.items() if product.startswith("full precision")}
     assert skipped == {"blocks.0.up.linear", "blocks.1.up.linear"}
     assert found["blocks.0.up.linear"] == "full precision: skip='blocks.0.up'"
-    assert seen[0] == ""  # the model itself
+    assert seen[0] == "blocks"  # not the model itself
     assert "blocks.1.down" in seen
 
 

@@ -264,8 +264,7 @@ TOTAL = 2 * (MACS["up"] + MACS["down"]) + MACS["head"]
         (("head",), MACS["head"]),
         (("blocks.0",), MACS["up"] + MACS["down"]),  # a module, with all that is inside of it
         (("blocks.*.up",), 2 * MACS["up"]),
-        (("blocks", "head"), TOTAL),
-        (("*",), TOTAL),
+        (("blocks.*.*",), 2 * (MACS["up"] + MACS["down"])),
     ],
     ids=str,
 )

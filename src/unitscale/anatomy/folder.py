@@ -66,7 +66,9 @@ def described(source: Path, out: Path, who: str, *, write: bool = True) -> tuple
     transformers_there(who)
     if not source.is_dir():
         raise ValueError(f"{source} is no folder; expected one of a model, or of a run")
-    if write and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if write and out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; expected a new or an empty folder")
+    if write and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} holds something already; choose a new or an empty folder")
     if write:
         check_folder(out, who)  # before the work, and not after it

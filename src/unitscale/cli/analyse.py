@@ -68,6 +68,14 @@ def analyse(
             "--suggest-skip may keep. Default: 0.1."
         ),
     ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            help="Seed of all that FACTORY and the model draw: weights, inputs, dropout.",
+        ),
+    ] = 0,
     device: Device = "auto",
     dtype: Dtype = "fp32",
     json: Json = False,
@@ -105,7 +113,7 @@ def analyse(
             from unitscale.train.device import resolve
 
             place = resolve(device)
-        results = run(model, factory, place, dtype, asked)
+        results = run(model, factory, place, dtype, asked, seed=seed)
         if own := {r.name: str(r) for r in asked if r.name not in RECIPES}:
             results["recipes"] = own  # which nobody else knows
         if suggest_skip is not None:
@@ -186,7 +194,13 @@ def suggestion(results: dict[str, Any], name: str, budget: float) -> dict[str, A
 
 
 def run(
-    name: str, factory: Any, device: str, dtype: str, asked: "Sequence[Recipe]" = ()
+    name: str,
+    factory: Any,
+    device: str,
+    dtype: str,
+    asked: "Sequence[Recipe]" = (),
+    *,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The analysis of what the factory makes; failures are one line and an exit code.
 
@@ -196,6 +210,7 @@ def run(
     from unitscale.data import fixed_windows, open_corpus
     from unitscale.models.next_byte import as_loss
     from unitscale.models.positions import positions_of
+    from unitscale.models.seeded import seed_all
     from unitscale.record.analysis import AnalysisError, analyse, failing, subject_of
     from unitscale.train.device import DTYPES, find_device
     from unitscale.train.loop import to_inputs
@@ -207,6 +222,7 @@ def run(
         windows = fixed_windows(open_corpus().train, count=4, length=length)
         return as_loss(alone, name), to_inputs(windows, place)
 
+    seed_all(seed)
     try:
         with failing(f"{name} failed"):
             made = factory()

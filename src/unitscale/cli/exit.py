@@ -46,7 +46,21 @@ def checking_arguments() -> Iterator[None]:
     except (CheckpointError, RankError) as error:
         fail(str(error), code=FAILED)
     except (ValueError, TypeError, OSError, OverflowError, RecursionError) as error:
-        fail(str(error), code=code_of(error))
+        fail(in_words(error), code=code_of(error))
+
+
+def in_words(error: BaseException) -> str:
+    """What an error says; of one of the system, without its number and with what was expected."""
+    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        return str(error)
+    path = error.filename if isinstance(error.filename, str) else str(error.filename)
+    if isinstance(error, IsADirectoryError):
+        return f"{path} is a folder; expected a file"
+    if isinstance(error, NotADirectoryError):
+        return f"{path} is in a file, or is one; expected a folder"
+    if isinstance(error, FileNotFoundError):
+        return f"{path} does not exist; expected the path of something that does"
+    return f"{path}: {error.strerror}"
 
 
 def code_of(error: BaseException) -> int:
@@ -87,7 +101,7 @@ def running() -> Iterator[None]:
     except OutputError as error:
         fail(str(error), code=WRONG_ARGUMENTS)
     except (CheckpointError, ModelError, OSError, RankError) as error:
-        fail(str(error), code=FAILED)
+        fail(in_words(error), code=FAILED)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

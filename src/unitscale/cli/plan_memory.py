@@ -27,8 +27,9 @@ def plan_memory(
         Path | None,
         typer.Option(
             parser=option.given_path,
-            metavar="FILE",
-            help="A config.json of transformers: the shape of the model. Give this or --model.",
+            metavar="FILE|FOLDER",
+            help="A config.json of transformers, or the folder that has it: the shape of the "
+            "model. Give this or --model.",
             show_default=False,
         ),
     ] = None,
@@ -196,7 +197,7 @@ def source_of(
         found = read_config(config)
         for name in POSITIONS:
             check_positions(found.get(name), name, length)
-        return Source(name=config.name, dtype=dtype, config=found)
+        return Source(name=config.resolve().name, dtype=dtype, config=found)
     assert model is not None
     if not is_existing(model):
         raise ValueError(f"--model is {model!r}; expected gpt2, llama or MODULE:FACTORY")

@@ -138,6 +138,10 @@ def quantize(
                 check_format(format)
             check_folder(out)
             is_text = calibration_data is not None and Path(model).is_dir()
+            if is_text and Path(str(calibration_data)).is_dir():
+                raise ValueError(
+                    f"--calibration-data {calibration_data} is a folder; expected a text file"
+                )
             for flag, count in (("--samples", samples), ("--length", length)):
                 if count is not None and count < 1:
                     raise ValueError(f"{flag} is {count}; expected 1 or more")
@@ -210,6 +214,9 @@ def subject_of(
                 "of `unitscale train`, MODULE:FACTORY or FILE.py:FACTORY"
             )
         factory = find_factory(name)
+        from unitscale.models.seeded import seed_all
+
+        seed_all(0)  # a factory that draws its weights gives the same ones each time
         try:
             made = factory()
         except Exception as error:

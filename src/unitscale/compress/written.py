@@ -84,7 +84,7 @@ def compress_folder(
         samples: windows of text to measure with.
         distil_steps: of training against the large model, for a folder.
         lr: of that, by AdamW with a cosine; recipe: of the student in it.
-        seed: of random scores, and of the text's windows.
+        seed: of random scores, of the text's windows and of dropout in distillation.
         steps: of the compressed run; None is as many as before.
         write: false only plans.
 
@@ -149,7 +149,9 @@ def compress_folder(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, distil_steps)
         first = -(-samples // BATCH)
         given = batches(first, first + distil_steps)
-        losses = distil(Distillation(model, student, made), given, optimizer, schedule=schedule)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # of dropout, which a model of transformers may have
+            losses = distil(Distillation(model, student, made), given, optimizer, schedule=schedule)
         student = (unscale(student) if recipe != "fp32" else student).eval()
         for name, tensor in named_tensors(student):
             tensor.data = tensor.data.to(kept[name])

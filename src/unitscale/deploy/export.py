@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ from unitscale.deploy.pretrained import Exported, exported_part, unlike_stock
 from unitscale.deploy.quantized import quantized_layers
 from unitscale.deploy.stored import described, plan_of_quantized
 from unitscale.deploy.tokenizer import tokenizer_files
-from unitscale.report.atomic import UNFINISHED
+from unitscale.report.unfinished import unfinished_folder
 from unitscale.units import recipe_of
 
 __all__ = ["Export", "export"]
@@ -360,29 +358,25 @@ def check_folder(folder: Path, who: str = "export") -> None:
 def new_folder(folder: Path, who: str = "export") -> Iterator[Path]:
     """A temporary folder beside `folder`: renamed to it at the end, removed after an error.
 
+    What a process that was killed has left of the same folder is removed, see `unfinished_folder`.
+
     Raises:
         ValueError: `folder` is a file, or is not empty. OSError: it cannot be written.
     """
     check_folder(folder, who)
     folder = folder.resolve()  # a link stays, and what it points to is written
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
-    UNFINISHED.add(temporary)
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())  # else a crash could leave names with no content
-        temporary.chmod(0o777 & ~umask())  # a temporary folder is for its owner alone
-        temporary.replace(folder)  # over an empty folder, if there is one
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # a disk that is full is no OSError there
-            raise OSError(f"{who}: {folder} cannot be written: {error}") from None
-        raise
-    finally:
-        UNFINISHED.discard(temporary)
+        with unfinished_folder(folder) as temporary:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())  # else a crash could leave names with no content
+            temporary.chmod(0o777 & ~umask())  # a temporary folder is for its owner alone
+            temporary.replace(folder)  # over an empty folder, if there is one
+    except SafetensorError as error:  # a disk that is full is no OSError there
+        raise OSError(f"{who}: {folder} cannot be written: {error}") from None
 
 
 def umask() -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from unitscale.units.forward import ATTRIBUTE
+from unitscale.units.forward import session_of
 from unitscale.units.replicas import agree, groups_of
 from unitscale.units.session import Session
 from unitscale.units.state import check_state
@@ -24,8 +24,8 @@ def scaled_in(model: nn.Module) -> Iterator[tuple[str, nn.Module, Session]]:
     autocast); the module keeps its session all the same.
     """
     for path, module in model.named_modules():
-        session = module.__dict__.get(ATTRIBUTE)
-        if isinstance(session, Session):
+        session = session_of(module)
+        if session is not None:
             yield path, module, session
 
 

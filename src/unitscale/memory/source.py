@@ -21,6 +21,8 @@ from unitscale.models.next_byte import as_loss
 from unitscale.train.device import DTYPES
 from unitscale.train.initial import failing
 
+CONFIG = "config.json"
+
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers")
 """What configurations call the number of their layers."""
 
@@ -114,11 +116,17 @@ def without_memory() -> Iterator[FakeTensorMode]:
 def read_config(path: Path) -> dict[str, Any]:
     """A configuration of `transformers`, as config.json of a model holds it.
 
+    Args:
+        path: of the file, or of the model's folder.
     Raises:
-        ValueError: no JSON object, or none with a `model_type` that `transformers` knows; the
-            package is not installed.
+        ValueError: a folder without it, no JSON object, or none with a `model_type` that
+            `transformers` knows; the package is not installed.
         OSError: it cannot be read.
     """
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise ValueError(f"{path} has no {CONFIG}; expected a model's folder, or that file")
+        path = path / CONFIG
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -39,8 +39,9 @@ def param_groups(
     Only matrices are decayed, not biases and gains.
 
     With independent decay, a step at the peak rate removes the share `weight_decay` of a matrix,
-    whatever `lr` and the width are, and the share follows the schedule. At `lr=0` nothing moves.
-    It has no meaning for Adam, whose decay is part of the gradient that it normalizes.
+    whatever `lr` and the width are, and the share follows the schedule: `lr` is the peak rate, and
+    with a decay it is not 0. It has no meaning for Adam, whose decay is part of the gradient that
+    it normalizes.
 
     Args:
         model: its modules state `parameter_kinds` (own parameter name to kind) and, where they
@@ -57,7 +58,7 @@ def param_groups(
     Raises:
         TypeError: neither a model nor parameters.
         ValueError: a parameter of unknown kind; a tied parameter with two kinds or depths; a
-            pattern that matches nothing; a bad value.
+            pattern that matches nothing; a bad value; an independent decay with `lr=0`.
     Warns:
         UserWarning: a `unn.Stack` holds layers whose residual branches it cannot count.
     """
@@ -85,7 +86,7 @@ def param_groups(
             if decay is None:
                 decay = weight_decay if kind in MATRIX_KINDS else 0.0
             if independent_weight_decay and optimizer != "adam":
-                decay = decay / group_lr if group_lr else 0.0
+                decay = _independent(decay, base, factor)
             made.append(
                 {
                     **{key: value for key, value in given.items() if key not in DERIVED},
@@ -98,6 +99,25 @@ def param_groups(
                 }
             )
     return made
+
+
+def _independent(decay: float, lr: float, factor: float) -> float:
+    """What torch multiplies by a group's rate, so that `decay` is removed at the rate `lr`.
+
+    Raises:
+        ValueError: there is none: a later rate would have nothing to be a share of.
+    """
+    if not (decay and factor):  # a kind whose rate is 0 never moves
+        return 0.0
+    found = decay / (lr * factor) if lr * factor else math.inf
+    if math.isfinite(found):
+        return found
+    raise ValueError(
+        f"param_groups: lr is {lr!r} with weight_decay={decay!r}; expected the peak rate, at which "
+        "a step removes that share. For a rate that starts at 0 pass the peak rate and let a "
+        "scheduler (LambdaLR) or group['lr'] = lr_now * group['lr_factor'] set it; for parameters "
+        "that stay as they are pass weight_decay=0."
+    )
 
 
 Members = dict[tuple[Kind, float], list[tuple[str, Tensor]]]

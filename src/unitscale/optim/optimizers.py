@@ -37,10 +37,11 @@ class _InCodecs:
         return super().__new__(chosen)  # type: ignore[return-value, type-abstract]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse a group with states of its own where the optimizer has none, which ignores it.
+        """As torch's, with what it would ignore or not explain refused.
 
         Raises:
-            ValueError: see above.
+            ValueError: states of the group's own where the optimizer has none; parameters without
+                names where the others have them, or the other way round.
         """
         states = param_group.get("states") if isinstance(param_group, dict) else None
         if states is not None and not hasattr(self, "state_rows"):
@@ -49,6 +50,9 @@ class _InCodecs:
                 "none by codec; pass states= to it as well, such as states='fp32', which is for "
                 "all other groups."
             )
+        known: list[dict[str, Any]] = getattr(self, "param_groups", [])
+        if known and isinstance(param_group, dict):
+            _check_names(type(self).__name__, known[0], param_group)
         super().add_param_group(param_group)  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: Any) -> None:
@@ -176,6 +180,34 @@ class SGD(_InCodecs, torch.optim.SGD):
         )
         super().__init__(groups, lr=lr, weight_decay=weight_decay, **options)
         self.register_step_pre_hook(Watch())
+
+
+def _check_names(optimizer: str, known: Mapping[str, Any], group: dict[str, Any]) -> None:
+    """Refuse a group that has names if the groups of the optimizer have none, and the reverse."""
+    params = group.get("params")
+    if params is None or isinstance(params, set | str):  # torch refuses it in its own words
+        return
+    members = [params] if isinstance(params, torch.Tensor) else list(params)
+    group["params"] = members  # it may have been an iterator
+    pairs = sum(isinstance(member, tuple) for member in members)
+    is_named = "param_names" in group or (pairs == len(members) > 0)
+    if members and 0 < pairs < len(members):
+        raise ValueError(
+            f"{optimizer}: {len(members) - pairs} of {len(members)} parameters of the new group "
+            "have no name; expected pairs of name and parameter, or parameters alone."
+        )
+    if is_named == ("param_names" in known):
+        return
+    if is_named:
+        raise ValueError(
+            f"{optimizer}: the parameters of the new group have names, and those that the "
+            "optimizer has do not; pass them without names, as {'params': [parameter, ...]}."
+        )
+    raise ValueError(
+        f"{optimizer}: the parameters of the new group have no names, and those that the "
+        "optimizer has do; pass pairs, as {'params': [('head.weight', parameter), ...]}, or groups "
+        "of us.optim.param_groups, which have their rates as well."
+    )
 
 
 def _decay(given: float | None, rules: Rules | None, torchs: float) -> float:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from unitscale.formats import FloatFormat
 from unitscale.formats.granularity import PerBlock, PerTensor
 from unitscale.recipes.operand import AS_IS, Cast, Constant, Current, Delayed, Operand, Scale, Unit
+from unitscale.recipes.printed import printed
 from unitscale.recipes.rule import Gemm, Rule
 from unitscale.recipes.throughout import Throughout, check_alone
 
@@ -102,9 +103,10 @@ class Recipe:
         users: str = "",
         **old: Any,
     ) -> None:
-        if old or source in OLD_SOURCES:
+        is_old = isinstance(source, str) and source in OLD_SOURCES
+        if old or is_old:
             rules = rules_of_old(name, rules, loss_scale, {**old, "source": source})
-            source = "" if source in OLD_SOURCES else source
+            source = "" if is_old else source
         given = locals()
         for name_of_field in self.__dataclass_fields__:
             object.__setattr__(self, name_of_field, given[name_of_field])
@@ -123,7 +125,11 @@ class Recipe:
                     f"Recipe {self.name!r}: {name} is {values!r}; expected a tuple of "
                     f"{'Rule' if kind is Rule else 'patterns of module paths'}."
                 )
-        if not all(isinstance(names, tuple) and are_names(names) for names in self.fused):
+        fused: Any = self.fused
+        if isinstance(fused, list):
+            fused = tuple(tuple(names) if isinstance(names, list) else names for names in fused)
+            object.__setattr__(self, "fused", fused)
+        if not (isinstance(fused, tuple) and all(map(are_names, fused))):
             raise TypeError(
                 f"Recipe {self.name!r}: fused is {self.fused!r}; expected a tuple of groups of two "
                 "or more names, as (('gate_proj', 'up_proj'),)."
@@ -156,6 +162,8 @@ class Recipe:
             if not (isinstance(value, str) or (value is None and name in OPTIONAL)):
                 wanted = "a name or None" if name in OPTIONAL else "a string"
                 raise TypeError(f"Recipe {self.name!r}: {name} is {value!r}; expected {wanted}.")
+        if not self.name:
+            raise ValueError("Recipe: name is ''; expected a word, by which messages tell of it.")
         for name in ("activations", "saved"):
             value = getattr(self, name)
             if name == "saved" and isinstance(value, Operand):
@@ -171,7 +179,8 @@ class Recipe:
                 Operand(value)  # refuses a format without sign or zero, or of another name
         scale = self.loss_scale
         is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
-        if not (scale is None or scale == "dynamic" or (is_number and 0 < scale < math.inf)):
+        is_word = isinstance(scale, str) and scale == "dynamic"
+        if not (scale is None or is_word or (is_number and 0 < float(scale) < math.inf)):
             raise ValueError(
                 f"Recipe {self.name!r}: loss_scale is {scale!r}; expected a positive number, "
                 "'dynamic' or None."
@@ -252,34 +261,7 @@ class Recipe:
         return self.main.rows()
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {self.users}" if self.users else self.name]
-        if self.throughout is not None:
-            lines.append(f"  every tensor of a training run: {self.throughout}")
-        elif not self.rules:
-            lines.append("  rounds nothing")
-        for rule in self.rules:
-            where = (
-                f"{'every' if rule.path == '*' else rule.path} {rule.op.replace('*', 'product')}"
-            )
-            if rule.gemm is None:
-                lines.append(f"  {where}: full precision")
-                continue
-            lines.append(f"  {where}")
-            for name, left, right, result in rule.gemm.rows():
-                end = "" if result == "as is" else f" -> {result}"
-                lines.append(f"    {name:<12} {left} @ {right}{end}")
-        if self.spare:
-            lines.append(f"  in full precision where a model has them: {', '.join(self.spare)}")
-        if self.fused:
-            groups = "; ".join(", ".join(names) for names in self.fused)
-            lines.append(f"  weights side by side share one unit: {groups}")
-        if self.saved is not None:
-            lines.append(f"  held for backward outside of products: {self.saved}")
-        if self.loss_scale is not None:
-            lines.append(f"  loss scale: {self.loss_scale}")
-        if self.source:
-            lines.append(f"  source: {self.source}")
-        return "\n".join(lines)
+        return printed(self)
 
     def __getattr__(self, name: str) -> Any:
         """The three formats by their names of a version before rules, with a warning."""
@@ -295,9 +277,10 @@ class Recipe:
         return found.results if name == "result" else found.format
 
 
-def are_names(names: tuple[Any, ...]) -> bool:
-    """Whether these are two names or more."""
-    return len(names) > 1 and all(isinstance(name, str) for name in names)
+def are_names(names: Any) -> bool:
+    """Whether these are two names or more, as a tuple."""
+    is_group = isinstance(names, tuple) and len(names) > 1
+    return is_group and all(isinstance(name, str) for name in names)
 
 
 def check_saved(name: str, saved: Operand) -> None:

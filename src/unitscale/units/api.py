@@ -59,7 +59,7 @@ def unit_scale(
             ordinary step of the recipe.
         skip: patterns of module paths (as in fnmatch) whose products stay in full precision, with
             all that is inside of those modules; or a function of a path and its module that says
-            whether to skip it.
+            whether to skip it, True or False, of every module inside of the model.
         activations: a format, FP16 say, that every tensor between products is rounded to, and
             its gradient; None leaves them in the model's dtype.
         saved: what is held between forward and backward outside of products: a format, E4M3FN
@@ -69,7 +69,8 @@ def unit_scale(
 
     Raises:
         TypeError: not a module. ValueError: already compiled or scaled, unknown recipe, a pattern
-            that matches no module, an executor that the device does not have.
+            that matches no module, patterns that leave nothing to round, an executor that the
+            device does not have.
     Source: unit scaling after Blake, Orr, Luschi 2023; units as potentials, see docs/units.md.
     """
     beside = Beside((), activations, saved)

@@ -3,6 +3,10 @@
 A `ScaledForward` stands in the instance's `forward`. So `model(x)` runs the model's own hooks, then
 this; Dynamo, where it captures something around the model, breaks its graph here; and a copy of the
 model has a copy of it. What Dynamo does not capture of the model: see `layer`.
+
+Frameworks put functions of their own around an instance's `forward` (Accelerate does, for
+autocast and for its hooks). So the model keeps its `ScaledForward` in an attribute of ours too, and
+is found scaled by that, whatever its `forward` is.
 """
 
 import copy
@@ -28,6 +32,8 @@ from unitscale.units.capturing import (
 from unitscale.units.layer import Layer, give_layer, owners, weighed
 from unitscale.units.part import give_parts, take_parts, warn_of_pickle
 from unitscale.units.session import Session
+from unitscale.units.unused import warn_of_unused_rules
+from unitscale.units.wrapped import Stand, is_method_of, reaches
 
 __all__ = ["RecipeLine", "ScaledForward", "attach", "detach", "forward_of"]
 
@@ -35,37 +41,65 @@ ATTRIBUTE = "unitscale_session"
 """Where a model keeps its session; not a parameter, buffer or module, so no checkpoint sees it."""
 
 
+FORWARD = "unitscale_forward"
+"""Where a model keeps the `Stand` of its forward, which no other library replaces."""
+
+
 def attach(model: nn.Module, session: Session) -> None:
     """Let a model run under a session, in place."""
     model.__dict__[ATTRIBUTE] = session
-    forward = ScaledForward(model, session, model.__dict__.get("forward"))
+    around, given_back = model.__dict__.get("forward"), last_of(model)
+    if given_back is not None and around is not None and reaches(around, given_back):
+        # What wraps it stays: its place in there is taken again.
+        given_back.__class__ = ScaledForward
+        forward = given_back
+        ScaledForward.__init__(forward, model, session, forward.own)
+    else:
+        forward = ScaledForward(model, session, around)
+        model.__dict__["forward"] = forward
     forward.give_layers(model)  # its modules may be called before it is, or without it
-    model.__dict__["forward"] = forward
+    model.__dict__[FORWARD] = Stand(forward)
     model.__dict__["extra_repr"] = RecipeLine(model, session)
     give_parts(model, session.recipe.name)
 
 
 def detach(model: nn.Module) -> None:
-    """Undo `attach`: the model is plain again, its parameters as they are."""
+    """Undo `attach`: the model is plain again, its parameters as they are.
+
+    What another library put around its forward in the meantime stays, around the plain one.
+    """
     forward = forward_of(model)
     if forward is None:
         return
+    if forward.model() is not model:  # a shallow copy that has not run
+        forward = forward.of_copy(model)
     if not forward.is_view:  # what it shares with another model stays
         for _, module in owners(model):
             layer = engine.compiled_call(module)
             if isinstance(getattr(layer, "layer", None), Layer):
                 engine.set_compiled_call(module, layer.layer.replaced)
         take_parts(model)
-    for name in (ATTRIBUTE, "extra_repr", "forward"):
+    for name in (ATTRIBUTE, "extra_repr"):
         model.__dict__.pop(name, None)
-    if forward.own is not None:
-        model.__dict__["forward"] = forward.own
+    found = model.__dict__.get("forward")
+    if found is forward or is_method_of(found, forward):
+        for name in (FORWARD, "forward"):
+            model.__dict__.pop(name)
+        if forward.own is not None:
+            model.__dict__["forward"] = forward.own
+    forward.give_back()
+
+
+def last_of(model: nn.Module) -> "ScaledForward | None":
+    """What `attach` last left in a model, given back since or not, or None."""
+    stand = model.__dict__.get(FORWARD)
+    return stand.forward if isinstance(stand, Stand) else None
 
 
 def forward_of(model: nn.Module) -> "ScaledForward | None":
     """What `attach` left in a model, or None."""
-    found = model.__dict__.get("forward")
-    return found if isinstance(found, ScaledForward) else None
+    found = last_of(model)
+    return None if isinstance(found, GivenBack) else found
 
 
 def session_of(model: nn.Module) -> Session | None:
@@ -102,6 +136,7 @@ class ScaledForward:
 
     Args:
         own: a forward that the instance had before, by another library, say; None is the class's.
+        family: what the forwards of a model and of its copies have in common.
 
     Attributes:
         is_view: whether the model is a shallow copy, which shares its modules with another.
@@ -111,9 +146,13 @@ class ScaledForward:
     is_view = False
 
     def __init__(
-        self, model: nn.Module, session: Session, own: Callable[..., Any] | None = None
+        self,
+        model: nn.Module,
+        session: Session,
+        own: Callable[..., Any] | None = None,
+        family: object = None,
     ) -> None:
-        self.model = weakref.ref(model)
+        self.model, self.family = weakref.ref(model), family or getattr(self, "family", object())
         self.session, self.own = session, own
         self.has_layers, self.copies = False, 0
         self.layers: dict[str, Any] = {}
@@ -179,7 +218,7 @@ class ScaledForward:
         if model is None or copied is None:
             return self
         own = None if self.own is None else copy.deepcopy(self.own, memo)
-        return ScaledForward(copied, self.session.copied_for(copied, memo), own)
+        return ScaledForward(copied, self.session.copied_for(copied, memo), own, self.family)
 
     def __reduce__(self) -> Any:
         """The plain forward: a pickle of the model can be loaded without this library."""
@@ -190,10 +229,11 @@ class ScaledForward:
     @torch.compiler.disable(reason="a unit-scaled model is compiled by its own session")
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call of the model under its recipe."""
-        caller = engine.calling_module()
-        if caller is not None and caller is not self.model() and forward_of(caller) is self:
-            return self.of_copy(caller)(*args, **kwargs)
+        copied = self.copy_that_calls()
+        if copied is not None:
+            return copied(*args, **kwargs)
         model, session = self.target(), self.session
+        args = self.without_model(args)
         session.take(model)
         if session.suspended or is_watched(type(model).__name__):
             with session.aside():  # or each of its modules would say the same
@@ -209,6 +249,31 @@ class ScaledForward:
             self.notice(model, call, (*args, *kwargs.values()))
         return result
 
+    def copy_that_calls(self) -> "ScaledForward | None":
+        """The forward of the model that is running, if that is a copy of this forward's.
+
+        A function around a forward is not copied with the model: it goes on to call this one.
+        """
+        caller = engine.calling_module()
+        if caller is None or caller is self.model():
+            return None
+        theirs = last_of(caller)
+        if theirs is self and not isinstance(self, GivenBack):
+            return self.of_copy(caller)
+        is_kin = theirs is not None and theirs is not self and theirs.family is self.family
+        return theirs if is_kin else None
+
+    def without_model(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Arguments of a call: who binds this to the model anew passes the model as the first."""
+        theirs = last_of(args[0]) if args and isinstance(args[0], nn.Module) else None
+        return args if theirs is None or theirs.family is not self.family else args[1:]
+
+    def give_back(self) -> None:
+        """Be the plain forward from now on, for what still calls this."""
+        for name in ("session", "compiled"):
+            self.__dict__.pop(name, None)
+        self.__class__ = GivenBack
+
     def of_copy(self, copied: nn.Module) -> "ScaledForward":
         """A forward for a shallow copy of the model, under the same session.
 
@@ -218,14 +283,19 @@ class ScaledForward:
         original = self.model()
         own = {id(p) for p in copied.parameters()}
         if original is not None and own and own.isdisjoint(map(id, original.parameters())):
-            copied.__dict__.pop("forward")
-            attach(copied, self.session.copied_for(copied, {}))
-            return copied.__dict__["forward"]
-        forward = ScaledForward(copied, self.session, self.own)
-        forward.is_view = forward.has_layers = True
-        forward.copies = self.copies
-        copied.__dict__["forward"] = forward
-        copied.__dict__["extra_repr"] = RecipeLine(copied, self.session)
+            session = self.session.copied_for(copied, {})
+            forward = ScaledForward(copied, session, family=self.family)
+            forward.give_layers(copied)
+            give_parts(copied, session.recipe.name)
+            copied.__dict__[ATTRIBUTE] = session
+        else:
+            forward = ScaledForward(copied, self.session, self.own, self.family)
+            forward.is_view = forward.has_layers = True
+            forward.copies = self.copies
+        copied.__dict__[FORWARD] = Stand(forward)
+        if copied.__dict__.get("forward") is self:
+            copied.__dict__["forward"] = forward
+        copied.__dict__["extra_repr"] = RecipeLine(copied, forward.session)
         return forward
 
     @contextmanager
@@ -261,7 +331,7 @@ class ScaledForward:
             session.covered |= call.parameters
             self.listen_beside(model, args)
         session.warn_of_plain(type(model).__name__)
-        session.warn_of_unused_rules(type(model).__name__)
+        warn_of_unused_rules(session, type(model).__name__)
         session.warn_of_nothing_held(type(model).__name__)
 
     def listen_beside(self, model: nn.Module, args: tuple[Any, ...]) -> None:
@@ -282,6 +352,30 @@ class ScaledForward:
                     heard[id(p)] = p.register_hook(told)
         for known in heard.keys() & session.covered:
             heard.pop(known).remove()
+
+
+class GivenBack(ScaledForward):
+    """A forward after `detach`, in what another library put around it: the plain forward."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One call of the plain model."""
+        copied = self.copy_that_calls()
+        if copied is not None:
+            return copied(*args, **kwargs)
+        return self.__wrapped__(*self.without_model(args), **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """For the copy of the model."""
+        copied = memo.get(id(self.model()))
+        if copied is None:
+            return self
+        given_back = memo[id(self)] = object.__new__(GivenBack)
+        given_back.model, given_back.family = weakref.ref(copied), self.family
+        given_back.own = None if self.own is None else copy.deepcopy(self.own, memo)
+        return given_back
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.target(), "forward")
 
 
 class RecipeLine:

@@ -20,13 +20,18 @@ __all__ = [
     "Skip",
     "Skipped",
     "fused_weights",
+    "is_all_skipped",
     "placed",
+    "rounds_only_products",
     "skipped_by",
     "warn_of_what_is_missing",
 ]
 
 Skip = Sequence[str] | Callable[[str, nn.Module], bool]
-"""Which modules keep full precision: patterns of paths, or a function of a path and its module."""
+"""Which modules keep full precision: patterns of paths, or a function of a path and its module.
+
+The function is asked of every module inside of the model, and not of the model itself.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,16 @@ class Beside:
 
 
 NOTHING = Beside()
+FUNCTION = "the function"
+"""The label of what a function, and no pattern, skips."""
 
 
 def skipped_by(skip: Skip, model: nn.Module, caller: str) -> tuple[Skipped, ...]:
     """The patterns of `skip=`, each with those of the other paths of what it matches.
 
     Raises:
-        TypeError: neither a list nor a function. ValueError: a pattern matches no module.
+        TypeError: neither a list nor a function, or a function of something else than True and
+            False. ValueError: a pattern matches no module.
     """
     if isinstance(skip, str):
         raise TypeError(f"{caller}: skip is the string {skip!r}; expected a list, [{skip!r}]")
@@ -73,18 +81,41 @@ def skipped_by(skip: Skip, model: nn.Module, caller: str) -> tuple[Skipped, ...]
             f"{caller}: skip has {wrong[0]!r}; expected patterns of module paths, as text"
         )
     if callable(skip):
-        named = model.named_modules(remove_duplicate=False)
-        paths = [escape(path) for path, module in named if skip(path, module)]
-        return (Skipped("the function", (*paths, *alias_patterns(model, paths))),)
+        # Not of the model itself, at the path "": what is true of most paths is true of that, and
+        # would turn all off.
+        named = [x for x in model.named_modules(remove_duplicate=False) if x[0]]
+        paths = [escape(path) for path, module in named if asked(skip, path, module, caller)]
+        return (Skipped(FUNCTION, (*paths, *alias_patterns(model, paths))),)
     check_patterns(model, skip, caller, "skip")
     return tuple(Skipped(repr(p), (p, *alias_patterns(model, [p]))) for p in skip)
+
+
+def asked(
+    skip: Callable[[str, nn.Module], bool], path: str, module: nn.Module, caller: str
+) -> bool:
+    """What the function says of one module.
+
+    Raises:
+        TypeError: neither True nor False.
+    """
+    found: object = skip(path, module)
+    if isinstance(found, bool):
+        return found
+    kind = type(found)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    raise TypeError(
+        f"{caller}: the function skip gives {str(found)[:60]!r}, of type {name}, "
+        f"for {path!r}; expected True (keep it in full precision) or False; write bool(...) "
+        "around what it returns"
+    )
 
 
 def placed(recipe: Recipe, model: nn.Module, beside: Beside, caller: str) -> Recipe:
     """A recipe whose patterns are known to match modules of the model, by all their paths.
 
     Raises:
-        ValueError: a pattern matches nothing, or the device has no such executor.
+        ValueError: a pattern matches nothing, nothing would be rounded, or the device has no such
+            executor.
     """
     check_patterns(model, recipe.skip, caller, "skip")
     check_patterns(model, [rule.path for rule in recipe.rules if rule.path != "*"], caller, "path")
@@ -105,8 +136,62 @@ def placed(recipe: Recipe, model: nn.Module, beside: Beside, caller: str) -> Rec
         activations=beside.activations or recipe.activations,
         saved=beside.saved or recipe.saved,
     )
+    check_something_is_left(model, recipe, beside, caller)
     check_executor(model, recipe, caller)
     return recipe
+
+
+def check_something_is_left(model: nn.Module, recipe: Recipe, beside: Beside, caller: str) -> None:
+    """Refuse what keeps a whole model in full precision under a recipe that rounds.
+
+    Patterns that match every module inside of it may leave products of its own forward, such as its
+    attention: `unused.refuse_nothing_rounded` looks after the first call.
+    """
+    if not rounds_only_products(recipe):
+        return
+    name = type(model).__name__
+    instead = "leave it out, or take a recipe that rounds nothing ('fp32-units', 'fp32')"
+    for pattern in recipe.skip:
+        if fnmatchcase("", pattern):
+            raise ValueError(
+                f"{caller}: skip={pattern!r} matches the {name} itself, whose path is '', so "
+                f"recipe {recipe.name!r} would round nothing; {instead}."
+            )
+    functions = [skipped.patterns for skipped in beside.skips if skipped.label == FUNCTION]
+    has_matrix = any(p.dim() > 1 for p in model.parameters(recurse=False))
+    if not has_matrix and any(is_all_skipped(model, patterns) for patterns in functions):
+        raise ValueError(
+            f"{caller}: the function skip is true for every module of this {name}, or for one "
+            f"around it, so recipe {recipe.name!r} would round nothing; {instead}. A module is "
+            "skipped with all that is inside of it. If the model's own forward multiplies, skip "
+            "its modules by a list of patterns."
+        )
+    for rule in recipe.rules:
+        if rule.gemm is not None and rule.gemm.rounds:
+            return
+        if rule.op == "*" and not rule.path.strip("*"):
+            raise ValueError(
+                f"{caller}: recipe {recipe.name!r} rounds nothing, because its rule for path "
+                f"{rule.path!r} and op '*' is before all that round; move it to the end."
+            )
+
+
+def rounds_only_products(recipe: Recipe) -> bool:
+    """Whether a recipe changes something, and nothing but operands and results of products."""
+    return recipe.rounds and recipe.activations is None and recipe.saved is None
+
+
+def is_all_skipped(model: nn.Module, patterns: Sequence[str]) -> bool:
+    """Whether every module inside of a model, which has some, matches a pattern or is in one."""
+    inside = [path.split(".") for path, _ in model.named_modules() if path]
+    return bool(inside) and all(
+        any(
+            fnmatchcase(".".join(names[:count]), pattern)
+            for count in range(1, len(names) + 1)
+            for pattern in patterns
+        )
+        for names in inside
+    )
 
 
 def check_patterns(model: nn.Module, patterns: Sequence[str], caller: str, word: str) -> None:

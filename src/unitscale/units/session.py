@@ -207,34 +207,6 @@ class Session:
             stacklevel=4,
         )
 
-    def warn_of_unused_rules(self, name: str) -> None:
-        """Warn, once something has run, of rules and of `skip=` that no product has matched.
-
-        A rule for everything is none of them: a model may have no products at all.
-        """
-        if self.rules_checked or not self.executables:
-            return
-        self.rules_checked = True
-        # A module with two paths has a rule for each of them.
-        used = {(rule.op, rule.gemm) for rule in self.terms.used_rules if rule is not None}
-        special = [rule for rule in self.recipe.rules if (rule.path, rule.op) != ("*", "*")]
-        unused = [rule for rule in special if (rule.op, rule.gemm) not in used]
-        if unused:
-            named = ", ".join(f"(path {rule.path!r}, op {rule.op!r})" for rule in unused)
-            warnings.warn(
-                f"{name}: of recipe {self.recipe.name!r} no product in this call matches the rule "
-                f"{named}, or earlier rules take all that do; us.summary(model) has the products.",
-                stacklevel=4,
-            )
-        skips = self.terms.used_skips
-        idle = [one.label for one in self.beside.skips if skips.isdisjoint(one.patterns)]
-        if idle and self.recipe.rounds:
-            warnings.warn(
-                f"{name}: skip={', '.join(idle)} keeps no product of this call in full precision: "
-                "what it matches has none; us.summary(model) has the products by name.",
-                stacklevel=4,
-            )
-
     def warn_of_nothing_held(self, name: str) -> None:
         """Warn, once a graph has trained, that nothing between products is held as `saved` says."""
         programs = [
