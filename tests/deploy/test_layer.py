@@ -136,6 +136,7 @@ def mixed() -> nn.Module:
 
 @pytest.mark.parametrize("message", REFUSED)
 @pytest.mark.filterwarnings("ignore:.*of recipe 'fp8-serve' no product:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*keeps every product of this call")
 def test_is_refused_by_name_and_nothing_is_written(message: str, tmp_path: Path) -> None:
     model = REFUSED[message]()
     with pytest.raises(ValueError, match=re.escape(message)) as error:
@@ -202,6 +203,7 @@ class Turned(nn.Module):
         ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*keeps every product of this call")
 def test_conv1d_is_refused_by_name(
     recipe: str, skip: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_every_tensor_of_a_cell_has_a_unit(kind) -> None:
         *(pytest.param(kind, "inductor", marks=pytest.mark.slow) for kind in KINDS),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*keeps every product of this call")
 def test_products_of_a_cell_are_rounded(kind, inner) -> None:
     """To the recipe's format: coarser ones are further from FP32; a skipped cell is exact."""
 

@@ -77,6 +77,7 @@ def test_names_are_those_of_the_model(name) -> None:
 
 
 @pytest.mark.parametrize("name", ["L", "self", "args", "it's", "a]b", "a[0", "a\\b"])
+@pytest.mark.filterwarnings("ignore:.*keeps every product of this call")
 def test_a_pattern_that_matches_a_module_holds(name) -> None:
     """A skipped layer computes what it does in full precision; one that is not skipped does not."""
 

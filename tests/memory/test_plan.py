@@ -245,7 +245,7 @@ def test_table_is_in_a_unit_that_shows_something() -> None:
             "--sequence-length is 9, and the model has 8 positions (--set model.context)",
         ),
         (["--config", "short.json"], "and the model has 16 positions (max_position_embeddings)"),
-        (["--config", "nowhere.json"], "No such file"),
+        (["--config", "nowhere.json"], "nowhere.json does not exist"),
         (["--config", "bad.json"], "bad.json is not JSON"),
         (["--config", "list.json"], "list.json holds a list; expected a config.json"),
         (["--config", "empty.json"], "empty.json holds no model_type"),

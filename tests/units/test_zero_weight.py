@@ -117,6 +117,93 @@ def test_whenever_it_changes_the_next_call_measures(remeasure, micro_batches, wi
     assert checked > 3
 
 
+def wakes(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """After a change of `b.weight` the next training call has the gradient of what is before it."""
+    with torch.no_grad():
+        model.b.weight += 1e-4 * torch.randn_like(model.b.weight)
+    loss = (model(x) - y).square().mean()
+    (found,) = torch.autograd.grad(loss, model.a.weight)
+    with us.full_precision(model):
+        (exact,) = torch.autograd.grad((model(x) - y).square().mean(), model.a.weight)
+    assert (found - exact).norm() < 0.3 * exact.norm()
+
+
+class Looped(Adapted):
+    """Its layers are called in a loop that breaks the graph, so that each has one of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in [self.layer]:
+            x = layer(x)
+            torch._dynamo.graph_break()
+        return self.last(x + self.b(self.a(x)))
+
+
+def forward_alone(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    with torch.no_grad():
+        model.b.weight += 1e-4
+    model.eval()(x)  # with gradients, and without a backward pass
+    model.train()
+
+
+def with_a_nan(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    with torch.no_grad():
+        model.b.weight += 1e-4
+    (model(x * torch.nan) - y).square().mean().backward()
+    model.zero_grad()
+
+
+def other_recipe(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    us.set_recipe(model, "fp8")
+
+
+def frozen(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    model.b.weight.requires_grad_(False)
+
+
+def evaluated(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    with torch.no_grad():
+        model.b.weight += 1e-4
+        model(x)
+
+
+@pytest.mark.filterwarnings("ignore:units were not measured")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize(
+    ("recipe", "make", "between"),
+    [
+        ("fp8", Adapted, forward_alone),
+        ("fp8", Adapted, with_a_nan),
+        ("fp8", Adapted, frozen),
+        ("fp8", Adapted, evaluated),
+        ("fp32-units", Adapted, other_recipe),
+        ("fp8", Looped, frozen),
+    ],
+)
+def test_nothing_between_keeps_it_from_being_measured(recipe, make, between):
+    model = us.unit_scale(make(), recipe, remeasure="once")
+    x, y = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(1))
+    (model(x) - y).square().mean().backward()
+    model.zero_grad()
+    between(model, x, y)
+    wakes(model, x, y)
+    (model(x) - y).square().mean().backward()
+    model(x)
+    assert not session_of(model).store.woken  # it does not measure for ever
+
+
+def test_an_evaluation_sees_weights_that_were_loaded_over_zeros():
+    model = us.unit_scale(Adapted(), "fp8").eval()
+    x = torch.randn(16, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = model(x)
+        model.b.weight += 0.01 * torch.randn_like(model.b.weight)
+        after = model(x)
+        again = model(x)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, again)
+    assert session_of(model).store.units["b.weight"].s < -4  # of 0.01
+
+
 @pytest.mark.parametrize("recipe", ["fp8", "fp8-e4m3", "fp16"])
 def test_zeros_on_a_measuring_step_leave_the_units_that_are_known(recipe):
     model = us.unit_scale(Adapted(is_zero=False), recipe, remeasure=[0, 2])
@@ -184,8 +271,8 @@ def test_what_was_lost_for_want_of_a_unit_is_told(first):
 
 
 def test_without_a_model_nothing_is_looked_at():
-    assert not Places(None).has_changed(["weight"])
-    assert not Places(nn.Linear(2, 2)).has_changed(["gone", "gone.weight"])
+    assert not Places(None).changed(["weight"])
+    assert not Places(nn.Linear(2, 2)).changed(["gone", "gone.weight"])
 
 
 def test_a_restart_remembers_what_was_zero():

@@ -6,11 +6,12 @@ for every layer of the class. The graph does not know for which; the parameters 
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from unitscale.graph.name import input_name, is_parameter
@@ -53,6 +54,15 @@ def alias_patterns(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]
     return tuple(found)
 
 
+WRAPPERS = {"self", "_modules", "_orig_mod", "_fsdp_wrapped_module", "module"}
+"""Parts of a name that say how a module was reached, and not which it is."""
+
+
+def plain(name: str) -> str:
+    """The name of a parameter without the wrappers that it is reached through."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
 class Places:
     """Finds the submodule that a call of a captured graph belongs to.
 
@@ -80,24 +90,32 @@ class Places:
                 return min(found, key=len)
         return ""
 
-    def has_changed(self, zeros: Iterable[str]) -> bool:
-        """Whether one of some parameters that were zero, by name, is no longer; frozen ones are.
+    def changed(self, zeros: Collection[str]) -> set[str]:
+        """Which of some parameters that were zero, by the names of their tensors, are no longer.
 
         Of a parameter that is shared out, this process asks for its own shard alone.
         """
         model = self.model()
-        if model is None:
-            return False
-        for name in zeros:
-            try:
-                parameter = model.get_parameter(name)
-            except AttributeError:
-                continue  # a wrapper has replaced it
-            if parameter.requires_grad and not parameter.is_meta:
-                own = getattr(parameter, "to_local", lambda x=parameter: x)()
-                if bool(own.detach().any()):
-                    return True
-        return False
+        if model is None or not zeros:
+            return set()
+        known = {plain(name): x for name, x in model.named_parameters(remove_duplicate=False)}
+        found = {name: x for name in zeros if (x := known.get(plain(name))) is not None}
+        own = {name: getattr(x, "to_local", lambda x=x: x)() for name, x in found.items()}
+        asked = {name: x.detach().any() for name, x in own.items() if not x.is_meta}
+        by_device: dict[torch.device, list[str]] = {}
+        for name, x in asked.items():
+            by_device.setdefault(x.device, []).append(name)
+        # One wait for each device.
+        answers = {
+            device: torch.stack([asked[name] for name in names]).tolist()
+            for device, names in by_device.items()
+        }
+        return {
+            name
+            for device, names in by_device.items()
+            for name, is_any in zip(names, answers[device], strict=True)
+            if is_any
+        }
 
     def look(self) -> None:
         """Note the parameters that the model has now: a wrapper may have replaced them."""

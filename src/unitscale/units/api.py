@@ -163,6 +163,7 @@ def set_recipe(model: M, recipe: str | Recipe, *, skip: Skip | None = None) -> M
         recipe, scale=old.scale, inner=old.inner, model=model, store=old.store, beside=beside
     )
     session.store.join(fused_weights(model, recipe.fused))
+    session.store.forget_zeros()
     detach(model)
     attach(model, session)
     return model

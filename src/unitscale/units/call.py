@@ -140,7 +140,6 @@ class Terms:
                 if not self.store.amaxes.needed:
                     self.store.amaxes.forget()
                 self.store.requested = self.store.requested and not call.is_due
-                self.store.woken = self.store.woken and not call.is_due
         finally:
             self.call = None
             self.measured = call.measured
@@ -153,9 +152,9 @@ class Terms:
         are set before either is rounded.
         """
         store = self.store
-        if store.zero and store.asleep and self.places.has_changed(store.asleep):
-            store.requested = store.woken = True
-            store.asleep = frozenset()
+        if store.zero and store.asleep and not store.woken:
+            store.wake(self.places.changed(store.asleep))
+        store.requested |= store.woken
 
     def note_amaxes(self, run: DelayedRun, grad: Tensor) -> None:
         """A hook: the gradient of a vector with slots begins with the amaxes of a step.

@@ -175,6 +175,7 @@ class Executable:
             program = self.program(prefix)
             if store.given:
                 give(store, program, prefix)
+            store.parameters |= {prefix + t.name for t in self.tensors.values() if t.is_parameter}
             vector = self.numbers(program, {}, prefix)
             self.places[prefix] = Place(prefix=prefix, program=program, vector=vector)
         place = self.places[prefix]
@@ -324,7 +325,9 @@ class Executable:
             zero = {
                 (half, name.removeprefix(place.prefix))
                 for half, name in store.zero
-                if self.training and measures and name.startswith(place.prefix)
+                if measures
+                and (self.training or (half == "s" and store.woken))
+                and name.startswith(place.prefix)
             }
             call.measuring[key] = (
                 UnitsInForce(

@@ -20,7 +20,6 @@ __all__ = [
     "Skip",
     "Skipped",
     "fused_weights",
-    "is_all_skipped",
     "placed",
     "rounds_only_products",
     "skipped_by",

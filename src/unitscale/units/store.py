@@ -45,7 +45,8 @@ class UnitStore:
         asleep: parameters that were exactly zero when they were measured last. The first call that
             finds one of them changed is a measuring step, if there are `zero` halves: what was zero
             because of it is so no longer.
-        woken: whether the next training call measures because one of them has changed.
+        changed: those of them that have; training calls measure until what they read has come: a
+            forward pass may have no backward pass, or meet a NaN.
         looked: where the schedule stood at the last measuring step; None: not known.
         requested: whether the next training call measures, whatever the schedule.
         amaxes: those of earlier steps, where a recipe makes scales of them.
@@ -64,7 +65,7 @@ class UnitStore:
         self.evaluated: frozenset[str] = frozenset()
         self.zero: frozenset[tuple[str, str]] = frozenset()
         self.asleep: frozenset[str] = frozenset()
-        self.woken = False
+        self.changed: frozenset[str] = frozenset()
         self.looked: int | None = None
         self.signatures: dict[Signature, int] = {}
         self.step, self.began, self.version, self.requested = 0, 0, 0, False
@@ -85,6 +86,17 @@ class UnitStore:
         return self.scale and not never_measures(self.remeasure)
 
     @property
+    def woken(self) -> bool:
+        """Whether a parameter that was zero is so no longer, and no step has measured it yet."""
+        return bool(self.changed)
+
+    def wake(self, changed: Collection[str]) -> None:
+        """Have what was zero because of some parameters measured: they have changed."""
+        if changed:
+            self.changed = frozenset(changed)
+            self.version += 1  # an evaluation looks again at which units it lacks
+
+    @property
     def ran_without(self) -> bool:
         """Whether training calls since the last measuring step may have lacked a `zero` half."""
         return not self.woken and self.looked is not None and self.step > self.looked + 1
@@ -95,7 +107,8 @@ class UnitStore:
 
     def lacks(self, name: str, *, phi: bool) -> bool:
         """Whether a tensor has no unit yet; with `phi`, whether that of its gradient is missing."""
-        return name not in self.units or (phi and name in self.without_phi)
+        is_blank = not phi and self.woken and ("s", name) in self.zero
+        return name not in self.units or (phi and name in self.without_phi) or is_blank
 
     def index_of(self, signature: Signature) -> int:
         """The number of a graph by its parameters and the tensors outside of every submodule.
@@ -146,9 +159,12 @@ class UnitStore:
             self.units = {n: unit for n, unit in self.units.items() if n not in dropped}
             self.evaluated = frozenset()
             self.unshared |= readings
+            self.asleep, self.changed = self.asleep - self.changed, frozenset()
         else:
-            readings = {n: r for n, r in readings.items() if n not in self.units}
-            self.evaluated |= readings.keys()
+            blank = {n for half, n in self.zero if half == "s"} if self.woken else set()
+            known = self.units.keys() - blank
+            readings = {n: r for n, r in readings.items() if n not in known}
+            self.evaluated |= readings.keys() - blank
         if self.readings or not self.scale:
             self.warn_of_losses(readings)
         self.assign(readings, training=training)
@@ -192,9 +208,18 @@ class UnitStore:
             n for n in awake & self.parameters if readings[n].rms == 0
         }
         self.without_phi = (
-            self.without_phi - found.keys() if training else self.without_phi | found.keys()
+            self.without_phi - found.keys()
+            if training
+            else self.without_phi | (found.keys() - before)
         )
         self.version += 1
+
+    def forget_zeros(self) -> None:
+        """Look at every zero anew: another recipe rounds other tensors than the one before."""
+        zero = {("s", n) for n, r in self.readings.items() if r.rms == 0}
+        zero |= {("phi", n) for n, r in self.readings.items() if r.grad_rms == 0}
+        is_one = {(half, n) for half, n in zero if getattr(self.units.get(n, ONE), half) == 0}
+        self.zero = self.zero | is_one
 
     def join(self, groups: tuple[frozenset[str], ...]) -> None:
         """Have the parameters of each group share one s from now on."""

@@ -2,7 +2,7 @@
 
 import warnings
 
-from unitscale.units.placing import is_all_skipped, rounds_only_products
+from unitscale.units.placing import rounds_only_products
 from unitscale.units.session import Session
 
 __all__ = ["warn_of_unused_rules"]
@@ -12,14 +12,11 @@ def warn_of_unused_rules(session: Session, name: str) -> None:
     """Warn, once something has run, of rules and of `skip=` that no product has matched.
 
     A rule for everything is none of them: a model may have no products at all.
-
-    Raises:
-        ValueError: see `refuse_nothing_rounded`.
     """
     if session.rules_checked or not session.executables:
         return
-    refuse_nothing_rounded(session, name)
     session.rules_checked = True
+    warn_of_nothing_rounded(session, name)
     recipe, terms = session.recipe, session.terms
     # A module with two paths has a rule for each of them.
     used = {(rule.op, rule.gemm) for rule in terms.used_rules if rule is not None}
@@ -37,29 +34,20 @@ def warn_of_unused_rules(session: Session, name: str) -> None:
     if idle and recipe.rounds:
         warnings.warn(
             f"{name}: skip={', '.join(idle)} keeps no product of this call in full precision: "
-            "what it matches has none; us.summary(model) has the products by name.",
+            "what it matches has none; us.summary(model) names the products.",
             stacklevel=4,
         )
 
 
-def refuse_nothing_rounded(session: Session, name: str) -> None:
-    """Refuse a call in which patterns kept every product in full precision; warn if others may not.
-
-    Raises:
-        ValueError: they match every module, and the model's own forward has no product that is
-            rounded. So does each call from then on.
-    """
+def warn_of_nothing_rounded(session: Session, name: str) -> None:
+    """Warn of a call in which patterns kept every product in full precision: nothing is rounded."""
     recipe, skips = session.recipe, session.terms.used_skips
     places = [place for graph in session.executables for place in graph.places.values()]
     if not skips or not rounds_only_products(recipe) or any(x.program.rounded for x in places):
         return
-    said = (
+    warnings.warn(
         f"{name}: skip={', '.join(map(repr, sorted(skips)[:3]))} keeps every product of this call "
-        "in full precision"
+        f"in full precision, so recipe {recipe.name!r} rounds nothing; leave modules out of it with "
+        "us.set_recipe(model, recipe, skip=...). us.summary(model) names the products.",
+        stacklevel=5,
     )
-    if session.model is not None and is_all_skipped(session.model, recipe.skip):
-        raise ValueError(
-            f"{said}, so recipe {recipe.name!r} rounds nothing; leave modules out of it with "
-            "us.set_recipe(model, recipe, skip=...), or call us.unscale(model)."
-        )
-    warnings.warn(f"{said}; us.summary(model) has the products by name.", stacklevel=5)
