@@ -47,7 +47,7 @@ def warn_of_nothing_rounded(session: Session, name: str) -> None:
         return
     warnings.warn(
         f"{name}: skip={', '.join(map(repr, sorted(skips)[:3]))} keeps every product of this call "
-        f"in full precision, so recipe {recipe.name!r} rounds nothing; leave modules out of it with "
-        "us.set_recipe(model, recipe, skip=...). us.summary(model) names the products.",
+        f"in full precision, so recipe {recipe.name!r} rounds nothing; leave modules out of it "
+        "with us.set_recipe(model, recipe, skip=...). us.summary(model) names the products.",
         stacklevel=5,
     )
