@@ -204,6 +204,27 @@ def test_an_evaluation_sees_weights_that_were_loaded_over_zeros():
     assert session_of(model).store.units["b.weight"].s < -4  # of 0.01
 
 
+def test_an_evaluation_looks_once_at_what_stays_zero():
+    class Two(Adapted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Linear(32, 32, bias=False)
+            nn.init.zeros_(self.c.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.c(x)
+
+    model = us.unit_scale(Two(), "fp8").eval()
+    store, x = session_of(model).store, torch.randn(16, 32)
+    with torch.no_grad():
+        model(x)
+        model.b.weight += 0.01
+        versions = [(model(x), store.version)[1] for _ in range(3)]
+    assert len(set(versions)) == 1
+    assert ("s", "c.weight") in store.zero
+    assert store.woken  # training has not measured yet
+
+
 @pytest.mark.parametrize("recipe", ["fp8", "fp8-e4m3", "fp16"])
 def test_zeros_on_a_measuring_step_leave_the_units_that_are_known(recipe):
     model = us.unit_scale(Adapted(is_zero=False), recipe, remeasure=[0, 2])

@@ -326,7 +326,7 @@ class Executable:
                 (half, name.removeprefix(place.prefix))
                 for half, name in store.zero
                 if measures
-                and (self.training or (half == "s" and store.woken))
+                and (self.training or (half == "s" and name in store.stale))
                 and name.startswith(place.prefix)
             }
             call.measuring[key] = (

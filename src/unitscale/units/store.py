@@ -47,6 +47,7 @@ class UnitStore:
             because of it is so no longer.
         changed: those of them that have; training calls measure until what they read has come: a
             forward pass may have no backward pass, or meet a NaN.
+        stale: tensors whose s an evaluation sets anew, once, because of that.
         looked: where the schedule stood at the last measuring step; None: not known.
         requested: whether the next training call measures, whatever the schedule.
         amaxes: those of earlier steps, where a recipe makes scales of them.
@@ -66,6 +67,7 @@ class UnitStore:
         self.zero: frozenset[tuple[str, str]] = frozenset()
         self.asleep: frozenset[str] = frozenset()
         self.changed: frozenset[str] = frozenset()
+        self.stale: frozenset[str] = frozenset()
         self.looked: int | None = None
         self.signatures: dict[Signature, int] = {}
         self.step, self.began, self.version, self.requested = 0, 0, 0, False
@@ -94,6 +96,7 @@ class UnitStore:
         """Have what was zero because of some parameters measured: they have changed."""
         if changed:
             self.changed = frozenset(changed)
+            self.stale = frozenset(name for half, name in self.zero if half == "s")
             self.version += 1  # an evaluation looks again at which units it lacks
 
     @property
@@ -107,8 +110,8 @@ class UnitStore:
 
     def lacks(self, name: str, *, phi: bool) -> bool:
         """Whether a tensor has no unit yet; with `phi`, whether that of its gradient is missing."""
-        is_blank = not phi and self.woken and ("s", name) in self.zero
-        return name not in self.units or (phi and name in self.without_phi) or is_blank
+        known = name in self.units and (phi or name not in self.stale)
+        return not known or (phi and name in self.without_phi)
 
     def index_of(self, signature: Signature) -> int:
         """The number of a graph by its parameters and the tensors outside of every submodule.
@@ -161,10 +164,10 @@ class UnitStore:
             self.unshared |= readings
             self.asleep, self.changed = self.asleep - self.changed, frozenset()
         else:
-            blank = {n for half, n in self.zero if half == "s"} if self.woken else set()
-            known = self.units.keys() - blank
+            known = self.units.keys() - self.stale
             readings = {n: r for n, r in readings.items() if n not in known}
-            self.evaluated |= readings.keys() - blank
+            self.evaluated |= readings.keys() - self.units.keys()
+        self.stale -= readings.keys()
         if self.readings or not self.scale:
             self.warn_of_losses(readings)
         self.assign(readings, training=training)
