@@ -82,6 +82,9 @@ class RunProgress(WithBar):
 
     def show(self, label: str, record: dict[str, Any]) -> None:
         """One record of the run with this label."""
+        if record.get("rates") and self.is_shown:
+            line = f"{label}: its parameters say their kinds; each has the rate of u-muP's rules"
+            self.console.print(line, highlight=False, soft_wrap=True)
         if "loss" not in record:
             return
         self.last = record

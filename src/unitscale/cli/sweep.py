@@ -222,6 +222,7 @@ def checked_models(points: "tuple[Point, ...]") -> "dict[str, Count]":
     for point in points:
         config = point.config
         shape = [config.existing, point.options, config.sequence_length, config.recipe]
+        shape.append(config.lr is None)
         key = json_module.dumps(shape, sort_keys=True)
         if key not in known:
             if config.existing is not None:

@@ -5,7 +5,7 @@ from torch import nn
 
 from unitscale.sweep.row import Count
 from unitscale.train.config import TrainConfig
-from unitscale.train.initial import build_model
+from unitscale.train.initial import build_model, says_kinds
 
 
 def count_of(config: TrainConfig) -> Count:
@@ -14,7 +14,7 @@ def count_of(config: TrainConfig) -> Count:
     A factory that needs real numbers while it builds is called once more, without that.
 
     Raises:
-        ModelError: the factory failed.
+        ModelError: the factory failed. OutputError: as `says_kinds`.
     """
     state = torch.random.get_rng_state()
     try:
@@ -24,6 +24,7 @@ def count_of(config: TrainConfig) -> Count:
         model = build_model(config)
     finally:
         torch.random.set_rng_state(state)
+    says_kinds(config, model)
     tables = {
         id(p): p.numel()
         for module in model.modules()
