@@ -1,6 +1,7 @@
 """`unitscale recipes`: the recipes as a table, or some of them in full. Imports no torch."""
 
 import json as json_module
+from collections.abc import Iterator
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,7 +106,7 @@ def describe(recipe: "Recipe") -> dict[str, Any]:
         "result": result.name if result else None,
         "scale": scale_of(recipe, value),
         "shared_by": shared_by(recipe),
-        "rounds": ", ".join(rule.op for rule in recipe.rules).replace("*", "every product")
+        "rounds": ", ".join(rounded_ops(recipe)).replace("*", "every product")
         if recipe.rounds
         else "every tensor"
         if recipe.throughout
@@ -119,6 +120,16 @@ def describe(recipe: "Recipe") -> dict[str, Any]:
             for row in recipe.products()
         ],
     }
+
+
+def rounded_ops(recipe: "Recipe") -> Iterator[str]:
+    """The kinds of products that the recipe rounds, with the format of those of another one."""
+    for rule in recipe.rules:
+        if rule.gemm is None or not rule.gemm.rounds:
+            continue
+        own = rule.gemm.output[0].format
+        is_other = own is not None and own != recipe.value.format
+        yield f"{rule.op} {own.name}" if own is not None and is_other else rule.op
 
 
 def scale_of(recipe: "Recipe", value: "Operand") -> str:
