@@ -1,7 +1,6 @@
 """`unitscale recipes`: the recipes as a table, or some of them in full. Imports no torch."""
 
 import json as json_module
-from collections.abc import Iterator
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +59,9 @@ def recipes(
     from unitscale.report import plain_table
 
     show(plain_table([line(describe(recipe)) for recipe in chosen]))
+    for recipe in chosen:
+        for op, fmt in other_formats(recipe).items():
+            show(f"{recipe.name}: {op} products in {fmt}")
     if not names:
         text = "groups, wherever several recipes are taken: all; and rivals, one of each kind that "
         text += f"people train with: {', '.join(GROUPS['rivals'])}"
@@ -80,7 +82,7 @@ def line(row: dict[str, Any]) -> dict[str, str]:
     if row["shared_by"] not in ("", "tensor"):
         scale += f", {row['shared_by'].replace(', ', '/')}"
     products = {"every product": "all", "every tensor": "tensors", "nothing": "-"}.get(
-        row["rounds"], row["rounds"]
+        row["rounds"], ", ".join(x for x in row["rounds"].split(", ") if x not in row["others"])
     )
     return {
         "recipe": row["recipe"],
@@ -106,11 +108,12 @@ def describe(recipe: "Recipe") -> dict[str, Any]:
         "result": result.name if result else None,
         "scale": scale_of(recipe, value),
         "shared_by": shared_by(recipe),
-        "rounds": ", ".join(rounded_ops(recipe)).replace("*", "every product")
+        "rounds": ", ".join(rule.op for rule in recipe.rules).replace("*", "every product")
         if recipe.rounds
         else "every tensor"
         if recipe.throughout
         else "nothing",
+        "others": other_formats(recipe),
         "saved": None if recipe.saved is None else str(recipe.saved),
         "used_by": recipe.users,
         "source": recipe.source,
@@ -122,14 +125,12 @@ def describe(recipe: "Recipe") -> dict[str, Any]:
     }
 
 
-def rounded_ops(recipe: "Recipe") -> Iterator[str]:
-    """The kinds of products that the recipe rounds, with the format of those of another one."""
-    for rule in recipe.rules:
-        if rule.gemm is None or not rule.gemm.rounds:
-            continue
-        own = rule.gemm.output[0].format
-        is_other = own is not None and own != recipe.value.format
-        yield f"{rule.op} {own.name}" if own is not None and is_other else rule.op
+def other_formats(recipe: "Recipe") -> dict[str, str]:
+    """The kinds of products that are rounded in another format than most, with that format."""
+    own = {rule.op: rule.gemm.output[0].format for rule in recipe.rules if rule.gemm is not None}
+    return {
+        op: fmt.name for op, fmt in own.items() if fmt is not None and fmt != recipe.value.format
+    }
 
 
 def scale_of(recipe: "Recipe", value: "Operand") -> str:

@@ -257,7 +257,10 @@ def make_runs(
     if repeated:
         note += f"; {repeated} more are in the grid twice and made once"
     print(note, file=sys.stderr, flush=True)
-    with deferred_interrupt() as stop, SweepProgress(runs=len(points), swept=swept(points)) as progress:
+    with (
+        deferred_interrupt() as stop,
+        SweepProgress(runs=len(points), swept=swept(points)) as progress,
+    ):
         return run_claimed_sweep(
             points,
             counts,

@@ -200,7 +200,7 @@ def write_analysis(results: Mapping[str, Any], path: Path) -> None:
         | {
             "Share of tensors with RMS in [1/2, 2]": range_rows(results),
             "Share of elements that a format loses": loss_rows(results),
-            "Left at (1, 1), and why": left_rows(results),
+            "Left at 1, and why": left_rows(results),
             "Tensors before and after units, the furthest from 1 first": tensor_rows(results),
         },
     )
