@@ -88,18 +88,19 @@ A block format is a narrow format whose values share a scale, a short run of the
 
 def recipes_page() -> str:
     """Every recipe in a line."""
-    from unitscale.cli.recipes import describe, line
+    from unitscale.cli.recipes import describe, line, other_formats
 
     rows = []
     for name, recipe in RECIPES.items():
         row = line(describe(recipe))
+        others = "".join(f", {op} in {fmt}" for op, fmt in other_formats(recipe).items())
         rows.append(
             {
                 "recipe": f"`{name}`",
                 "values": row["values"],
                 "gradients": row["gradients"],
                 "scale": row["scale"],
-                "products": row["products"],
+                "products": row["products"] + others,
                 "used by": row["used by"] or "",
             }
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unitscale.cli import main
-from unitscale.cli.doctor import recipe_line
+from unitscale.cli.doctor import recipe_line, total_line
 from unitscale.gemm import executor
 from unitscale.gemm.capability import Machine
 from unitscale.gemm.executor import Ability
@@ -262,3 +262,10 @@ def test_compiler_is_the_one_of_the_environment_if_it_names_one(monkeypatch, tmp
 def test_missing_package_has_no_version():
     assert doctor.package_version("no_such_package_at_all") is None
     assert doctor.package_version("numpy") is not None
+
+
+def test_nothing_that_pays_has_no_gain_where_it_pays() -> None:
+    ways = {"bf16_s": 1.0, "torchao": {"everywhere": 0.9, "where yes": 1.0}}
+    no, yes = ({"shapes": [{"verdict": v}], "total": ways} for v in ("no", "yes"))
+    assert "0.90x everywhere, and no layer where it pays" in total_line(no)
+    assert "0.90x everywhere, 1.00x where it pays" in total_line(yes)

@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from unitscale.cli.progress import RunProgress
+from unitscale.cli.progress import RunProgress, SweepProgress
+from unitscale.cli.sweep import swept
+from unitscale.sweep.grid import grid_of
 
 NUMERICS = {"worst": "trunk.2.add (gradient)", "worst_lost_fraction": 0.991, "losing_fraction": 0.4}
 WORST = "40% of tensors lose over 1 %, most 99.1%: trunk.2.add (gradient)"
@@ -39,3 +41,17 @@ def test_terminal_shows_the_bar_and_below_it_the_worst_tensor(
     assert bar.startswith("fp8 ")
     assert "20/20 loss 2.800  1,234 tokens/s" in bar
     assert worst == f"fp8: {WORST}"[: width - 1]
+
+
+def test_runs_of_a_sweep_are_called_by_what_is_swept(capsys: pytest.CaptureFixture[str]) -> None:
+    content = {"recipe": "fp8", "steps": 1, "model": {"ffn_act_mult": [1.0, 2.0], "width": 64}}
+    points = grid_of(content).points
+    with SweepProgress(runs=2, swept=swept(points)) as progress:
+        for point in points:
+            progress.ended({"name": point.name, "status": "done", "loss": 1.5, "reason": ""})
+    said = capsys.readouterr().err.splitlines()
+    expected = [
+        f"{p.name} model.ffn_act_mult={p.options['ffn_act_mult']}: loss 1.5000" for p in points
+    ]
+    assert [line.partition(" ")[2] for line in said] == expected
+    assert swept(points[:1]) == {points[0].name: ""}

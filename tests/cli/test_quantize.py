@@ -107,7 +107,7 @@ def test_a_folder_of_transformers(tmp_path, monkeypatch, capsys):
     [
         (("mine.py:build", "--recipe", "fp9"), 2, "unknown recipe 'fp9'"),
         (("mine.py:none", "--recipe", "fp8"), 2, "none"),
-        (("mine.py:alone", "--recipe", "fp8"), 2, "has no units; pass calibration"),
+        (("mine.py:alone", "--recipe", "fp8"), 2, "has no units; give --calibration-data, or"),
         (("mine.py:broken", "--recipe", "fp8"), 1, "mine.py:broken failed: RuntimeError: no disk"),
         (
             ("mine.py:build", "--recipe", "fp8", "--calibration-data", "mine.py:nan"),

@@ -51,7 +51,7 @@ def test_table_has_a_line_for_every_recipe(
     rows = [line for line in lines if line.strip()][2:]  # after the head and its line
     assert [row.split()[0] for row in rows[: len(RECIPES)]] == list(RECIPES)
     groups = " ".join(rows[len(RECIPES) :])
-    assert groups.startswith("for character models, every tensor")
+    assert groups.startswith("mus: readout products in BF16 for character models, every tensor")
     assert all(f" {name}" in groups for name in TRUE_FP16)
     assert "groups, wherever several recipes are taken: all; and rivals" in groups
     assert groups.endswith(", ".join(RIVALS))
@@ -140,3 +140,12 @@ def test_commands_on_products_alone_refuse_one_format_for_every_tensor(
     assert stopped.value.code == 2
     assert "recipe 'fp16-true' rounds every tensor" in said
     assert line[0] in said
+
+
+def test_product_in_another_format_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [line.strip() for line in run(capsys, monkeypatch).splitlines()]
+    assert [line for line in lines if " products in " in line] == ["mus: readout products in BF16"]
+    (row,) = [line for line in lines if line.startswith("mus ")]
+    assert "readout" not in row

@@ -104,3 +104,9 @@ def test_memory_of_what_is_emulated_in_fp32_is_no_memory_of_the_recipe(name) -> 
     assert fp8[-1] == ""
     rows = list(cost_rows(runs))
     assert [row[COST_TITLES.index("saved\nover fp32")] for row in rows][1:] == ["1.00", "–"]
+
+
+def test_outcome_of_one_seed_says_so() -> None:
+    one = outcome(summarize([run("fp32", 0, 1.0), run("fp8", 0, 1.1)]))
+    assert "Against it (one seed, so that nothing is known of the spread): fp8 +0.100" in one
+    assert "one seed" not in outcome(summarize(RUNS))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import unitscale as us
+from unitscale.units import overview
 
 WIDTH = 8
 
@@ -223,3 +224,34 @@ def test_what_runs_between_graphs_is_said_not_to_be_known(breaks):
         assert ("not known: products of two activations" in found) is breaks
         assert us.coverage(model) == 1.0
     assert bool(us.summary(model).breaks) is breaks
+
+
+class Unused(nn.Module):
+    """It has a parameter of its own that nothing takes, a part that runs and one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.ones(3))
+        self.used, self.idle = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+def test_parameter_that_is_not_used_is_no_module_that_has_not_run() -> None:
+    model = us.unit_scale(Unused(), "fp8", inner="eager")
+    model(torch.ones(2, WIDTH)).sum().backward()
+    found = us.summary(model)
+    assert (found.unseen, found.unused) == (("idle",), ("unused",))
+    assert "not used by what has run: unused" in str(found)
+    assert "has not run: idle" in str(found)
+    assert "the model itself" not in str(found)
+    assert ", 1 training call" in str(found).splitlines()[0]
+    assert not str(found).splitlines()[0].endswith("calls")
+
+
+def test_reason_that_comes_twice_is_said_once() -> None:
+    assert overview.counted(["Dynamic shape", "other", "Dynamic shape"]) == (
+        "Dynamic shape (2 times)",
+        "other",
+    )

@@ -300,7 +300,7 @@ def test_summary_says_products_units_and_steps():
     share = 1 - MACS["head"] / TOTAL
     assert first == (
         f"Model, recipe fp8: {share:.1%} of multiply-adds rounded, {found.units} tensors with a "
-        "unit, 2 training steps"
+        "unit, 2 training calls"
     )
     assert any(
         "4 products" in line and "E4M3FN unit, gradients E5M2 unit" in line for line in lines

@@ -262,7 +262,12 @@ def total_line(found: dict[str, Any]) -> str:
     """All layers together."""
     ways = {name: value for name, value in found["total"].items() if name != "bf16_s"}
     parts = (
-        f"{name} {value['everywhere']:.2f}x everywhere, {value['where yes']:.2f}x where it pays"
+        f"{name} {value['everywhere']:.2f}x everywhere, "
+        + (
+            f"{value['where yes']:.2f}x where it pays"
+            if any(one["verdict"] == "yes" for one in found["shapes"])
+            else "and no layer where it pays"
+        )
         for name, value in ways.items()
     )
     return f"All layers together, products and passes alone: {'; '.join(parts)}."

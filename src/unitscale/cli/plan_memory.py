@@ -104,7 +104,7 @@ def plan_memory(
         for name in names:
             state_bytes(name, dtype)
         source = source_of(config, model, settings, dtype, sequence_length)
-        sizes = sizes_of_source(source)
+        sizes = sizes_of_source(source, recipes)
     with running():
         from unitscale.memory.plan import kept_at
         from unitscale.memory.plan import plan_memory as planned
@@ -220,17 +220,17 @@ def check_positions(positions: Any, where: str, length: int) -> None:
         )
 
 
-def sizes_of_source(source: "Source") -> "Sizes":
+def sizes_of_source(source: "Source", recipes: "Sequence[Recipe]" = ()) -> "Sizes":
     """The parameters of the model.
 
     Raises:
-        ValueError: it cannot be built.
+        ValueError: it cannot be built, or a recipe names modules that it has not.
     """
     from unitscale.memory.plan import sizes_at
     from unitscale.train.initial import ModelError
 
     try:
-        return sizes_at(source)
+        return sizes_at(source, recipes=recipes)
     except ModelError as error:
         raise ValueError(str(error)) from error
 

@@ -1,8 +1,8 @@
 """Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
-from collections.abc import Iterable
-from types import TracebackType
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
@@ -82,6 +82,9 @@ class RunProgress(WithBar):
 
     def show(self, label: str, record: dict[str, Any]) -> None:
         """One record of the run with this label."""
+        if record.get("rates") and self.is_shown:
+            line = f"{label}: its parameters say their kinds; each has the rate of u-muP's rules"
+            self.console.print(line, highlight=False, soft_wrap=True)
         if "loss" not in record:
             return
         self.last = record
@@ -113,10 +116,14 @@ class RunProgress(WithBar):
 
 
 class SweepProgress(WithBar):
-    """The progress of a sweep: a bar over its runs, and a line for each that ends."""
+    """The progress of a sweep: a bar over its runs, and a line for each that ends.
 
-    def __init__(self, *, runs: int) -> None:
-        self.runs, self.done = runs, 0
+    Args:
+        swept: what the names of runs do not say of them, by name.
+    """
+
+    def __init__(self, *, runs: int, swept: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.runs, self.done, self.swept = runs, 0, swept
         self.console = console = Console(stderr=True)
         self.bar = (
             Bar(
@@ -138,9 +145,13 @@ class SweepProgress(WithBar):
 
     def at(self, name: str, step: int, steps: int) -> None:
         """A run has come to a step."""
-        self.steps[name] = f"{name} {step}/{steps}"
+        self.steps[name] = f"{self.called(name)} {step}/{steps}"
         if self.bar:
             self.bar.numerics = "  ".join(self.steps.values())
+
+    def called(self, name: str) -> str:
+        """The name of a run, and the swept values that are not in it."""
+        return f"{name} {self.swept[name]}" if self.swept.get(name) else name
 
     def ended(self, row: dict[str, Any]) -> None:
         """A run has ended, now or before."""
@@ -149,7 +160,7 @@ class SweepProgress(WithBar):
         loss = row.get("loss")
         how = row["status"] if loss is None else f"loss {loss:.4f}"
         why = f": {row['reason']}" if row["reason"] else ""
-        line = f"{self.done}/{self.runs} {row['name']}: {how}{why}"
+        line = f"{self.done}/{self.runs} {self.called(row['name'])}: {how}{why}"
         if self.bar:
             self.bar.update(self.task, completed=self.done)
             self.console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -2,7 +2,8 @@
 
 import json as json_module
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -152,6 +153,7 @@ def quantize(
                     )
         held.enter_context(running())
         held.enter_context(checking_arguments())
+        held.enter_context(naming_flags())
         subject, batches, tokenizer = subject_of(
             model, calibration_data, samples or SAMPLES, length
         )
@@ -194,6 +196,27 @@ def quantize(
         print(json_module.dumps(row, indent=2))
         return
     show(*([] if table is None else [str(table)]), str(found), str(done))
+
+
+FLAGS = {
+    "pass calibration=batches": "give --calibration-data",
+    "take differences='report'": "give --differences report",
+}
+"""What errors of `deploy.quantize` ask for, as it is called here."""
+
+
+@contextmanager
+def naming_flags() -> Iterator[None]:
+    """Have errors name the flag in the place of the argument of Python."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        for argument, flag in FLAGS.items():
+            text = text.replace(argument, flag)
+        if text == str(error):
+            raise
+        raise ValueError(text) from error
 
 
 def subject_of(

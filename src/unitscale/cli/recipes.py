@@ -59,6 +59,9 @@ def recipes(
     from unitscale.report import plain_table
 
     show(plain_table([line(describe(recipe)) for recipe in chosen]))
+    for recipe in chosen:
+        for op, fmt in other_formats(recipe).items():
+            show(f"{recipe.name}: {op} products in {fmt}")
     if not names:
         text = "groups, wherever several recipes are taken: all; and rivals, one of each kind that "
         text += f"people train with: {', '.join(GROUPS['rivals'])}"
@@ -79,7 +82,7 @@ def line(row: dict[str, Any]) -> dict[str, str]:
     if row["shared_by"] not in ("", "tensor"):
         scale += f", {row['shared_by'].replace(', ', '/')}"
     products = {"every product": "all", "every tensor": "tensors", "nothing": "-"}.get(
-        row["rounds"], row["rounds"]
+        row["rounds"], ", ".join(x for x in row["rounds"].split(", ") if x not in row["others"])
     )
     return {
         "recipe": row["recipe"],
@@ -110,6 +113,7 @@ def describe(recipe: "Recipe") -> dict[str, Any]:
         else "every tensor"
         if recipe.throughout
         else "nothing",
+        "others": other_formats(recipe),
         "saved": None if recipe.saved is None else str(recipe.saved),
         "used_by": recipe.users,
         "source": recipe.source,
@@ -118,6 +122,14 @@ def describe(recipe: "Recipe") -> dict[str, Any]:
             dict(zip(("product", "left", "right", "result"), row, strict=True))
             for row in recipe.products()
         ],
+    }
+
+
+def other_formats(recipe: "Recipe") -> dict[str, str]:
+    """The kinds of products that are rounded in another format than most, with that format."""
+    own = {rule.op: rule.gemm.output[0].format for rule in recipe.rules if rule.gemm is not None}
+    return {
+        op: fmt.name for op, fmt in own.items() if fmt is not None and fmt != recipe.value.format
     }
 
 

@@ -222,6 +222,7 @@ def checked_models(points: "tuple[Point, ...]") -> "dict[str, Count]":
     for point in points:
         config = point.config
         shape = [config.existing, point.options, config.sequence_length, config.recipe]
+        shape.append(config.lr is None)
         key = json_module.dumps(shape, sort_keys=True)
         if key not in known:
             if config.existing is not None:
@@ -256,7 +257,10 @@ def make_runs(
     if repeated:
         note += f"; {repeated} more are in the grid twice and made once"
     print(note, file=sys.stderr, flush=True)
-    with deferred_interrupt() as stop, SweepProgress(runs=len(points)) as progress:
+    with (
+        deferred_interrupt() as stop,
+        SweepProgress(runs=len(points), swept=swept(points)) as progress,
+    ):
         return run_claimed_sweep(
             points,
             counts,
@@ -268,6 +272,18 @@ def make_runs(
             on_row=progress.ended,
             on_step=lambda point, step: progress.at(point.name, step, point.config.steps),
         )
+
+
+def swept(points: "tuple[Point, ...]") -> dict[str, str]:
+    """What differs between the points and their names do not say, in words, by their names."""
+    said = {"recipe", "existing", "lr", "seed", "model.layer", "model.width", "model.depth"}
+    keys = {key: None for point in points for key in point.values if key not in said}
+    values = {key: {json_module.dumps(p.values.get(key)) for p in points} for key in keys}
+    differ = [key for key in keys if len(values[key]) > 1]
+    return {
+        point.name: " ".join(f"{key}={json_module.dumps(point.values.get(key))}" for key in differ)
+        for point in points
+    }
 
 
 def print_results(rows: "list[Row]", out: Path, *, json: bool) -> None:

@@ -132,7 +132,8 @@ def export(
     if plan.differences and differences == "refuse":
         found = "; ".join(plan.differences)
         raise ValueError(
-            f"export: a server would not compute what this model does: {found}; "
+            f"export: what is loaded from the folder would not compute what this model does: "
+            f"{found}; "
             + "train with 'fp8-serve', or " * (not is_quantized)
             + "take differences='report' to export it all the same"
         )

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from unitscale import units
 from unitscale.memory.source import Source, without_memory
+from unitscale.models.placed import moved_inside
 from unitscale.recipes import Recipe, without_loss_scale
 from unitscale.train.initial import failing
 from unitscale.units.forward import session_of
@@ -109,7 +110,7 @@ def give(model: nn.Module, recipe: Recipe, mode: FakeTensorMode) -> None:
         return run
 
     inner.fuses = False  # type: ignore[attr-defined]  # a plan is of what runs without a compiler
-    recipe = without_loss_scale(recipe)
+    recipe = moved_inside(without_loss_scale(recipe), model)
     if recipe.unit_scaled:
         units.unit_scale(model, recipe, inner=inner, remeasure="never")
     elif recipe.rounds:

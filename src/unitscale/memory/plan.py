@@ -1,6 +1,6 @@
 """Bytes per process, by kind, of a training run that nobody has started yet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -9,7 +9,9 @@ from torch import nn
 from unitscale.memory.audit import Kept, kept_by
 from unitscale.memory.source import Source, without_memory
 from unitscale.memory.states import state_bytes
+from unitscale.models.placed import check_recipe
 from unitscale.recipes import Recipe
+from unitscale.recipes.within import names_modules
 
 Sharding = Literal["fsdp", "zero2", "zero1", "ddp"]
 SHARDED: Mapping[str, frozenset[str]] = {
@@ -90,21 +92,25 @@ def sizes_of(model: nn.Module) -> Sizes:
     return Sizes(total=sum(p.numel() for p in model.parameters()), largest=max([*groups, rest]))
 
 
-def sizes_at(source: Source, depth: int | None = None) -> Sizes:
+def sizes_at(source: Source, depth: int | None = None, recipes: Sequence[Recipe] = ()) -> Sizes:
     """The parameters of a source's model.
 
     Raises:
-        ModelError: its code failed.
+        ModelError: its code failed. ValueError: a recipe names modules that it has not.
     """
     with without_memory():
-        return sizes_of(source.build(depth))
+        model = source.build(depth)
+        for recipe in recipes:
+            check_recipe(recipe, model)
+        return sizes_of(model)
 
 
 def kept_at(source: Source, recipe: Recipe, *, length: int, total: int) -> Kept:
     """What the whole model keeps under a recipe.
 
     Models of equal layers are followed with one layer and with two; each more adds the same. That
-    they are equal is seen by their parameters: if these do not add up, all layers are followed.
+    they are equal is seen by their parameters: if these do not add up, all layers are followed,
+    and so they are if the recipe names modules.
 
     Args:
         total: the parameters of the whole model.
@@ -113,7 +119,7 @@ def kept_at(source: Source, recipe: Recipe, *, length: int, total: int) -> Kept:
         As `kept_by`.
     """
     depth = source.depth
-    if depth is not None and depth > 2:
+    if depth is not None and depth > 2 and not names_modules(recipe):
         one, two = (sizes_at(source, n).total for n in (1, 2))
         if one + (depth - 1) * (two - one) == total:
             first, second = (kept_by(source, recipe, length=length, depth=n) for n in (1, 2))

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from unitscale.models.existing import find_factory
 from unitscale.models.language import BYTES
 
+INSIDE = "model."
+"""What the names of a model's parts begin with inside of `NextByte`."""
+
 
 class NextByte(nn.Module):
     """A model of logits as a model of the loss, by cross-entropy with the targets.
@@ -39,6 +42,16 @@ class NextByte(nn.Module):
                 ".logits"
             )
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def own_model(model: nn.Module) -> nn.Module:
+    """The model that a person wrote: within `NextByte`, or this one."""
+    return model.model if isinstance(model, NextByte) else model
+
+
+def own_path(model: nn.Module, path: str) -> str:
+    """The path of a part of `model` in the model that a person wrote."""
+    return path.removeprefix(INSIDE) if isinstance(model, NextByte) else path
 
 
 def build(name: str, options: Mapping[str, Any]) -> nn.Module:

@@ -81,6 +81,22 @@ def uses_of_parameters(
             yield _use(name, name, parameter, None, kinds, depth=1)
 
 
+def said_kinds(model: nn.Module) -> tuple[list[str], list[str]]:
+    """The trainable parameters of a model, by name: those that say their kind, and the others.
+
+    A tied parameter is named at each of its uses.
+    """
+    said: list[str] = []
+    silent: list[str] = []
+    for path, module in model.named_modules():
+        declared = getattr(module, "parameter_kinds", {})
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter.requires_grad:
+                says = stated_kind(module, name, parameter) is not None or name in declared
+                (said if says else silent).append(f"{path}.{name}" if path else name)
+    return said, silent
+
+
 def _uses(
     module: nn.Module, kinds: Mapping[str, Kind], *, prefix: str, depth: int, in_stream: bool
 ) -> Iterator[Use]:

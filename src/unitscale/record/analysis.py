@@ -20,9 +20,10 @@ from unitscale.formats import E4M3FN, E5M2, FP16, FloatFormat
 from unitscale.graph.capture import TensorNode
 from unitscale.numerics import digest, flushed_fraction, saturated_fraction
 from unitscale.recipes import Recipe
+from unitscale.recipes.within import within
 from unitscale.record.ranges import OUTSIDE, held, held_grad, share_in_range
 from unitscale.record.sink import format_limits
-from unitscale.record.terms import complaints
+from unitscale.record.terms import asked_of_model, complaints
 from unitscale.record.what_if import ProductReader, WhatIf
 from unitscale.units.forward import session_of
 
@@ -147,9 +148,11 @@ def analyse(subject: Subject, what_if: Sequence[Recipe] = ()) -> dict[str, Any]:
 
     Raises:
         AnalysisError: the model fails, its loss is no scalar, or a NaN turns up.
-        ValueError: it is scaled or compiled already.
+        ValueError: it is scaled or compiled already, or a recipe names modules that it has not.
     """
     model = subject.model.train()
+    own = model.get_submodule(subject.inside)
+    asked_of = [within(asked_of_model(recipe, own), subject.inside) for recipe in what_if]
     with failing("the model failed on its inputs"), torch.random.fork_rng():
         subject.loss()
     units.unit_scale(model, "fp32-units", inner="eager", remeasure="once")
@@ -162,7 +165,7 @@ def analyse(subject: Subject, what_if: Sequence[Recipe] = ()) -> dict[str, Any]:
         rows = units.rows(model)  # takes the readings, and refuses a NaN in them
         found = {row.name: Losses() for row in rows}
         by_name = {row.name: row for row in rows}
-        asked = WhatIf(what_if, format_limits(FORMATS)) if what_if else None
+        asked = WhatIf(asked_of, format_limits(FORMATS)) if what_if else None
         session.terms.observer = partial(Observed, by_name, found, asked)
         with torch.random.fork_rng():
             subject.loss().backward()
@@ -174,6 +177,9 @@ def analyse(subject: Subject, what_if: Sequence[Recipe] = ()) -> dict[str, Any]:
         answers = asked.collect()
         for row in answers:  # a pattern of `skip` is for the user's model
             row["module"] = row["module"].removeprefix(f"{subject.inside}.")
+            for found_of in row["recipes"].values() if subject.inside else ():
+                if "why" in found_of:
+                    found_of["why"] = found_of["why"].replace(f"skip='{subject.inside}.", "skip='")
         names = [recipe.name for recipe in what_if]
         said = list(complaints(answers, names, type(model).__name__, 0))
         more = {"what_if": answers, "what_if_notes": said}

@@ -32,7 +32,7 @@ from unitscale.record.taken import (
     operand_of,
     true_value,
 )
-from unitscale.record.terms import complaints, recipes_of
+from unitscale.record.terms import asked_of_model, complaints, recipes_of
 from unitscale.record.what_if import ProductReader, WhatIf
 from unitscale.report.parquet import SUFFIX
 from unitscale.units.forward import ScaledForward, forward_of
@@ -85,7 +85,8 @@ def record(
             that are sampled, in rows of their own (`record.what_if`). They cost time.
     Raises:
         ValueError: `every` below 1, no formats, a second recording of the same model, an unknown
-            recipe, or a Parquet file without pyarrow, to be continued, or for `what_if`.
+            recipe or one that names modules that the model has not, or a Parquet file without
+            pyarrow, to be continued, or for `what_if`.
     """
     if every < 1:
         raise ValueError(f"record: every is {every}; expected at least 1")
@@ -93,13 +94,14 @@ def record(
         raise ValueError("record: formats is empty; name at least one, such as (E4M3FN, E5M2)")
     if isinstance(model._compiled_call_impl, Recorder):
         raise ValueError(f"record: this {type(model).__name__} is being recorded already")
-    others = recipes_of(what_if) if what_if else []
+    plain = getattr(model, "_orig_mod", model)
+    others = [asked_of_model(r, plain) for r in recipes_of(what_if)] if what_if else []
     if others and path is not None and Path(path).suffix == SUFFIX:
         raise ValueError(
             f"record: {path} is a Parquet file, which has no place for what_if; use a file that "
             "ends in .jsonl"
         )
-    known = forward_of(getattr(model, "_orig_mod", model))
+    known = forward_of(plain)
     recipe = parse("fp32") if known is None else known.session.recipe
     formats = formats_of(recipe) if formats is None else tuple(formats)
     sink = Sink(None if path is None else Path(path), formats, every, first_step, limit, recipe)

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from torch import fx
+from torch import fx, nn
 
 from unitscale.gemm import ProductFormats
 from unitscale.graph.dynamo import example
 from unitscale.recipes import RECIPES, RIVALS, Recipe, parse
 from unitscale.record.product import layer_of
 from unitscale.units.ops import operands, rule_of
+from unitscale.units.placing import NOTHING, placed
 from unitscale.units.products import (
     FULL_PRECISION,
     formats_at,
@@ -19,7 +21,7 @@ from unitscale.units.products import (
     operands_at,
 )
 
-__all__ = ["Terms", "complaints", "recipes_of", "terms_of"]
+__all__ = ["Terms", "asked_of_model", "complaints", "recipes_of", "terms_of"]
 
 DYNAMIC_LOSS_LOG2 = 16
 """Of a dynamic loss scale: where torch.amp.GradScaler begins."""
@@ -53,6 +55,16 @@ def recipes_of(what_if: str | Iterable[str | Recipe]) -> list[Recipe]:
         named.add(recipe.name)
         found[recipe.name] = recipe
     return list(found.values())
+
+
+def asked_of_model(recipe: Recipe, model: nn.Module) -> Recipe:
+    """A recipe as it would be in force in a model, whatever the device can compute.
+
+    Raises:
+        ValueError: a pattern matches no module.
+    """
+    caller = f"what_if, recipe {recipe.name!r}"
+    return placed(replace(recipe, executor="emulated"), model, NOTHING, caller)
 
 
 class Terms(NamedTuple):

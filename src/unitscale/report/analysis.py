@@ -54,14 +54,20 @@ def loss_rows(results: Mapping[str, Any]) -> list[Row]:
 
 
 def left_rows(results: Mapping[str, Any]) -> list[Row]:
-    """How many tensors kept 1 for a part of their unit, by reason."""
-    reasons: dict[str, list[str]] = {}
+    """How many tensors kept 1 for a part of their unit, by reason.
+
+    Which part: "s" of the tensor itself, "phi" of its gradient; the other may have a unit.
+    """
+    reasons: dict[tuple[str, str], list[str]] = {}
     for tensor in results["tensors"]:
         if tensor["reason"] is not None:
-            reasons.setdefault(tensor["reason"], []).append(tensor["name"])
+            kept = " and ".join(half for half in ("s", "phi") if tensor[half] == 1)
+            # A reason may stand beside a unit that was measured: then nothing was left at 1.
+            if kept:
+                reasons.setdefault((tensor["reason"], kept), []).append(tensor["name"])
     return [
-        {"left at (1, 1) because": reason, "tensors": len(names), "such as": names[0]}
-        for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))
+        {"left at 1": kept, "because": reason, "tensors": len(names), "such as": names[0]}
+        for (reason, kept), names in sorted(reasons.items(), key=lambda item: -len(item[1]))
     ]
 
 
@@ -194,7 +200,7 @@ def write_analysis(results: Mapping[str, Any], path: Path) -> None:
         | {
             "Share of tensors with RMS in [1/2, 2]": range_rows(results),
             "Share of elements that a format loses": loss_rows(results),
-            "Left at (1, 1), and why": left_rows(results),
+            "Left at 1, and why": left_rows(results),
             "Tensors before and after units, the furthest from 1 first": tensor_rows(results),
         },
     )

@@ -166,7 +166,9 @@ def outcome(summaries: Sequence[Summary]) -> str:
     known = [s for s in summaries if s.recipe != BASELINE and s.valid_loss_change.mean is not None]
     if known:
         parts = [f"{s.recipe} {s.valid_loss_change.text('+')}" for s in known]
-        sentences.append(f"Against it: {', '.join(parts)}.")
+        alone = " (one seed, so that nothing is known of the spread)"
+        of = alone if all(s.seeds == 1 for s in known) else ""
+        sentences.append(f"Against it{of}: {', '.join(parts)}.")
     unit_scaled = [s for s in summaries if s.control == UNITS_CONTROL]
     split = [s for s in unit_scaled if s.format_change.mean is not None]
     if split:

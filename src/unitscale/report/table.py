@@ -36,7 +36,10 @@ def cost_table(results: Mapping[str, Any]) -> "Table":
     Raises:
         ValueError: rich is not installed.
     """
-    table = new_table(title="per linear layer, forward and backward", title_justify="left")
+    table = new_table(
+        title="time and saved bytes of the whole model; passes of one linear layer",
+        title_justify="left",
+    )
     for index, title in enumerate(COST_TITLES):
         table.add_column(title, justify="right" if 0 < index < 5 else "left")
     for row in cost_rows(results):

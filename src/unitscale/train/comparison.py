@@ -12,6 +12,7 @@ from unitscale.train.cost import cost_of
 from unitscale.train.divergence import FINAL_OVER
 from unitscale.train.loop import train
 from unitscale.train.named import is_own
+from unitscale.train.paper import check_recipes
 from unitscale.train.planned import claimed_comparison, run_folder
 from unitscale.train.ranks import held_by_lead
 from unitscale.train.run_folder import LOG, Record, own_recipe
@@ -54,7 +55,11 @@ def compare_claimed(
     tensorboard: bool = False,
     spread: Spread = WHOLE,
 ) -> Iterator[dict[str, Any]]:
-    """`compare` in a folder that the caller holds (`planned.claimed_comparison`)."""
+    """`compare` in a folder that the caller holds (`planned.claimed_comparison`).
+
+    Every recipe is checked against the model before the first run.
+    """
+    check_recipes(configs)
     runs: list[dict[str, Any]] = []
     for config in configs:
         result = train(

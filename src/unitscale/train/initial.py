@@ -10,9 +10,10 @@ from unitscale import optim
 from unitscale.models import CharLM
 from unitscale.models.existing import find_factory
 from unitscale.models.language import BYTES
-from unitscale.models.next_byte import NextByte, as_loss
+from unitscale.models.next_byte import NextByte, as_loss, own_path
 from unitscale.models.positions import positions_of
 from unitscale.optim.rules import Kind
+from unitscale.optim.uses import said_kinds
 from unitscale.train.checkpoint import TrainState
 from unitscale.train.config import TrainConfig
 from unitscale.train.device import DTYPES, find_device
@@ -173,10 +174,12 @@ def described(output: Any) -> str:
 def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """AdamW or SGD: torch's own, or with the u-muP rules for a model written unit-scaled.
 
-    With `states`, ours for either.
+    An existing model is written so if its parameters say their kinds. With `states`, ours for
+    either.
 
     Raises:
         ValueError: states that cannot hold the model's dtype.
+        OutputError: as `says_kinds`.
     """
     options: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
@@ -188,7 +191,35 @@ def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
         # These rates were found with Adam; SGD also sees how large the gradients are.
         rates = UNIT_SCALED_RATES if config.optimizer == "adamw" else None
         return ours(model, config.peak_lr, rates=rates, **options)
+    if says_kinds(config, model):
+        return ours(model, config.peak_lr, **options)
     if config.states is not None:
         return ours(model, config.peak_lr, rules=None, **options)
     plain = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
     return plain(model.parameters(), config.peak_lr, **options)
+
+
+def says_kinds(config: TrainConfig, model: torch.nn.Module) -> bool:
+    """Whether the parameters of an existing model say their kinds, and so have rates of their own.
+
+    Raises:
+        OutputError: only some do, or no learning rate is given, whose default is for plain models.
+    """
+    if config.existing is None:
+        return False
+    said, silent = said_kinds(model)
+    if not said:
+        return False
+    if silent:
+        raise OutputError(
+            f"{config.existing}: {own_path(model, said[0])!r} says its kind and "
+            f"{own_path(model, silent[0])!r} does not ({len(silent)} of {len(said) + len(silent)} "
+            "parameters), so no learning rate follows; take modules of unitscale.nn or "
+            "us.Parameter(..., kind=) for all of them, or for none"
+        )
+    if config.lr is None:
+        raise OutputError(
+            f"{config.existing} is written unit-scaled (its parameters say their kinds), and the "
+            "default learning rate is for plain models; give lr (--lr), where near 1 is usual"
+        )
+    return True

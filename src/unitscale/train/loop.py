@@ -12,6 +12,7 @@ from unitscale.data import Corpus
 from unitscale.train.checkpoint import load_checkpoint, step_of
 from unitscale.train.config import TrainConfig
 from unitscale.train.initial import check_output, initial_state
+from unitscale.train.paper import check_recipes
 from unitscale.train.ranks import ending_together, from_lead, held_by_lead
 from unitscale.train.result import RunResult, finished, result_of
 from unitscale.train.run import OnRecord, Run, shard, to_inputs
@@ -106,6 +107,7 @@ def begun(
     if from_lead(spread, (folder / RESULT).exists):
         return from_lead(spread, lambda: finished(config, folder))
     state = initial_state(config)
+    check_recipes([config], state.model)
     state.run = identity(config, corpus)
     found = from_lead(spread, lambda: newest(folder, state.run))
     if found is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unitscale import units
+from unitscale.models.placed import moved_inside
 from unitscale.optim.parts import local
 from unitscale.record.ranges import OUTSIDE, held, held_grad, share_in_range
 from unitscale.train.config import TrainConfig
@@ -73,7 +74,8 @@ def first_look(
     copy = deepcopy(model)
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=devices):
-        units.unit_scale(copy, config.numerics, inner=config.inner, remeasure="once")
+        recipe = moved_inside(config.numerics, copy)
+        units.unit_scale(copy, recipe, inner=config.inner, remeasure="once")
         copy(*inputs).backward()
         with saved_for_backward(copy) as saved:
             copy(*inputs)

@@ -79,6 +79,9 @@ class Run:
         config, state = self.config, self.state
         if state.step == 0:
             first = first_look(config, state.model, self.inputs(self.windows(0), 0))
+            groups = state.optimizer.param_groups
+            if config.existing is not None and any("kind" in group for group in groups):
+                first["rates"] = "u-mup"  # each parameter's rate follows from its kind
             self.record({"step": 0} | first)
             if self.spread.is_sharded:
                 shard(config, state, self.spread)

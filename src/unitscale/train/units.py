@@ -7,6 +7,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from unitscale import units
+from unitscale.models.placed import as_own, moved_inside
 from unitscale.recipes import without_loss_scale
 from unitscale.train.config import TrainConfig
 from unitscale.units.forward import session_of
@@ -22,7 +23,8 @@ def apply_numerics(config: TrainConfig, model: torch.nn.Module, kept: Kept | Non
     its products are only rounded.
     """
     # The loop multiplies the loss itself.
-    recipe, inner = without_loss_scale(config.numerics), config.inner
+    recipe = moved_inside(without_loss_scale(config.numerics), model)
+    inner = config.inner
     if config.gives_units:
         units.unit_scale(model, recipe, inner=inner, remeasure=config.remeasure)  # type: ignore[arg-type]
     elif recipe.rounds:
@@ -52,9 +54,10 @@ def full_precision_of(model: torch.nn.Module) -> dict[str, float]:
     macs: dict[str, int] = {}
     for product in found.products:
         if product.why is not None:
-            macs[product.why] = macs.get(product.why, 0) + product.macs
+            why = as_own(product.why, model)
+            macs[why] = macs.get(why, 0) + product.macs
     for path, why in found.plain.items():
-        macs.setdefault(f"{path or 'the model itself'}: {why}", 0)
+        macs.setdefault(f"{as_own(path, model) or 'the model itself'}: {why}", 0)
     if found.plain:
         macs["modules that ran without the recipe"] = found.plain_macs
     total = found.plain_macs + sum(product.macs for product in found.products)

@@ -4,7 +4,7 @@ The number that sums it up is `coverage`, the share of multiply-adds whose opera
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -51,6 +51,7 @@ class Summary:
         plain: modules, by path, that ran without the recipe, and why.
         plain_macs: their multiply-adds.
         unseen: modules that own parameters and have not run in any graph, nor beside one.
+        unused: parameters, by name, that no graph took, of modules of which other parts ran.
         suspended: whether the model runs in full precision now, inside of `full_precision`.
         breaks: why torch.compile broke the graph; products that plain code between two graphs makes
             of tensors alone are not known, and not counted.
@@ -67,6 +68,7 @@ class Summary:
     unseen: tuple[str, ...]
     breaks: tuple[str, ...] = ()
     suspended: bool = False
+    unused: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -87,7 +89,8 @@ class Summary:
         covered = f"{self.coverage:.1%} of {of} rounded, " if has_run else ""
         lines = [
             f"{self.model}, recipe {self.recipe}: {covered}"
-            f"{self.units} tensors with a unit, {self.steps} training steps"
+            f"{self.units} tensor{'' if self.units == 1 else 's'} with a unit, "
+            f"{self.steps} training call{'' if self.steps == 1 else 's'}"
         ]
         if self.suspended:
             lines.append("  now in full precision (us.full_precision); what follows is of before")
@@ -107,6 +110,8 @@ class Summary:
             lines.append(f"  not covered: {path or 'the model itself'}: {why}")
         if self.unseen and (self.products or self.plain):
             lines.append(f"  has not run: {shortened(self.unseen)}")
+        if self.unused and (self.products or self.plain):
+            lines.append(f"  not used by what has run: {shortened(self.unused)}")
         if self.breaks:
             lines.append(
                 "  not known: products of two activations in code between two graphs, which runs "
@@ -121,6 +126,12 @@ def shortened(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + more
 
 
+def counted(reasons: Iterable[str]) -> tuple[str, ...]:
+    """Each reason once, with how often it was given."""
+    times = Counter(reasons)
+    return tuple(f"{why} ({n} times)" if n > 1 else why for why, n in times.items())
+
+
 def summarize(session: Session) -> Summary:
     """The summary of a session's model as it is now."""
     session.terms.collect()
@@ -130,7 +141,8 @@ def summarize(session: Session) -> Summary:
         if name not in found:
             macs = multiply_adds(node) * runs
             found[name] = Product(name=name, by=product.by, why=product.why, macs=macs)
-    unseen = []
+    unseen: list[str] = []
+    unused: list[str] = []
     # FSDP2 gives a graph other parameters than the model has afterwards, by the same names.
     given = {
         prefix + name
@@ -138,12 +150,18 @@ def summarize(session: Session) -> Summary:
         for prefix in executable.places
         for _, name in executable.slots
     }
+    ran = {id(p) for n, p in model.named_parameters() if n in given} if model is not None else set()
+    ran |= session.covered
     for path, module in model.named_modules() if model is not None else ():
         own = {name: id(p) for name, p in module._parameters.items() if p is not None}
         names = {f"{path}.{name}" if path else name for name in own}
         is_seen = names & given or session.covered.intersection(own.values())
-        if own and not is_seen and path not in session.plain:
-            unseen.append(path or "the model itself")
+        if not own or is_seen or path in session.plain:
+            continue
+        if not path or any(id(p) in ran for p in module.parameters()):
+            unused += sorted(names)
+        else:
+            unseen.append(path)
     return Summary(
         model=type(model).__name__,
         recipe=session.recipe.name,
@@ -154,8 +172,9 @@ def summarize(session: Session) -> Summary:
         plain=dict(session.plain),
         plain_macs=sum(session.plain_macs.values()),
         unseen=tuple(unseen),
-        breaks=tuple(map(shorten, session.breaks)),
+        breaks=counted(map(shorten, session.breaks)),
         suspended=session.suspended,
+        unused=tuple(unused),
     )
 
 

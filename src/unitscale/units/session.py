@@ -198,10 +198,8 @@ class Session:
             f"{path or 'the model itself'} ({self.plain[path]})" for path in self.unwarned
         )
         self.unwarned.clear()
-        reasons, self.reasons = list(self.reasons)[:2], {}
-        because = (
-            f" torch.compile says: {' | '.join(shorten(r) for r in reasons)}" if reasons else ""
-        )
+        reasons, self.reasons = list(dict.fromkeys(map(shorten, self.reasons)))[:2], {}
+        because = f" torch.compile says: {' | '.join(reasons)}" if reasons else ""
         warnings.warn(
             f"{name}: {self.lacking} {found}.{because}",
             stacklevel=4,

@@ -84,7 +84,7 @@ def assumed(device: Accelerator) -> str:
     return (
         f"{device.bf16 / 1e12:,.0f} TFLOP/s in BF16, {fp8}, of which products reach 70 %; "
         f"{device.bandwidth / 1e12:g} TB/s; 3 us a kernel launch; nothing overlaps. A bound from "
-        "above: measured gains are about 0.8 of these speedups"
+        "above: what nanochat measured is 0.8 of the speedup here (docs/speed.md)"
     )
 
 
