@@ -30,6 +30,7 @@ WAYS = {
     "normalized, and added": (lambda y: F.normalize(y, dim=-1) + y, REPEATED),
     "by itself, and added": (lambda y: torch.einsum("ij,kj->ik", y, y) + y, None),
     "assigned to": (assigned, MUTATED),
+    "a square, assigned to": (lambda y: assigned(y @ y), None),
     "written to in part": (written_in_part, MUTATED),
     "in vmap and outside": (lambda y: torch.vmap(lambda r: r * y.mean())(y) + y, SHARED),
     "not pinned": (torch.tanh, None),

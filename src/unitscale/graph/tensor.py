@@ -210,9 +210,9 @@ def reorders(node: fx.Node, x: fx.Node) -> bool:
     `einsum("ij,kj->ik", w, w)` does: it hands over its gradients in the order of these steps. With
     factors in between it would be that of the arguments.
     """
-    times = times_shown(node, x)
-    # Two gradients, and no others, have the same sum in both orders.
-    return times > (len(x.users) == 1) + 1 and len(gradients(node, x)) > 1
+    # Of two gradients, and no others, the sum has the same numbers in both orders, but the strides
+    # of the first: what is summed over them then, as a bias's gradient is, has another order.
+    return times_shown(node, x) > 1 and len(gradients(node, x)) > 1
 
 
 def times_shown(node: fx.Node, x: fx.Node) -> int:

@@ -334,9 +334,20 @@ class Writer:
             rounding = (texts[index], formats.result, own[index])
             return self.operand(x, plan, rounding, is_general)
 
+        # A pinned result's gradient comes at 1, and is brought to its phi before it is rounded.
+        tensor, phi = self.symbols.tensors.get(node), Monomial()
+        if tensor is not None and tensor.keeps_true_gradient:
+            phi = self.symbols.gradient_at(node, is_rounded=True)
+            plan.after_backward = plan.after_backward / phi
         copy = self.held_output(self.copy(node, edge), node, plan)
         plan.after = plan.after_backward = Monomial()
-        return self.rounding(copy, formats.result, formats.g_grad_input, own[-1])
+        copy = self.rounding(copy, formats.result, formats.g_grad_input, own[-1])
+        if phi.is_one:
+            return copy
+        # Cloned, since a view that a custom function makes must not be written to.
+        clone = self.graph.call_function(torch.clone, (self.hold(copy, Monomial(), phi),))
+        set_example(clone, example(node))
+        return clone
 
     def edge(self, x: fx.Node, plan: NodePlan) -> fx.Node:
         """A tensor on its way into an op, with its factors."""

@@ -17,6 +17,9 @@ from unitscale.units.state import STATE_VERSION, check_state
 
 __all__ = ["UnitStore"]
 
+ATTEMPTS = 16
+"""Readings of training steps after which what is zero still is left to the schedule."""
+
 Signature = tuple[bool, tuple[str, ...], tuple[str, ...]]
 """Whether a graph is one of the whole model rather than of a submodule, its parameters, and the
 names of its tensors outside of every (further) submodule."""
@@ -45,8 +48,9 @@ class UnitStore:
         asleep: parameters that were exactly zero when they were measured last. The first call that
             finds one of them changed is a measuring step, if there are `zero` halves: what was zero
             because of it is so no longer.
-        changed: those of them that have; training calls measure until what they read has come: a
-            forward pass may have no backward pass, or meet a NaN.
+        changed: those of them that have; training calls measure until nothing is `zero`: a forward
+            pass may have no backward pass, meet a NaN, or not reach what has changed.
+        attempts: how many readings of such calls are waited for: other tensors may stay zero.
         stale: tensors whose s an evaluation sets anew, once, because of that.
         looked: where the schedule stood at the last measuring step; None: not known.
         requested: whether the next training call measures, whatever the schedule.
@@ -67,6 +71,7 @@ class UnitStore:
         self.zero: frozenset[tuple[str, str]] = frozenset()
         self.asleep: frozenset[str] = frozenset()
         self.changed: frozenset[str] = frozenset()
+        self.attempts = 0
         self.stale: frozenset[str] = frozenset()
         self.looked: int | None = None
         self.signatures: dict[Signature, int] = {}
@@ -95,7 +100,7 @@ class UnitStore:
     def wake(self, changed: Collection[str]) -> None:
         """Have what was zero because of some parameters measured: they have changed."""
         if changed:
-            self.changed = frozenset(changed)
+            self.changed, self.attempts = frozenset(changed), ATTEMPTS
             self.stale = frozenset(name for half, name in self.zero if half == "s")
             self.version += 1  # an evaluation looks again at which units it lacks
 
@@ -162,7 +167,6 @@ class UnitStore:
             self.units = {n: unit for n, unit in self.units.items() if n not in dropped}
             self.evaluated = frozenset()
             self.unshared |= readings
-            self.asleep, self.changed = self.asleep - self.changed, frozenset()
         else:
             known = self.units.keys() - self.stale
             readings = {n: r for n, r in readings.items() if n not in known}
@@ -171,6 +175,10 @@ class UnitStore:
         if self.readings or not self.scale:
             self.warn_of_losses(readings)
         self.assign(readings, training=training)
+        if training and self.changed:
+            self.attempts -= 1
+            if not self.zero or not self.attempts:
+                self.asleep, self.changed = self.asleep - self.changed, frozenset()
 
     def assign(self, readings: Mapping[str, Reading], *, training: bool) -> None:
         """Set the units of some tensors by what was read of them."""
@@ -293,7 +301,7 @@ class UnitStore:
             "without_phi": sorted(self.without_phi),
             "evaluated": sorted(self.evaluated),
             **({"zero": sorted(map(list, self.zero))} if self.zero else {}),
-            **({"asleep": sorted(self.asleep)} if self.asleep else {}),
+            **({"asleep": sorted(asleep)} if (asleep := self.asleep | self.changed) else {}),
             "unshared": as_numbers(self.unshared) if self.has_replicas else {},
             "delayed": self.amaxes.needed,
             "amaxes": self.amaxes.state(),
