@@ -194,7 +194,8 @@ class Terms:
         for run, values in amaxes.items():
             self.store.amaxes.note(run.slots, run.true(values.tolist()))
         self.warn_of_lost_amaxes()
-        arrived, self.arrived = sorted(self.arrived, key=lambda m: m.call), []
+        arrived = sorted(self.arrived, key=lambda m: m.call)
+        self.arrived.clear()  # the list stays: a step whose backward pass is still to come holds it
         for found in arrived:
             self.store.adopt(
                 found.full_readings, training=True, broken=found.broken_by, call=found.call
