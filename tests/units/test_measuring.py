@@ -397,19 +397,3 @@ def test_a_recipe_without_units_rounds_its_measuring_steps_too():
         assert_bits(found, results[0])
     assert not torch.equal(results[0][0], made(recipe=None)(batch()))
     assert math.isfinite(named(model)["first.linear"].grad_rms)
-
-
-@pytest.mark.parametrize("keeps", [False, True])
-def test_a_second_forward_pass_before_the_backward_pass_of_the_first_loses_nothing(keeps):
-    """Its result is dropped, as where a metric is computed with gradients by mistake."""
-    model = unit_scale(Net(), "fp8")
-    session, measured, kept = session_of(model), [], []
-    for x in torch.randn(4, 8, 16):
-        loss = model(x)
-        kept.append(model(x))
-        if not keeps:
-            kept.clear()
-        loss.backward()
-        measured.append(session.terms.measured)
-    assert session.store.units["first.linear"].phi > 0
-    assert measured[-1] is False  # the eighth call, of which none is due
