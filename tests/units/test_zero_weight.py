@@ -11,7 +11,7 @@ from unitscale.graph.place import Places
 from unitscale.units.assign import Unit
 from unitscale.units.forward import session_of
 from unitscale.units.reading import Reading
-from unitscale.units.store import UnitStore
+from unitscale.units.store import ATTEMPTS, UnitStore
 
 
 class Adapted(nn.Module):
@@ -340,3 +340,17 @@ def test_a_restart_remembers_what_was_zero():
         with pytest.raises(ValueError, match="units: 'zero' is"):
             other.load_state_dict(store.state_dict() | {"zero": wrong})
     assert other.zero == {("phi", "y")}
+
+
+def test_the_graphs_of_one_call_are_one_attempt():
+    store = UnitStore(scale=True)
+    never = {"y": Reading(rms=1.0, grad_rms=0.0, grad_ceiling=28672.0)}
+    store.adopt(never, training=True)
+    store.wake({"w"})
+    for _ in range(2 * ATTEMPTS):
+        store.adopt(never, training=True, call=1)
+    assert store.woken
+    for call in range(2, ATTEMPTS + 1):
+        assert store.woken
+        store.adopt(never, training=True, call=call)
+    assert not store.woken

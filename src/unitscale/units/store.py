@@ -18,7 +18,7 @@ from unitscale.units.state import STATE_VERSION, check_state
 __all__ = ["UnitStore"]
 
 ATTEMPTS = 16
-"""Readings of training steps after which what is zero still is left to the schedule."""
+"""Calls that were read after which what is zero still is left to the schedule."""
 
 Signature = tuple[bool, tuple[str, ...], tuple[str, ...]]
 """Whether a graph is one of the whole model rather than of a submodule, its parameters, and the
@@ -50,7 +50,8 @@ class UnitStore:
             because of it is so no longer.
         changed: those of them that have; training calls measure until nothing is `zero`: a forward
             pass may have no backward pass, meet a NaN, or not reach what has changed.
-        attempts: how many readings of such calls are waited for: other tensors may stay zero.
+        attempts: such calls whose readings have come; of so many at most, for other tensors may
+            stay zero.
         stale: tensors whose s an evaluation sets anew, once, because of that.
         looked: where the schedule stood at the last measuring step; None: not known.
         requested: whether the next training call measures, whatever the schedule.
@@ -71,7 +72,7 @@ class UnitStore:
         self.zero: frozenset[tuple[str, str]] = frozenset()
         self.asleep: frozenset[str] = frozenset()
         self.changed: frozenset[str] = frozenset()
-        self.attempts = 0
+        self.attempts: frozenset[int] = frozenset()
         self.stale: frozenset[str] = frozenset()
         self.looked: int | None = None
         self.signatures: dict[Signature, int] = {}
@@ -100,7 +101,7 @@ class UnitStore:
     def wake(self, changed: Collection[str]) -> None:
         """Have what was zero because of some parameters measured: they have changed."""
         if changed:
-            self.changed, self.attempts = frozenset(changed), ATTEMPTS
+            self.changed, self.attempts = frozenset(changed), frozenset()
             self.stale = frozenset(name for half, name in self.zero if half == "s")
             self.version += 1  # an evaluation looks again at which units it lacks
 
@@ -176,8 +177,8 @@ class UnitStore:
             self.warn_of_losses(readings)
         self.assign(readings, training=training)
         if training and self.changed:
-            self.attempts -= 1
-            if not self.zero or not self.attempts:
+            self.attempts |= {call}
+            if not self.zero or len(self.attempts) == ATTEMPTS:
                 self.asleep, self.changed = self.asleep - self.changed, frozenset()
 
     def assign(self, readings: Mapping[str, Reading], *, training: bool) -> None:
